@@ -1,0 +1,53 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each builds var/venv first if it is not there.
+# A plain Linux machine without a GPU gets the small CPU build of torch with
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := var/venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format types unit tiny-policy clean-local
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+venv: $(INSTALLED)  ## build var/venv with everything that demo and test need
+
+# torch goes first and pinned: asked for by another package, pip would fetch the newest build with its CUDA packages.
+$(INSTALLED): pyproject.toml configs/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): about three minutes"
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/constraints.txt torch
+	$(PIP) install --quiet -c configs/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## train the bundled tiny policy with Dr. GRPO and with MaxEnt-GRPO, and compare (5 minutes, 2 cores)
+	@$(BIN)/maxent-grpo command=demo
+
+test: $(INSTALLED) lint types unit  ## all checks that CI runs
+
+lint: $(INSTALLED)  ## style, formatting, and the import contract
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports
+
+types: $(INSTALLED)  ## type check
+	@$(BIN)/mypy -p maxent_grpo
+
+unit: $(INSTALLED)  ## the tests, on two workers of one thread each
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+format: $(INSTALLED)  ## rewrite files in the project's style
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+tiny-policy: $(INSTALLED)  ## rebuild the bundled policy into var/tiny-policy
+	@$(BIN)/maxent-grpo-tiny-policy --output-dir var/tiny-policy
+
+clean-local:  ## remove var/: environment, runs, caches
+	rm -rf var

@@ -1,0 +1,141 @@
+"""What was typed, sorted into Hydra's own flags and overrides. Strings only: Hydra is not imported here.
+
+Hydra composes into a locked tree, where a new key needs a ``+`` in front. Whether a key exists is decided
+by the typed configuration, with a better message, so every plain ``key=value`` becomes ``++key=value``
+("set it, new or not") and the user never writes a prefix. Untouched: ``+key=``, ``~key``, ``hydra.key=``
+and config groups (``hydra/launcher=…``).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from maxent_grpo.errors import UsageError
+
+PRESET_DIRECTORY = Path("configs/recipes/hydra")
+"""Where ``--config-name`` looks when no directory is given, relative to the working directory."""
+
+_PATH_FLAGS = {
+    "--config-path": "--config-path",
+    "-cp": "--config-path",
+    "--config-dir": "--config-dir",
+    "-cd": "--config-dir",
+}
+_NAME_FLAGS = ("--config-name", "-cn")
+_VALUE_FLAGS = (*_PATH_FLAGS, *_NAME_FLAGS, "--cfg", "-c", "--package", "-p", "--experimental-rerun")
+_SWITCHES = (
+    "--multirun",
+    "-m",
+    "--run",
+    "-r",
+    "--resolve",
+    "--hydra-help",
+    "--shell-completion",
+    "-sc",
+    "--info",
+    "-i",
+)
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The sorted arguments, ready for Hydra."""
+
+    flags: tuple[str, ...]  # directories made absolute
+    overrides: tuple[str, ...]
+
+    @property
+    def hydra_arguments(self) -> list[str]:
+        """Everything for Hydra's parser: overrides in one piece, before flags that could swallow one."""
+        return [*self.overrides, *self.flags]
+
+
+def sort_arguments(argv: Sequence[str]) -> CommandLine:
+    """Sort ``argv`` (without the program's name).
+
+    Raises:
+        UsageError: for a flag that Hydra has not, a flag without its value, an argument that is not
+            ``key=value``, or a preset or directory that is not there.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    tokens = iter(argv)
+    for token in tokens:
+        name, equals, attached = token.partition("=")
+        if flags[-1:] in (["--info"], ["-i"]) and re.fullmatch(r"[a-z-]+", token):
+            flags.append(token)  # what to show of Hydra: the flag's optional value
+        elif not token.startswith("-"):
+            overrides.append(_open_override(token))
+        elif name in _VALUE_FLAGS:
+            flags += [name, attached if equals else _value_of(name, tokens)]
+        elif token in _SWITCHES:
+            flags.append(token)
+        else:
+            raise UsageError(_flag_advice(name, attached))
+    return CommandLine(tuple(_locate_preset(flags)), tuple(overrides))
+
+
+def _value_of(name: str, tokens: Iterator[str]) -> str:
+    value = next(tokens, None)
+    if value is None:
+        raise UsageError(f"{name} needs a value")
+    return value
+
+
+def _open_override(token: str) -> str:
+    key, equals, _ = token.partition("=")
+    if token.startswith("~"):
+        return token
+    if not equals or not key:
+        raise UsageError(
+            f"{token}: an argument is key=value (command=train-maxent, training.learning_rate=1e-6)"
+        )
+    if token.startswith("+") or key.startswith(("hydra.", "hydra/")) or "/" in key or "@" in key:
+        return token
+    return f"++{token}"
+
+
+def _flag_advice(name: str, value: str) -> str:
+    key = name.lstrip("-").replace("-", "_")
+    return (
+        f"unknown flag {name}: write settings as key=value (training.{key}={value or 'VALUE'}), or use "
+        "the flag with python -m maxent_grpo.grpo or python -m maxent_grpo.maxent_grpo"
+    )
+
+
+def _locate_preset(flags: list[str]) -> list[str]:
+    """Make directories absolute (Hydra reads them relative to this package) and check for the preset."""
+    located = list(flags)
+    directories: dict[str, Path] = {}
+    name = None
+    for position, flag in enumerate(flags[:-1]):
+        value = flags[position + 1]
+        if flag in _PATH_FLAGS and not value.startswith("pkg://"):
+            directory = Path(value).absolute()
+            if not directory.is_dir():
+                raise UsageError(f"{flag} {value}: there is no such directory in {Path.cwd()}")
+            directories[_PATH_FLAGS[flag]] = directory
+            located[position + 1] = str(directory)
+        elif flag in _PATH_FLAGS:
+            return located
+        elif flag in _NAME_FLAGS:
+            name = value
+    if name is None:
+        return located
+    if not directories and PRESET_DIRECTORY.is_dir():
+        directories["--config-path"] = PRESET_DIRECTORY.absolute()
+        located += ["--config-path", str(directories["--config-path"])]
+    _require_preset(name, list(directories.values()))
+    return located
+
+
+def _require_preset(name: str, directories: list[Path]) -> None:
+    if not directories:
+        raise UsageError(f"--config-name {name}: no {PRESET_DIRECTORY} here; add --config-path DIRECTORY")
+    file_name = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
+    if any((directory / file_name).is_file() for directory in directories):
+        return
+    there = sorted(path.stem for directory in directories for path in directory.glob("*.yaml"))
+    where = " and ".join(str(directory) for directory in directories)
+    raise UsageError(f"--config-name {name}: not in {where}, which holds {', '.join(there) or 'no preset'}")

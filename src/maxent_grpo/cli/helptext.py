@@ -1,0 +1,115 @@
+"""The text of ``--help``. Reads only light modules: it must not wait for torch or Hydra."""
+
+import shutil
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from maxent_grpo.config.fields import ScriptFields, TrainingFields
+
+_HEAD = """\
+maxent-grpo: train language models with group-relative policy optimisation (GRPO) and with maximum-entropy
+variants that act on the group of sampled completions.
+
+usage: maxent-grpo command=COMMAND [key=value ...] [--config-name PRESET] [--multirun]
+
+commands
+  train-baseline   GRPO and its family                        (script: maxent-grpo-baseline)
+  train-maxent     MaxEnt-GRPO: a target over each group      (script: maxent-grpo-maxent)
+  train-infoseed   GRPO with seeded prompts and a seed loss   (script: maxent-grpo-infoseed)
+  report           plots and an HTML page of a run directory: run=DIR
+  demo             train the bundled tiny policy on a CPU, nothing to download: demo.steps=100 demo.seed=0
+
+examples
+  # a recipe, with two settings changed; look before it runs
+  maxent-grpo-maxent maxent.recipe=configs/recipes/Qwen2.5-1.5B-Instruct/maxent-grpo/config_math.yaml \\
+    training.learning_rate=5e-7 training.output_dir=var/data/run1 dry_run=true
+  # a preset (command, recipe and overrides in one file), then another seed for each of three jobs
+  maxent-grpo --config-path configs/recipes/hydra --config-name maxent_math --multirun training.seed=0,1,2
+  # no recipe at all
+  maxent-grpo-baseline baseline.model.model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct \\
+    baseline.script.dataset_name=open-r1/OpenR1-Math-220k baseline.training.output_dir=var/data/out
+
+keys
+  command=COMMAND                  what to run; the scripts above fill it in
+  baseline.* maxent.* infoseed.*   one section per training command:
+    SECTION.recipe=FILE            a flat YAML recipe; unset: the file that GRPO_RECIPE names, or none
+    SECTION.script.KEY=VALUE       data and rewards
+    SECTION.training.KEY=VALUE     training, objective, controllers, sampling, logging
+    SECTION.model.KEY=VALUE        model loading
+  script.KEY training.KEY model.KEY   the same for the section of the running command
+  KEY=VALUE                        the same, where the key's name alone says which group it belongs to
+  dry_run=true                     print the resolved settings, the route and the plan; load and write nothing
+  Order of precedence: defaults < recipe < preset < command line. An unknown key is an error.
+  Lists are [a,b]; quote what the shell would eat. --multirun with a=1,2 runs every combination, each in
+  <output_dir>/<what varies>. --hydra-help lists Hydra's own flags.
+
+TRL style, with the same recipes and checks
+  python -m maxent_grpo.grpo        --config FILE --learning_rate 5e-7 --bf16
+  python -m maxent_grpo.maxent_grpo --config FILE --maxent_tau 0.1
+"""
+
+_TAIL = """\
+More settings are TRL's own (num_generations, learning_rate, per_device_train_batch_size, use_vllm ...):
+  training: https://huggingface.co/docs/trl/main/en/grpo_trainer#trl.GRPOConfig
+  model and script: https://huggingface.co/docs/trl/main/en/script_utils (ModelConfig, ScriptArguments)
+
+environment
+  GRPO_RECIPE           recipe of a training command that names none
+  MAXENT_LOG_LEVEL      log_level of the run; DEBUG also prints tracebacks (or MAXENT_GRPO_LOGLEVEL)
+  HF_TOKEN, HF_HOME     Hugging Face access and cache
+  WANDB_PROJECT ...     Weights & Biases, where the recipe says report_to: wandb
+
+exit codes
+  0 done   1 the run failed   2 the request is wrong   130 interrupted
+"""
+
+TOPICS = {
+    "Data and rewards (script)": "dataset_mixture",
+    "What is trained (training)": "objective",
+    "MaxEnt over the group (training)": "maxent_tau",
+    "Divergences and corrections (training)": "kl_estimator",
+    "Controllers of tau and beta (training)": "maxent_target_weight_entropy",
+    "Rewards and prompts (training)": "zero_truncated_completion_rewards",
+    "InfoSeed (training)": "info_seed_enabled",
+    "The run (training)": "max_nonfinite_steps",
+}
+"""Heading → the field that opens it; fields keep the order of their declaration."""
+
+
+def help_text(width: int | None = None) -> str:
+    """The whole help, wrapped to ``width`` columns (the terminal's by default)."""
+    columns = width or min(shutil.get_terminal_size((110, 24)).columns, 120)
+    return "\n".join([_HEAD, *_setting_lines(columns), "", _TAIL])
+
+
+def _setting_lines(columns: int) -> Iterator[str]:
+    openers = {first: heading for heading, first in TOPICS.items()}
+    yield "settings of this package, with defaults"
+    for setting in (*fields(ScriptFields), *fields(TrainingFields)):
+        if setting.name in openers:
+            yield f"\n {openers[setting.name]}"
+        yield from _describe(setting, columns)
+
+
+def _describe(setting: "Field[Any]", columns: int) -> list[str]:
+    name = f"  {setting.name} ({_default(setting)})"
+    text = str(setting.metadata["help"])
+    indent = " " * 6
+    return [name, *textwrap.wrap(text, max(columns, 40), initial_indent=indent, subsequent_indent=indent)]
+
+
+def _default(setting: "Field[Any]") -> str:
+    value = setting.default if setting.default is not MISSING else None
+    if setting.default_factory is not MISSING:
+        value = setting.default_factory()
+    if value is None:
+        return "unset"
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else repr(value)
+        if isinstance(value, str)
+        else str(value)
+    )

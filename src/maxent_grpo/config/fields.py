@@ -1,0 +1,312 @@
+"""The settings that this package adds to TRL's, with the sentence that explains each.
+
+Standard library only: `--help` reads this module, and must not wait for torch. `config.schema` mixes the two
+classes into TRL's. A name that TRL has too appears here only where its default or its type differs.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+# ruff: noqa: RUF009  (the call that ruff warns about makes a dataclass field)
+
+
+def setting(default: Any, help_text: str) -> Any:
+    """A dataclass field with its help; a list default is copied per instance."""
+    metadata = {"help": help_text}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ScriptFields:
+    """What a run reads and how completions are scored."""
+
+    dataset_mixture: dict[str, Any] | None = setting(
+        None,
+        "Blend of datasets instead of dataset_name: {datasets: [{id, config, split, columns, weight}], "
+        "seed, test_split_size}; a weight is the fraction of that dataset to keep.",
+    )
+    dataset_prompt_column: str = setting("problem", "Column of the training data that holds the question.")
+    dataset_solution_column: str = setting(
+        "answer", "Column of the training data that holds the reference answer."
+    )
+    eval_dataset_name: str | None = setting(
+        None, "Dataset for evaluation during training; unset: the test split of the training dataset."
+    )
+    eval_dataset_config: str | None = setting(
+        None, "Configuration of eval_dataset_name, as load_dataset's `name`."
+    )
+    eval_dataset_split: str = setting("validation", "Split of eval_dataset_name that is evaluated.")
+    eval_dataset_prompt_column: str | None = setting(
+        None, "Question column of the evaluation data; unset: dataset_prompt_column."
+    )
+    eval_dataset_solution_column: str | None = setting(
+        None, "Answer column of the evaluation data; unset: dataset_solution_column."
+    )
+    reward_funcs: list[str] = setting(
+        ["pure_accuracy_math"],
+        "Reward functions by registry name; a completion's utility is the weighted sum of their scores.",
+    )
+    reward_weights: list[float] = setting(
+        [],
+        "One weight per reward function; empty: 1.0 each. May be given as a training setting instead, not "
+        "as both.",
+    )
+
+
+@dataclass
+class TrainingFields:
+    """How a run trains: the objective, its controllers, and what differs from TRL's defaults."""
+
+    # What is trained
+    objective: str | None = setting(
+        None,
+        "Name in the objective catalog (grpo, dr_grpo, maxent, tilted …); unset: grpo, or maxent where "
+        "train_grpo_objective is false.",
+    )
+    train_grpo_objective: bool | None = setting(
+        None,
+        "True: a GRPO-family loss; false: a maximum-entropy loss over the group; unset: as the objective "
+        "and the command imply.",
+    )
+    force_custom_loop: bool = setting(
+        False,
+        "Train a GRPO objective with this package's loop instead of TRL's trainer, so that paired runs "
+        "share it.",
+    )
+    loss_type: str | None = setting(
+        None,
+        "Denominator of the token losses: grpo, bnpo, dapo or dr_grpo; unset: the objective's own (TRL's "
+        "dapo where no objective is named).",
+    )
+    scale_rewards: str | bool | None = setting(
+        None,
+        "Divide advantages by the standard deviation of the group (group, true), of the batch (batch), or "
+        "not at all (none, false); unset: the objective's own.",
+    )
+    epsilon: float | None = setting(
+        None, "Lower clip range of the probability ratio; unset: the objective's own (TRL's 0.2)."
+    )
+    epsilon_high: float | None = setting(
+        None, "Upper clip range of the probability ratio; unset: the objective's own, else equal to epsilon."
+    )
+    delta: float | None = setting(
+        None,
+        "Cap on the probability ratio for negative advantages (dual clip), above 1 + epsilon; unset: none.",
+    )
+    importance_sampling_level: str | None = setting(
+        None, "Ratio per token or per sequence (GSPO); unset: the objective's own (TRL's token)."
+    )
+    beta: float | None = setting(
+        None,
+        "Weight of the frozen reference policy: the KL coefficient of a GRPO loss, the reference's share in"
+        " MaxEnt weights; unset: 0, TRL's default.",
+    )
+
+    # MaxEnt over the group
+    maxent_tau: float = setting(
+        0.0, "Weight τ of the entropy of the distribution over a group's completions, ≥ 0."
+    )
+    maxent_q_temperature: float = setting(
+        1.0, "Temperature of the target q = softmax(utility / temperature) within a group, > 0."
+    )
+    maxent_q_epsilon: float = setting(
+        1e-6,
+        "Least probability of a completion under q, so that log q stays finite; below 1 / num_generations.",
+    )
+    maxent_length_normalize_ref: bool | None = setting(
+        None,
+        "Divide the reference's sequence log-prob by its length before it enters the weights; unset: false,"
+        " which kept most diversity where it was measured.",
+    )
+    maxent_length_normalize_policy: bool | None = setting(
+        None,
+        "Divide the policy's sequence scores by length in the listwise loss; unset: as the reference, since"
+        " a mismatch drives the policy towards the uniform distribution.",
+    )
+    maxent_weight_denominator: Literal["tau_plus_beta", "tau"] | None = setting(
+        None,
+        "Denominator of the closed-form weights: tau_plus_beta penalises KL to the reference, tau rewards "
+        "the reference's log-prob; unset: tau_plus_beta.",
+    )
+    maxent_loss: Literal["listwise", "likelihood", "tilted"] | None = setting(
+        None,
+        "How the weights train the policy: cross-entropy to its within-group softmax, weighted likelihood, "
+        "or a tilted Dr. GRPO surrogate; unset: as the objective says.",
+    )
+    maxent_tilted_utility: Literal["length_free", "dr_grpo"] | None = setting(
+        None,
+        "Utility behind tilted weights: the advantage alone, or times its length over "
+        "max_completion_length; unset: as the objective says.",
+    )
+    maxent_kl_in_loss: bool = setting(
+        False,
+        "Add beta times the KL to the reference to a MaxEnt loss, whose weights hold the reference already.",
+    )
+    maxent_allow_no_reference: bool = setting(
+        False,
+        "Permit the listwise loss with beta 0, whose optimum over all strings is close to uniform noise.",
+    )
+    maxent_reference_logprobs_source: Literal["auto", "model"] = setting(
+        "auto",
+        "Who scores the reference: both values use the frozen reference model, never the sampler's log-"
+        "probs.",
+    )
+    reference_model_name_or_path: str | None = setting(
+        None, "Frozen reference policy, hub id or directory; unset: the policy as it was at the start."
+    )
+    reference_model_revision: str | None = setting(None, "Revision of reference_model_name_or_path.")
+
+    # Divergences and corrections
+    use_bias_correction_kl: bool = setting(
+        False,
+        "TRL's trainer only: multiply the KL term by the probability ratio; false (TRL: true), so that both"
+        " trainers optimise the same published GRPO loss.",
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] | None = setting(
+        None, "Per-token KL estimator (Schulman, 2020); unset: the objective's own, k3 for GRPO."
+    )
+    behaviour_kl_coef: float = setting(
+        0.0, "Coefficient of the KL to the policy that sampled, which limits a step's drift; ≥ 0."
+    )
+    tis_cap: float | None = setting(
+        None,
+        "Cap of the truncated importance weights learner / sampler per token, > 0; unset: no correction.",
+    )
+    log_reference_kl: bool = setting(
+        False,
+        "Measure the KL to the frozen reference even where the loss does not need it: one more forward a "
+        "step.",
+    )
+
+    # Controllers
+    maxent_target_weight_entropy: float | None = setting(
+        None, "Target of the mean weight entropy in nats, at most ln num_generations; set it to adapt τ."
+    )
+    maxent_target_weight_entropy_start: float | None = setting(
+        None, "Weight-entropy target at step 0 where the target is annealed, in nats."
+    )
+    maxent_target_weight_entropy_final: float | None = setting(
+        None, "Weight-entropy target at the end of the annealing, in nats."
+    )
+    maxent_target_weight_entropy_horizon: int = setting(
+        0, "Optimiser steps over which the target moves linearly from start to final; 0: final at once."
+    )
+    maxent_tau_lr: float = setting(
+        0.0, "Step size of the τ controller on log τ per nat of entropy error; 0: τ stays."
+    )
+    maxent_tau_min: float = setting(0.0, "Lower bound of τ.")
+    maxent_tau_max: float = setting(0.0, "Upper bound of τ; 0: none.")
+    maxent_tau_warmup_steps: int = setting(
+        -1, "Optimiser steps before the τ controller acts; -1: as long as the learning rate warms up."
+    )
+    kl_target: float = setting(
+        0.0, "KL to the reference in nats per token that the β controller holds; 0: no target."
+    )
+    kl_horizon: int = setting(0, "Time constant of the β controller in optimiser steps; 0: β stays.")
+    kl_ctl_step_size: float = setting(0.0, "Largest relative KL error that one β update may use; 0: β stays.")
+    controller_meta_enabled: bool = setting(
+        False,
+        "Move τ and β by gradient on ½(H − H*)² + ½(KL − KL*)² instead of by the two controllers above.",
+    )
+    controller_meta_method: str = setting(
+        "analytic", "Gradient of that potential: analytic, first_order, or truncated_backprop."
+    )
+    controller_meta_lr: float = setting(0.0, "Step size of the meta-controller, for τ and β alike.")
+    controller_meta_tau_lr: float = setting(0.0, "Its step size for τ; 0: controller_meta_lr.")
+    controller_meta_beta_lr: float = setting(0.0, "Its step size for β; 0: controller_meta_lr.")
+    controller_meta_beta_grad_clip: float = setting(0.0, "Bound on the β gradient of one update; 0: none.")
+    controller_meta_update_interval: int = setting(1, "Optimiser steps between two meta updates, ≥ 1.")
+    controller_meta_objective: Literal["potential"] = setting(
+        "potential", "The only meta objective there is: the regularised potential."
+    )
+    controller_meta_analytic_steps: int = setting(
+        1, "Steps that one update of the analytic method takes; ≥ 1."
+    )
+    controller_meta_optimizer: Literal["sgd", "adam", "adamw"] = setting("sgd", "Optimiser of τ and β.")
+    controller_meta_truncation_steps: int = setting(1, "Inner updates that truncated_backprop unrolls; ≥ 1.")
+    controller_meta_use_hessian: bool = setting(False, "Scale the meta step by the potential's curvature.")
+    controller_resume_from: str | None = setting(
+        None, "Directory or file whose controller_state.json starts τ and β of a fresh run."
+    )
+    controller_overwrite_from_config: bool = setting(
+        False,
+        "Start τ and β from the recipe although a controller state is loaded; ignored when a run resumes.",
+    )
+
+    # Rewards and prompts
+    zero_truncated_completion_rewards: bool = setting(
+        False, "Give utility 0 to a completion that ran to max_completion_length without ending."
+    )
+    stop_sequences: list[str] | str | None = setting(
+        None, 'Texts that end a completion and stay part of it: a list, a JSON list, or "a||b".'
+    )
+    system_prompt: str | None = setting(None, "System message put before every prompt.")
+    chat_template: str | None = setting(None, "Jinja chat template; unset: the tokenizer's.")
+    max_prompt_length: int | None = setting(
+        None, "Longest prompt in tokens; longer ones are dropped and counted in a notice; unset: no limit."
+    )
+    benchmarks: list[str] = setting(
+        [],
+        "Benchmarks to run after training; must be empty: evaluate a checkpoint with the math-eval command.",
+    )
+
+    # InfoSeed
+    info_seed_enabled: bool = setting(
+        False, "Add seeded prompts to every group and train the seed auxiliary loss."
+    )
+    info_seed_num_seeds: int = setting(
+        0, "Seeded completions per prompt, one per seed id 0 … S − 1; 4 to 8 is usual."
+    )
+    info_seed_lambda: float = setting(
+        0.0, "Coefficient of the seed loss; 0.01 is usual, more invites stylistic tricks."
+    )
+    info_seed_temperature: float = setting(0.1, "Temperature of the contrastive similarities, > 0.")
+    info_seed_alpha_entropy: float = setting(
+        0.0, "Coefficient of the entropy gap between original and seeded completions, ≥ 0."
+    )
+    info_seed_prompt_template: str = setting(
+        "\n[seed={seed}]",
+        "Appended to the prompt with {seed} filled in; with {prompt} it replaces the prompt.",
+    )
+    info_seed_loss_type: Literal["infonce", "ce"] = setting(
+        "infonce", "Seed loss: contrastive over pooled states, or cross-entropy of a linear seed head."
+    )
+    info_seed_pooling: Literal["mean", "last"] = setting(
+        "mean", "How a completion's hidden states become one vector."
+    )
+
+    # The run
+    max_nonfinite_steps: int = setting(
+        3,
+        "Consecutive steps with a non-finite loss or gradient, none of them applied, after which the run "
+        "ends.",
+    )
+    overwrite_output_dir: bool = setting(
+        False, "Start afresh in an output_dir that holds a run, removing its state."
+    )
+    resume_from_checkpoint: str | bool | None = setting(
+        None, "Checkpoint directory to go on from; true: the newest in output_dir."
+    )
+    logging_steps: float = setting(
+        1,
+        "Optimiser steps between two log records; 1 (TRL: 10), since every step is worth a line in "
+        "metrics.jsonl.",
+    )
+    gradient_checkpointing: bool | None = setting(
+        None,
+        "Recompute activations in the backward pass; unset: false (TRL: true), since it rules out computing"
+        " a group's prompt once.",
+    )
+    bf16: bool | None = setting(
+        None,
+        "bfloat16 mixed precision; unset: true on a GPU that has it and false elsewhere (TRL: always true).",
+    )
+    vllm_url: str | None = setting(
+        None,
+        "vLLM generate endpoint; with use_vllm in server mode it gives the server base URL, host and port.",
+    )
+    wandb_project: str | None = setting(None, "Weights & Biases project; unset: WANDB_PROJECT.")
+    wandb_entity: str | None = setting(None, "Weights & Biases entity; unset: WANDB_ENTITY.")
+    wandb_run_group: str | None = setting(None, "Weights & Biases run group; unset: WANDB_RUN_GROUP.")

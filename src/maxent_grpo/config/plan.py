@@ -1,0 +1,139 @@
+"""The plain numbers that the rooms below are told: nothing under `config` sees a setting's name."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from maxent_grpo.config.schema import MAXENT_SETTINGS, OBJECTIVE_SETTINGS, GRPOConfig
+from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
+from maxent_grpo.errors import UsageError
+from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec
+
+META_KEYS = {
+    "enabled": "controller_meta_enabled",
+    "method": "controller_meta_method",
+    "lr": "controller_meta_lr",
+    "tau_lr": "controller_meta_tau_lr",
+    "beta_lr": "controller_meta_beta_lr",
+    "beta_grad_clip": "controller_meta_beta_grad_clip",
+    "update_interval": "controller_meta_update_interval",
+    "objective": "controller_meta_objective",
+    "analytic_steps": "controller_meta_analytic_steps",
+    "optimizer": "controller_meta_optimizer",
+    "truncation_steps": "controller_meta_truncation_steps",
+    "use_hessian": "controller_meta_use_hessian",
+}
+"""`MetaSettings` field → setting."""
+
+CONTROLLER_KEYS = {
+    "tau": "maxent_tau",
+    "beta": "beta",
+    "kl_target": "kl_target",
+    "kl_horizon": "kl_horizon",
+    "kl_ctl_step_size": "kl_ctl_step_size",
+    "target_weight_entropy": "maxent_target_weight_entropy",
+    "target_weight_entropy_start": "maxent_target_weight_entropy_start",
+    "target_weight_entropy_final": "maxent_target_weight_entropy_final",
+    "target_weight_entropy_horizon": "maxent_target_weight_entropy_horizon",
+    "tau_lr": "maxent_tau_lr",
+    "tau_min": "maxent_tau_min",
+    "tau_max": "maxent_tau_max",
+    "tau_warmup_steps": "maxent_tau_warmup_steps",
+}
+"""`ControllerSettings` field → setting."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How prompts become optimiser steps. A rollout is sampled at once and serves one or more steps."""
+
+    prompts_per_step: int  # over all processes
+    prompts_per_rollout: int  # over all processes
+    micro_groups: int  # whole groups in one forward and backward pass of one process
+    updates_per_rollout: int  # optimiser steps that one pass over a rollout takes
+    num_iterations: int  # passes over each rollout
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether every step learns from the policy that it updates."""
+        return self.updates_per_rollout * self.num_iterations == 1
+
+
+def batch_plan(training: GRPOConfig, world_size: int) -> BatchPlan:
+    """The plan of ``world_size`` processes.
+
+    Raises `UsageError` where a process's share of a step is not whole groups, or a rollout not whole steps.
+    """
+    group, accumulation = training.num_generations, training.gradient_accumulation_steps
+    rows = training.per_device_train_batch_size * accumulation
+    if rows % group:
+        unit = group // math.gcd(group, accumulation)
+        nearest = math.ceil(training.per_device_train_batch_size / unit) * unit
+        raise UsageError(
+            f"per_device_train_batch_size: {training.per_device_train_batch_size} × "
+            f"gradient_accumulation_steps={accumulation} completions are not whole groups of "
+            f"num_generations={group} in each process; "
+            f"use per_device_train_batch_size={nearest}"
+        )
+    if training.steps_per_generation % accumulation:
+        nearest = math.ceil(training.steps_per_generation / accumulation) * accumulation
+        raise UsageError(
+            f"steps_per_generation: {training.steps_per_generation} is not a multiple of "
+            f"gradient_accumulation_steps={accumulation}; use {nearest}"
+        )
+    prompts_per_step = rows // group * world_size
+    updates = training.steps_per_generation // accumulation
+    return BatchPlan(
+        prompts_per_step=prompts_per_step,
+        prompts_per_rollout=prompts_per_step * updates,
+        micro_groups=max(1, training.per_device_train_batch_size // group),
+        updates_per_rollout=updates,
+        num_iterations=training.num_iterations,
+    )
+
+
+def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
+    """What the steps optimise. Raises `UsageError` on settings that contradict each other."""
+    entry = CATALOG[training.objective]
+    numbers = {key: getattr(training, key) for key in OBJECTIVE_SETTINGS}
+    numbers |= {
+        "entropy_coef": training.entropy_coef,
+        "behaviour_kl_coef": training.behaviour_kl_coef,
+        "tis_cap": training.tis_cap,
+        "log_reference_kl": training.log_reference_kl,
+        "max_completion_length": training.max_completion_length,
+    }
+    if entry.has_weights:
+        numbers |= {attribute: getattr(training, key) for key, attribute in MAXENT_SETTINGS.items()}
+        numbers |= {
+            "q_temperature": training.maxent_q_temperature,
+            "q_epsilon": training.maxent_q_epsilon,
+            "length_normalize_policy": training.maxent_length_normalize_policy,
+            "kl_in_loss": training.maxent_kl_in_loss,
+        }
+    return replace(entry, **numbers)
+
+
+def controller_settings(training: GRPOConfig, total_steps: int) -> ControllerSettings:
+    """Where τ and β start and what moves them. Raises `UsageError` on settings that could move nothing."""
+    meta = {name: getattr(training, key) for name, key in META_KEYS.items()}
+    numbers = {name: getattr(training, key) for name, key in CONTROLLER_KEYS.items()}
+    numbers["lr_warmup_steps"] = warmup_steps(training, total_steps)
+    return _as_usage_error(lambda: ControllerSettings(**numbers, meta=MetaSettings(**meta)))
+
+
+def warmup_steps(training: GRPOConfig, total_steps: int) -> int:
+    """Optimiser steps of learning-rate warm-up; a setting below 1 is a share of ``total_steps``."""
+    return int(training.get_warmup_steps(total_steps))
+
+
+def _as_usage_error(build: Callable[[], ControllerSettings]) -> ControllerSettings:
+    """The controllers name their own fields in errors; a user knows the settings behind them."""
+    try:
+        return build()
+    except ValueError as error:
+        names = {f"meta.{name}": key for name, key in META_KEYS.items()} | CONTROLLER_KEYS
+        pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+        message = re.sub(rf"(?<![\w.])({pattern})(?![\w.])", lambda match: names[match.group()], str(error))
+        raise UsageError(re.sub(r"^meta is", "controller_meta_enabled is true:", message)) from error

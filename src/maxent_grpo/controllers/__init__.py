@@ -1,0 +1,1 @@
+"""Adaptation of τ and β: pure maps (state, measurement) → state on plain numbers, equal on every rank."""

@@ -1,0 +1,219 @@
+"""The controllers together: what a step measured goes in, the knobs of the next step come out.
+
+Everything is computed from global measurements (all micro-batches, all ranks): ranks agree by construction.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from maxent_grpo.controllers.beta import next_beta
+from maxent_grpo.controllers.meta import Potential, WeightsOf, meta_update
+from maxent_grpo.controllers.settings import ControllerSettings
+from maxent_grpo.controllers.snapshot import ControllerState, from_json, from_numbers, to_json, to_numbers
+from maxent_grpo.controllers.tau import entropy_target, next_ema, next_tau
+from maxent_grpo.types import Knobs
+
+CONTROLLER_METRICS: dict[str, str] = {
+    "tau": "τ that the step used",
+    "beta": "β that the step used",
+    "tau_log": "ln τ that the step used; absent at τ = 0",
+    "delta_tau": "change of τ by this step's update",
+    "delta_beta": "change of β by this step's update",
+    "tau_target_entropy": "target H* of the weight entropy at this step, nats",
+    "weight_entropy_ema": "moving average of the weight entropy (decay 0.9), this step included, nats",
+    "weight_entropy_error": "weight entropy of this step minus its target, nats",
+    "kl_error_to_target": "KL of this step minus its target, nats",
+    "kl_ratio_to_target": "KL of this step divided by its target",
+    "kl_controller/enabled": "1 if the multiplicative β controller runs, else 0",
+    "kl_controller/target": "its KL target, nats",
+    "kl_controller/horizon": "its horizon, optimiser steps",
+    "kl_controller/step_size": "bound on its relative KL error",
+    "controller/skipped": "values of this step that were not finite and therefore moved nothing",
+    "meta/enabled": "1 if the meta-controller runs, else 0",
+    "meta/lr": "its learning rate before the schedule",
+    "meta/update_interval": "optimiser steps between two of its updates",
+    "meta/truncation_steps": "inner updates that truncated_backprop unrolls",
+    "meta/use_hessian": "1 if its gradients are divided by the curvature",
+    "meta/loss": "potential ½(H−H*)² + ½(KL−KL*)² at the knobs used; this and what follows: on update steps",
+    "meta/tau_grad": "slope in τ that the update descended, before curvature",
+    "meta/beta_grad": "push on β that the update followed, before clip and curvature; KL − KL* if analytic",
+    "meta/grad_norm": "Euclidean norm of the two",
+    "meta/tau_projected": "1 if a bound of τ was active",
+    "meta/beta_projected": "1 if β was held at 0",
+}
+"""Metric name without its ``train/`` prefix → what it says."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one optimiser step tells the controllers: means over all groups of all ranks."""
+
+    step: int  # optimiser steps completed, this one included
+    kl: float | None  # nats; None where the step measured none
+    weight_entropy: float | None  # nats; None where the objective has no weights
+    lr_scale: float  # learning rate now / base learning rate
+    weights: WeightsOf | None = None  # of the step's groups, captured tensors made outside inference mode
+
+    def without_non_finite(self) -> tuple["Measurement", int]:
+        """The measurement with None for what is NaN or infinite, and how often that was."""
+        kl, weight_entropy = _finite(self.kl), _finite(self.weight_entropy)
+        dropped = (kl is None) - (self.kl is None) + (weight_entropy is None) - (self.weight_entropy is None)
+        return replace(self, kl=kl, weight_entropy=weight_entropy), dropped
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Controllers:
+    """τ, β and what adapts them. Immutable: `update` returns the controllers of the next step."""
+
+    settings: ControllerSettings
+    state: ControllerState = field(repr=False)
+
+    @classmethod
+    def start(cls, settings: ControllerSettings) -> "Controllers":
+        return cls(settings, ControllerState(tau=settings.tau, beta=settings.beta))
+
+    def knobs(self) -> Knobs:
+        """τ and β for the next step."""
+        return Knobs(tau=self.state.tau, beta=self.state.beta)
+
+    def needs_weights(self, step: int) -> bool:
+        """Whether the update after ``step`` differentiates the weights of an objective that has them."""
+        meta = self.settings.meta
+        by_gradient = meta.enabled and meta.method != "analytic" and self.settings.targets_entropy
+        return by_gradient and step % meta.update_interval == 0
+
+    def update(self, measurement: Measurement) -> tuple["Controllers", dict[str, float]]:
+        """The controllers after a step that used `knobs`, and its `CONTROLLER_METRICS`.
+
+        A measurement that is not finite counts as not made: what depends on it stays as it is. Raises
+        ``ValueError`` where `needs_weights` and an entropy comes without the weights behind it.
+        """
+        seen, skipped = measurement.without_non_finite()
+        state = self.state
+        if seen.weight_entropy is not None:
+            state = replace(state, entropy_ema=next_ema(state.entropy_ema, seen.weight_entropy))
+        metrics: dict[str, float] = {}
+        if self.settings.meta.enabled:
+            state, metrics, meta_skipped = self._meta_updated(state, seen)
+            skipped += meta_skipped
+        else:
+            state = self._fed_back(state, seen)
+        metrics |= self._metrics(state, seen) | {"controller/skipped": float(skipped)}
+        return replace(self, state=state), metrics
+
+    def _fed_back(self, state: ControllerState, seen: Measurement) -> ControllerState:
+        """The β and τ feedback controllers, each where it is active."""
+        s = self.settings
+        if s.adapts_beta and seen.kl is not None:
+            beta = next_beta(state.beta, seen.kl, s.kl_target, s.kl_horizon, s.kl_ctl_step_size)
+            state = replace(state, beta=beta)
+        target = entropy_target(s, seen.step)
+        due = seen.step > max(0, s.tau_warmup) and seen.weight_entropy is not None
+        if due and target is not None and state.entropy_ema is not None and state.tau_log is not None:
+            rate = s.tau_lr * seen.lr_scale
+            tau, tau_log = next_tau(state.tau_log, state.entropy_ema, target, rate, s.tau_lower, s.tau_upper)
+            state = replace(state, tau=tau, tau_log=tau_log)
+        return state
+
+    def _meta_updated(
+        self, state: ControllerState, seen: Measurement
+    ) -> tuple[ControllerState, dict[str, float], int]:
+        """The state after the meta-controller, its metrics, and how many gradients were not finite."""
+        meta = self.settings.meta
+        metrics = {
+            "meta/lr": meta.lr,
+            "meta/update_interval": float(meta.update_interval),
+            "meta/truncation_steps": float(meta.truncation_steps),
+            "meta/use_hessian": float(meta.use_hessian),
+        }
+        if seen.step % meta.update_interval:
+            return state, metrics, 0
+        potential = self._potential(seen)
+        if not (potential.has_entropy or potential.has_kl):
+            return state, metrics, 0
+        move = meta_update(potential, state.meta, self.settings, seen.lr_scale)
+        if move is None:
+            return state, metrics, 1
+        metrics |= {
+            "meta/loss": move.start.potential,
+            "meta/tau_grad": move.start.tau,
+            "meta/beta_grad": move.start.beta,
+            "meta/grad_norm": math.hypot(move.start.tau, move.start.beta),
+            "meta/tau_projected": float(move.tau_projected),
+            "meta/beta_projected": float(move.beta_projected),
+        }
+        return state.moved(move.tau, move.beta, move.state), metrics, 0
+
+    def _potential(self, seen: Measurement) -> Potential:
+        weights = None
+        if self.needs_weights(seen.step) and seen.weight_entropy is not None:
+            if seen.weights is None:
+                raise ValueError(
+                    f"meta.method {self.settings.meta.method} differentiates the weights, but the measurement"
+                    " has none: pass Measurement.weights, or choose analytic"
+                )
+            weights = seen.weights
+        return Potential(
+            tau=self.state.tau,
+            beta=self.state.beta,
+            entropy=seen.weight_entropy,
+            target_entropy=entropy_target(self.settings, seen.step),
+            kl=seen.kl,
+            target_kl=self.settings.kl_target if self.settings.kl_target > 0 else None,
+            weights=weights,
+        )
+
+    def _metrics(self, after: ControllerState, seen: Measurement) -> dict[str, float]:
+        s, before = self.settings, self.state
+        metrics = {
+            "tau": before.tau,
+            "beta": before.beta,
+            "delta_tau": after.tau - before.tau,
+            "delta_beta": after.beta - before.beta,
+            "kl_controller/enabled": float(s.adapts_beta),
+            "meta/enabled": float(s.meta.enabled),
+        }
+        if before.tau_log is not None:
+            metrics["tau_log"] = before.tau_log
+        if after.entropy_ema is not None:
+            metrics["weight_entropy_ema"] = after.entropy_ema
+        target = entropy_target(s, seen.step)
+        if target is not None:
+            metrics["tau_target_entropy"] = target
+            if seen.weight_entropy is not None:
+                metrics["weight_entropy_error"] = seen.weight_entropy - target
+        if s.kl_target > 0 and seen.kl is not None:
+            metrics["kl_error_to_target"] = seen.kl - s.kl_target
+            metrics["kl_ratio_to_target"] = seen.kl / s.kl_target
+        if s.adapts_beta:
+            metrics["kl_controller/target"] = s.kl_target
+            metrics["kl_controller/horizon"] = s.kl_horizon
+            metrics["kl_controller/step_size"] = s.kl_ctl_step_size
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain JSON, with the meta-controller's settings and memory where it is enabled."""
+        return to_json(self.state, self.settings.meta)
+
+    def load_state_dict(self, state: dict[str, Any], source: str = "controller state") -> "Controllers":
+        """These controllers with a saved state; ``source`` names its file in errors.
+
+        With the meta-controller enabled here and in ``state``, its settings come from ``state`` too, so that
+        a resumed run goes on as it was. Raises `UsageError` naming the key that is missing or unusable.
+        """
+        loaded, meta = from_json(state, self.settings, source)
+        return Controllers(replace(self.settings, meta=meta), loaded)
+
+    def as_vector(self) -> list[float]:
+        """The state as finite numbers, always as many: to broadcast, or to compare ranks with ``==``."""
+        return to_numbers(self.state)
+
+    def from_vector(self, vector: Sequence[float]) -> "Controllers":
+        """These settings with the state that `as_vector` gave."""
+        return replace(self, state=from_numbers(vector))

@@ -1,0 +1,1 @@
+"""From a dataset name to prompts in a reproducible, resumable order."""

@@ -1,0 +1,202 @@
+"""From dataset rows to the prompts that a policy reads: column mapping, clipping, chat template, tokens."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.types import Prompt
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Message = dict[str, Any]
+
+PROMPT_COLUMN_FALLBACKS: dict[str, tuple[str, ...]] = {"problem": ("prompt", "question")}
+"""Prompt column → the columns to read in its place, in this order, where a dataset lacks it."""
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How rows become prompts."""
+
+    prompt_column: str = "problem"  # holds a text, or a chat: a list of {role, content}
+    solution_column: str = "answer"  # holds the gold, which rewards receive as ``answer``
+    system_prompt: str | None = None  # put before chats that do not bring their own system message
+    chat_template: str | None = None  # None: the tokenizer's own, or "ROLE: text" lines where it has none
+    max_prompt_chars: int = 2048  # length limit of a user message; see `char_limit`
+    max_prompt_length: int | None = None  # tokens of the whole templated prompt; longer ones are dropped
+
+    @property
+    def char_limit(self) -> int:
+        """Characters kept of each user message: at least four per token that a prompt may have."""
+        return max(self.max_prompt_chars, 4 * (self.max_prompt_length or 0))
+
+
+def build_prompts(
+    rows: "Dataset | Sequence[Mapping[str, Any]]",
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: PromptSettings,
+) -> list[Prompt]:
+    """The prompts of a dataset, in its order. ``Prompt.index`` is the row number in ``rows``.
+
+    ``Prompt.columns`` is the row, with the gold also under ``answer``. User messages are clipped to
+    ``char_limit`` characters *before* templating, so that the template's own text is never cut.
+    ``Prompt.text`` holds all special tokens that the model reads, a beginning-of-sequence token included,
+    and ``Prompt.token_ids`` encodes exactly this text.
+
+    Left out, each with one warning that counts them: rows with an empty prompt or gold, and prompts of more
+    than ``max_prompt_length`` tokens. A missing solution column is a warning as well: not every reward needs
+    a gold.
+
+    Raises:
+        UsageError: no prompt column, a prompt that is neither text nor chat, a template that refuses a chat,
+            or no prompts left.
+    """
+    if len(rows) == 0:
+        raise UsageError("there are no rows to make prompts from")
+    names = list(rows[0])
+    prompt_column = _prompt_column(names, settings.prompt_column)
+    solution_column = _solution_column(names, settings.solution_column)
+    begin = _plain_begin(tokenizer, settings)
+    kept: list[tuple[int, str, Mapping[str, Any]]] = []
+    empty = clipped = 0
+    for index, row in enumerate(rows):
+        if row.keys() != set(names):
+            raise UsageError(
+                f"row {index} has the columns {', '.join(row)}, and row 0 has {', '.join(names)}"
+            )
+        chat = _chat(row[prompt_column], f"row {index}, column '{prompt_column}'")
+        if _is_empty(chat) or (solution_column is not None and _is_blank(row[solution_column])):
+            empty += 1
+            continue
+        chat, was_clipped = _clip(chat, settings.char_limit)
+        clipped += was_clipped
+        columns = row if solution_column is None else {**row, "answer": row[solution_column]}
+        kept.append((index, begin + _render(chat, tokenizer, settings, index), columns))
+    _warn(empty, "rows without a prompt or a gold answer left out of %d", len(rows))
+    _warn(clipped, "prompts clipped: their user text has more than %d characters", settings.char_limit)
+    prompts = _tokenise(kept, tokenizer, settings.max_prompt_length)
+    if not prompts:
+        raise UsageError(
+            f"none of the {len(rows)} rows gives a prompt: {empty} have an empty '{prompt_column}' or gold, "
+            f"and {len(kept)} exceed max_prompt_length={settings.max_prompt_length}; raise it, or check the "
+            "columns"
+        )
+    return prompts
+
+
+def _prompt_column(available: Sequence[str], wanted: str) -> str:
+    for column in (wanted, *PROMPT_COLUMN_FALLBACKS.get(wanted, ())):
+        if column in available:
+            return column
+    raise UsageError(
+        f"the dataset has no column '{wanted}' to take prompts from; it has {', '.join(available)}: "
+        "set dataset_prompt_column"
+    )
+
+
+def _solution_column(available: Sequence[str], wanted: str) -> str | None:
+    if wanted in available:
+        return wanted
+    logger.warning(
+        "the dataset has no column '%s' to take gold answers from (it has %s): rewards that need a gold "
+        "will fail; set dataset_solution_column",
+        wanted,
+        ", ".join(available),
+    )
+    return None
+
+
+def _chat(prompt: Any, where: str) -> list[Message]:
+    if prompt is None:
+        return []
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list):
+        raise UsageError(
+            f"{where}: a prompt is a {type(prompt).__name__}, expected a text or a list of messages"
+        )
+    for message in prompt:
+        if not (
+            isinstance(message, Mapping)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+        ):
+            raise UsageError(f"{where}: a message is {message!r}, expected {{'role': text, 'content': text}}")
+    # A column of chats pads the keys that a message lacks with None; templates test for the key.
+    return [{key: value for key, value in message.items() if value is not None} for message in prompt]
+
+
+def _is_empty(chat: Sequence[Message]) -> bool:
+    return not any(message["content"].strip() for message in chat if message["role"] != "system")
+
+
+def _is_blank(gold: Any) -> bool:
+    return not gold.strip() if isinstance(gold, str) else gold in (None, [])
+
+
+def _clip(chat: Sequence[Message], limit: int) -> tuple[list[Message], bool]:
+    long = [message["role"] == "user" and len(message["content"]) > limit for message in chat]
+    clipped = [
+        message | {"content": message["content"][:limit]} if is_long else message
+        for message, is_long in zip(chat, long, strict=True)
+    ]
+    return clipped, any(long)
+
+
+def _render(
+    chat: list[Message], tokenizer: "PreTrainedTokenizerBase", settings: PromptSettings, index: int
+) -> str:
+    from jinja2 import TemplateError
+
+    if settings.system_prompt and not any(message["role"] == "system" for message in chat):
+        chat = [{"role": "system", "content": settings.system_prompt}, *chat]
+    template = settings.chat_template or tokenizer.chat_template
+    if template is None:
+        lines = [f"{message['role'].upper()}: {message['content']}" for message in chat]
+        return "\n".join([*lines, "ASSISTANT:"])
+    try:
+        text = tokenizer.apply_chat_template(
+            chat, chat_template=settings.chat_template, tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:  # also how a template says that it knows no system role
+        raise UsageError(
+            f"the chat template refuses the prompt of row {index}: {error}; set chat_template"
+        ) from error
+    return str(text)
+
+
+def _plain_begin(tokenizer: "PreTrainedTokenizerBase", settings: PromptSettings) -> str:
+    """The beginning-of-sequence token where only the tokenizer would add it: a template brings its own."""
+    templated = settings.chat_template or tokenizer.chat_template
+    if templated or tokenizer.bos_token_id not in tokenizer("")["input_ids"]:
+        return ""
+    return str(tokenizer.bos_token)
+
+
+def _tokenise(
+    kept: Sequence[tuple[int, str, Mapping[str, Any]]],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int | None,
+) -> list[Prompt]:
+    if not kept:
+        return []
+    # The text already holds its special tokens; adding them here would double the first.
+    encoded = tokenizer([text for _, text, _ in kept], add_special_tokens=False)["input_ids"]
+    prompts = [
+        Prompt(index, text, tuple(ids), columns)
+        for (index, text, columns), ids in zip(kept, encoded, strict=True)
+        if max_length is None or len(ids) <= max_length
+    ]
+    _warn(len(kept) - len(prompts), "prompts of more than %d tokens left out (max_prompt_length)", max_length)
+    return prompts
+
+
+def _warn(count: int, message: str, detail: int | None) -> None:
+    if count:
+        logger.warning("%d " + message, count, detail)

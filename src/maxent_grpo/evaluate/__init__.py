@@ -1,0 +1,1 @@
+"""What a policy finds when it is asked several times: accuracy, and how many different right answers."""

@@ -1,0 +1,1 @@
+"""Loading policies, and the log-probs that they give to sampled completions."""

@@ -1,0 +1,93 @@
+"""What an objective reports: the definition of every metric, and the statistics that it computes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from maxent_grpo.objectives.advantages import group_std, has_spread
+from maxent_grpo.objectives.surrogates import ClipEvents
+from maxent_grpo.objectives.weights import weight_entropy
+from maxent_grpo.types import Metrics, Stat, extreme_stat, mean_stat
+
+METRIC_DEFINITIONS: dict[str, str] = {
+    "reward": "mean utility (weighted sum of rewards) of the completions",
+    "reward_std": "mean over groups of the sample standard deviation of utilities within the group",
+    "frac_reward_zero_std": "fraction of groups whose utilities are all equal: they carry no policy signal",
+    "weight_entropy": "mean over groups of H(w), the entropy of the candidate weights, in nats",
+    "weight_entropy_norm": "mean over groups of H(w) / ln G: 1 is uniform, 0 is a single candidate",
+    "weight_entropy_min": "smallest H(w) of a group, in nats",
+    "weight_entropy_max": "largest H(w) of a group, in nats",
+    "weight_norm_denom": "what the log-weights are divided by: τ+β, or τ where that form is chosen",
+    "effective_rollouts": "mean over groups of exp H(w): how many candidates the weights effectively use",
+    "q_entropy_mean": "mean over groups of H(q), the entropy of the target distribution, in nats",
+    "q_entropy_min": "smallest H(q) of a group, in nats",
+    "q_entropy_max": "largest H(q) of a group, in nats",
+    "loss": "the optimised loss: loss/policy + loss/weighted_kl + loss/behaviour_kl + loss/entropy",
+    "loss/policy": "the policy term of the loss",
+    "loss/kl": "KL estimate to the reference policy under the loss's reduction, without its coefficient",
+    "loss/weighted_kl": "what the KL to the reference adds to the loss: β × loss/kl, 0 where only measured",
+    "loss/behaviour_kl": "what the KL to the behaviour policy adds to the loss, coefficient included",
+    "loss/entropy": "what the entropy bonus adds to the loss: −coefficient × entropy",
+    "kl": "KL estimate of the policy from the reference policy, mean over tokens, in nats",
+    "behaviour_kl": "KL estimate of the policy from the policy that sampled, mean over tokens, in nats",
+    "entropy": "exact entropy of the policy's next-token distribution, mean over tokens, in nats",
+    "clip_ratio": "fraction of ratios (per token or completion) whose gradient the clip switched off",
+    "clip_ratio/low_mean": "fraction clipped from below: ratio < 1 − epsilon with a negative advantage",
+    "clip_ratio/high_mean": "fraction clipped from above: ratio > 1 + epsilon_high with a positive advantage",
+    "ratio/mean": "mean importance ratio of the policy to the policy at the start of the updates",
+    "ratio/max": "largest importance ratio",
+    "tis/mean": "mean truncated importance weight between the learner's and the sampler's log-probs",
+    "tis/capped": "fraction of tokens whose importance weight reached the cap",
+}
+"""Metric name without its ``train/`` prefix → definition. Means are over the whole optimiser batch."""
+
+
+def sum_stat(value: Tensor) -> Stat:
+    """A scalar that is one micro-batch's share of a sum, such as a loss under global denominators."""
+    return Stat(value.detach().double(), torch.ones((), dtype=torch.float64, device=value.device), "sum")
+
+
+def utility_metrics(utilities: Tensor) -> Metrics:
+    """Statistics of the utilities [P, G]."""
+    return {
+        "reward": mean_stat(utilities),
+        "reward_std": mean_stat(group_std(utilities)),
+        "frac_reward_zero_std": mean_stat((~has_spread(utilities)).float()),
+    }
+
+
+def weight_metrics(weights: Tensor, log_q: Tensor, denominator: float) -> Metrics:
+    """Statistics of the candidate weights and of their target, both [P, G]; ``denominator`` is τ+β or τ."""
+    entropy = weight_entropy(weights)
+    q_entropy = weight_entropy(log_q.exp())
+    group_size = weights.shape[1]
+    return {
+        "weight_entropy": mean_stat(entropy),
+        "weight_entropy_norm": mean_stat(entropy / math.log(group_size) if group_size > 1 else entropy),
+        "weight_entropy_min": extreme_stat(entropy, "min"),
+        "weight_entropy_max": extreme_stat(entropy, "max"),
+        "weight_norm_denom": mean_stat(weights.new_tensor(denominator)),
+        "effective_rollouts": mean_stat(entropy.exp()),
+        "q_entropy_mean": mean_stat(q_entropy),
+        "q_entropy_min": extreme_stat(q_entropy, "min"),
+        "q_entropy_max": extreme_stat(q_entropy, "max"),
+    }
+
+
+def ratio_metrics(ratio: Tensor, events: ClipEvents, mask: Tensor) -> Metrics:
+    """Statistics of importance ratios, [B, T] or [B, 1] (per completion), and their clipping; mask [B, T]."""
+    if ratio.shape[1] == 1:
+        mask = mask.any(dim=1, keepdim=True)
+    return {
+        "clip_ratio": mean_stat((events.low | events.high).float(), mask),
+        "clip_ratio/low_mean": mean_stat(events.low.float(), mask),
+        "clip_ratio/high_mean": mean_stat(events.high.float(), mask),
+        "ratio/mean": mean_stat(ratio, mask),
+        "ratio/max": extreme_stat(torch.where(mask, ratio, -math.inf), "max"),
+    }
+
+
+def correction_metrics(factors: Tensor, cap: float, mask: Tensor) -> Metrics:
+    """Statistics of truncated importance weights [B, T] with their cap."""
+    return {"tis/mean": mean_stat(factors, mask), "tis/capped": mean_stat((factors >= cap).float(), mask)}

@@ -1,0 +1,63 @@
+"""Masks and denominators: where padding is dropped and per-token losses become one number.
+
+Every reduction divides by a count over the *whole* optimiser batch (`Denominators`), so the losses of
+micro-batches and of ranks add up to the loss of the batch, whatever the split. Values at padding are never
+read, NaN included, neither by the loss nor by its gradient.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from maxent_grpo.types import Denominators
+
+LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
+
+
+def log_ratio(logps: Tensor, other_logps: Tensor, mask: Tensor) -> Tensor:
+    """``logps − other_logps`` where ``mask`` is true and 0 at padding: [B, T], differentiable in both."""
+    return torch.where(mask, logps - other_logps, 0.0)
+
+
+def row_sums(values: Tensor, mask: Tensor) -> Tensor:
+    """The sum of each row's unpadded values: [B, T] (or [B, 1], one value for every token) → [B]."""
+    return torch.where(mask, values, 0.0).sum(dim=1)
+
+
+def row_means(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of each row's unpadded values: [B, T] (or [B, 1]) → [B]; 0 for a row without tokens."""
+    return row_sums(values, mask) / mask.sum(dim=1).clamp(min=1)
+
+
+def sequence_mean(values: Tensor, mask: Tensor, denominators: Denominators) -> Tensor:
+    """Mean over tokens within a completion, then over completions (GRPO, Shao et al. 2024, eq. 3): scalar."""
+    return row_means(values, mask).sum() / denominators.sequences
+
+
+def token_mean(values: Tensor, mask: Tensor, denominators: Denominators) -> Tensor:
+    """Mean over all tokens of the optimiser batch (DAPO, Yu et al. 2025, eq. 8): scalar.
+
+    Serves ``bnpo`` and ``dapo`` alike. TRL's ``bnpo`` divides by the tokens of the local micro-batch instead,
+    so that its gradient changes with ``gradient_accumulation_steps``; ours must not, and equals TRL's with
+    one micro-batch.
+    """
+    return row_sums(values, mask).sum() / denominators.tokens
+
+
+def fixed_length(values: Tensor, mask: Tensor, denominators: Denominators) -> Tensor:
+    """Sum over tokens ÷ (completions × longest allowed completion) (Dr. GRPO, Liu et al. 2025): scalar.
+
+    The constant divisor gives a token the same weight in a long completion as in a short one.
+    """
+    return row_sums(values, mask).sum() / (denominators.sequences * denominators.max_length)
+
+
+REDUCTIONS: dict[LossType, Callable[[Tensor, Tensor, Denominators], Tensor]] = {
+    "grpo": sequence_mean,
+    "bnpo": token_mean,
+    "dapo": token_mean,
+    "dr_grpo": fixed_length,
+}
+"""``loss_type`` → reduction of per-token values [B, T] (or [B, 1]) under a mask [B, T] to a scalar."""

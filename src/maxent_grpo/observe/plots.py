@@ -1,0 +1,190 @@
+"""Plots of one run and of several runs side by side, drawn from the files of their directories alone."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.observe import charts
+from maxent_grpo.observe.charts import EndLabel
+from maxent_grpo.observe.figures import (
+    COMPARISON_LIMIT,
+    COMPARISON_PANELS,
+    RUN_FIGURES,
+    Curve,
+    FigureSpec,
+    Panel,
+)
+from maxent_grpo.observe.run_files import RunFiles, Series, load_run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LabelledRun = tuple[str, RunFiles]
+
+
+def plot_run(run_dir: Path, out_dir: Path) -> list[Path]:
+    """Draw every figure that ``run_dir`` has data for into ``out_dir``. Raises `UsageError` for no run."""
+    run = load_run(run_dir)
+    drawn = []
+    for spec in RUN_FIGURES:
+        panels = [panel for panel in spec.panels if _has_data(panel, run)]
+        if panels:
+            drawn.append(_draw_run_figure(spec, panels, run, out_dir / f"{spec.stem}.png"))
+    return drawn
+
+
+def plot_comparison(runs: Sequence[tuple[str, Path]], out: Path) -> Path:
+    """Draw small multiples over steps, all ``runs`` (label, directory) in each panel, as the image ``out``.
+
+    Runs that share a label, such as the seeds of one arm, share a colour. Raises `UsageError` where nothing
+    can be drawn.
+    """
+    loaded = [(label, load_run(directory)) for label, directory in runs]
+    panels = [panel for panel in COMPARISON_PANELS if any(_has_data(panel, run) for _, run in loaded)]
+    panels = panels[:COMPARISON_LIMIT]
+    if not panels:
+        directories = ", ".join(str(directory) for _, directory in runs)
+        raise UsageError(
+            f"runs={directories}: no metric to compare was logged; give runs that made at least one step"
+        )
+    columns = 3 if len(panels) > 4 else min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    with charts.styled_figure(4.3 * columns, 2.9 * rows + 0.95, out) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+        colours = _colours([label for label, _ in loaded])
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            _draw_comparison_panel(axes, panel, loaded, colours)
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+        for position in range(max(0, len(panels) - columns), len(panels)):
+            _label_steps(grid.flat[position])
+        _comparison_heading(figure, colours, has_points=any(_has_points(panel, loaded) for panel in panels))
+    return out
+
+
+def _colours(labels: Sequence[str]) -> dict[str, str]:
+    distinct = list(dict.fromkeys(labels))
+    return {label: charts.PALETTE[i % len(charts.PALETTE)] for i, label in enumerate(distinct)}
+
+
+def _has_data(panel: Panel, run: RunFiles) -> bool:
+    return any(_found(curve, run) for curve in panel.curves if curve.style != "target")
+
+
+def _has_points(panel: Panel, runs: Sequence[LabelledRun]) -> bool:
+    return any(_found(curve, run) for curve in panel.curves for _, run in runs if curve.style == "points")
+
+
+def _found(curve: Curve, run: RunFiles) -> list[Series]:
+    """The series of ``curve``; of metrics that differ in k alone, the one with the largest k."""
+    found = list(run.matching(curve.pattern))
+    if curve.style == "points" and len(found) > 1:
+        return [max(found, key=lambda series: _k_of(series.name))]
+    return found
+
+
+def _k_of(name: str) -> int:
+    k = re.search(r"_at_(\d+)$", name)
+    return int(k.group(1)) if k else 0
+
+
+def _draw_run_figure(spec: FigureSpec, panels: Sequence[Panel], run: RunFiles, path: Path) -> Path:
+    height = 3.6 if len(panels) == 1 else 2.35 * len(panels) + 0.75
+    with charts.styled_figure(7.2, height, path) as figure:
+        grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)
+        for axes, panel in zip(grid[:, 0], panels, strict=True):
+            _draw_run_panel(axes, panel, run)
+        _label_steps(grid[-1, 0])
+        top = 1 - 0.42 / height
+        place = {"x": 0.015, "y": 1 - 0.1 / height, "ha": "left", "va": "top"}
+        title = figure.suptitle(spec.title, fontsize=13, fontweight="bold", **place)
+        title.set_in_layout(False)  # its room is reserved by ``top``
+        figure.align_ylabels()
+        figure.tight_layout(rect=(0, 0, 0.99, top))
+    return path
+
+
+def _draw_run_panel(axes: "Axes", panel: Panel, run: RunFiles) -> None:
+    ends = []
+    for curve in panel.curves:
+        for series in _found(curve, run):
+            colour = (
+                charts.QUIET if curve.style == "target" else charts.PALETTE[len(ends) % len(charts.PALETTE)]
+            )
+            last = _draw(axes, curve, series, colour)
+            match = re.fullmatch(curve.pattern, series.name)
+            label = curve.label.format(*(match.groups() if match else ()))
+            ends.append(EndLabel(last, f"{charts.number(last)} {label}", colour))
+    if panel.title:
+        axes.set_title(panel.title)
+    axes.set_ylabel(panel.unit)
+    charts.settle_limits(axes)
+    charts.label_ends(axes, ends)
+
+
+def _draw_comparison_panel(
+    axes: "Axes", panel: Panel, runs: Sequence[LabelledRun], colours: dict[str, str]
+) -> None:
+    ends = []
+    ks = set()
+    alone = len(runs) == len(colours)
+    for label, run in runs:
+        for curve in panel.curves:
+            for series in _found(curve, run):
+                last = _draw(axes, curve, series, colours[label])
+                if curve.style == "line":
+                    ends.append(EndLabel(last, charts.number(last), colours[label]))
+                elif _k_of(series.name):
+                    ks.add(_k_of(series.name))
+    k = f"@{ks.pop()}" if len(ks) == 1 else ""
+    axes.set_title(panel.title.format(k=k), fontweight="bold")
+    axes.set_ylabel(panel.unit)
+    charts.settle_limits(axes)
+    if alone:
+        charts.label_ends(axes, ends)
+
+
+def _draw(axes: "Axes", curve: Curve, series: Series, colour: str) -> float:
+    if curve.style == "points":
+        return charts.draw_points(axes, series, colour)
+    if curve.style == "target":
+        return charts.draw_target(axes, series)
+    return charts.draw_line(axes, series, colour)
+
+
+def _label_steps(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("optimiser step")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.tick_params(labelbottom=True)
+
+
+def _comparison_heading(figure: "Figure", colours: dict[str, str], has_points: bool) -> None:
+    """The key, as words in the runs' colours, and how to read the marks."""
+    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
+
+    width, height = figure.get_size_inches()
+    figure.tight_layout(rect=(0, 0, 0.995, 1 - 0.8 / height), w_pad=2.0, h_pad=1.6)
+    words = [
+        TextArea(f"● {label}", textprops={"color": colour, "fontsize": 13, "fontweight": "bold"})
+        for label, colour in colours.items()
+    ]
+    box = AnchoredOffsetbox(
+        loc="upper left",
+        child=HPacker(children=words, pad=0, sep=18),
+        frameon=False,
+        bbox_to_anchor=(0.12 / width, 1 - 0.06 / height),
+        bbox_transform=figure.transFigure,
+        borderpad=0.2,
+    )
+    figure.add_artist(box)
+    reading = (
+        "Lines: training batches, smoothed over the faint values of single steps; last value at the right."
+    )
+    if has_points:
+        reading += "  Points: held-out prompts ± 1 standard error."
+    figure.text(0.2 / width, 1 - 0.5 / height, reading, fontsize=9, color=charts.QUIET, va="top")

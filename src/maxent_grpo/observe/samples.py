@@ -1,0 +1,37 @@
+"""The sample table: completions as they were sampled, with what each was worth to the step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from maxent_grpo.types import Group
+
+
+def sample_rows(
+    step: int,
+    group: Group,
+    advantages: Sequence[float],
+    weights: Sequence[float] | None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of ``completions.jsonl`` for the first ``limit`` completions of ``group`` (all G if None).
+
+    ``advantages`` and ``weights`` have G entries; ``weights`` is None where the objective has none, and the
+    rows say null.
+    """
+    rollout = group.rollout
+    rows = []
+    for i, text in enumerate(rollout.texts[:limit]):
+        rows.append(
+            {
+                "step": step,
+                "prompt_index": rollout.prompt.index,
+                "prompt": rollout.prompt.text,
+                "completion": text,
+                "rewards": {name: float(scores[i]) for name, scores in group.rewards.items()},
+                "utility": float(group.utilities[i]),
+                "advantage": float(advantages[i]),
+                "weight": None if weights is None else float(weights[i]),
+                "finish_reason": rollout.finish_reasons[i],
+            }
+        )
+    return rows

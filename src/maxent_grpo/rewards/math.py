@@ -1,0 +1,134 @@
+"""Exact match of a short final answer inside ``<answer>`` tags.
+
+Deliberately a string comparison after a small normal form, not a computer algebra system: ``1/2`` and
+``0.5`` differ. Every pattern here is linear in the length of its text, because a policy under training
+writes anything.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_ANSWER_CHARS = 4096
+"""A longer answer is compared as it stands: no gold is that long, and normalising it would only cost time."""
+
+_THINK_OPEN = re.compile(r"<think>", re.IGNORECASE)
+_THINK_CLOSE = re.compile(r"</think>", re.IGNORECASE)
+_ANSWER_OPEN = re.compile(r"<answer>", re.IGNORECASE)
+_ANSWER_CLOSE = re.compile(r"</answer>", re.IGNORECASE)
+
+_SIGNS = str.maketrans(
+    {
+        "π": r"\pi",
+        "Π": r"\Pi",
+        "τ": r"\tau",
+        "θ": r"\theta",
+        "Θ": r"\Theta",
+        "φ": r"\phi",
+        "Φ": r"\Phi",
+        "∞": r"\infty",
+        "−": "-",
+    }
+)
+_LAYOUT = re.compile(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\?\$|\\,|\s+")
+_FRACTION = re.compile(r"\\frac\{([^{}]*)\}\{([^{}]*)\}")
+_SOLE_BRACES = re.compile(r"\{([^{}]*)\}")
+# Parentheses go where they only hold one token. Next to another factor they are a product or a call, "2(3)"
+# or "f(x)", and before a power they carry the sign of "(-2)^2": there they stay.
+_TOKEN_PARENTHESES = re.compile(r"(?<![A-Za-z0-9)}])\(([A-Za-z0-9]+)\)(?![A-Za-z0-9({\\])")
+_NUMBER_PARENTHESES = re.compile(
+    r"(?<![A-Za-z0-9)}])\(([+-]?\d+(?:\.\d+)?|\\sqrt\{[^{}]*\})\)(?![A-Za-z0-9({\\^])"
+)
+_NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?", re.ASCII)
+
+
+def pure_accuracy_math(
+    completions: Sequence[Any], answer: Sequence[Any], **columns: Any
+) -> list[float | None]:
+    """1.0 where a completion keeps to the template and answers with the gold, else 0.0; ``None`` if no gold.
+
+    The template is ``<think>…</think>…<answer>…</answer>`` from the first character on, in any letter case;
+    the answer is the body of the first ``<answer>``. Both sides are compared in the normal form of
+    `canonical_answer`. The same rule holds in training and in evaluation, so that the two numbers can be
+    compared. A stop string ``</answer>`` must therefore stay in the sampled text.
+
+    Args:
+        completions: N texts, or N chats of which the first message counts.
+        answer: N golds; see `gold_answers` for what a gold may be.
+        columns: the other dataset columns, not read.
+    """
+    return [_score(_text(c), gold) for c, gold in zip(completions, answer, strict=True)]
+
+
+def answer_body(text: str) -> str | None:
+    """The body of the first ``<answer>`` of a text that follows the think/answer template, else ``None``."""
+    tag = _THINK_OPEN.match(text)
+    # The earliest match of each tag in turn exists exactly if a match of the whole template does. One
+    # pattern with three lazy gaps would say the same, in cubic time on a text full of half-open tags.
+    for pattern in (_THINK_CLOSE, _ANSWER_OPEN, _ANSWER_CLOSE):
+        tag = pattern.search(text, tag.end()) if tag else None
+    if tag is None:
+        return None
+    first_open = _ANSWER_OPEN.search(text)
+    first_close = _ANSWER_CLOSE.search(text, first_open.end()) if first_open else None
+    return text[first_open.end() : first_close.start()] if first_open and first_close else None
+
+
+def gold_answers(gold: Any) -> list[str]:
+    """The texts that count as right for one gold, as yet without normal form.
+
+    A list or tuple offers alternatives; anything else is its own text; after a GSM8K solution's ``####``
+    only the final answer counts (Cobbe et al. 2021, arXiv:2110.14168). ``None`` and blank golds offer
+    nothing.
+    """
+    if gold is None:
+        return []
+    if isinstance(gold, list | tuple):
+        return [text for alternative in gold for text in gold_answers(alternative)]
+    text = str(gold).rpartition("####")[2]
+    return [text] if text.strip() else []
+
+
+def canonical_answer(text: str) -> str:
+    """The normal form in which answers are compared; equal forms are equal answers, and nothing else is.
+
+    Greek signs and ∞ become TeX; ``\\frac{a}{b}`` becomes ``(a)/(b)``; ``\\left``, ``\\right``, ``$``,
+    ``\\,`` and white space go; parentheses around one token, number or square root and braces around the
+    whole go; a decimal number loses thousands commas, needless zeros and the sign of zero (``+1,050.00`` and
+    ``1050`` are equal).
+    """
+    text = text.strip()
+    if len(text) > MAX_ANSWER_CHARS:
+        return text
+    text = _LAYOUT.sub("", text.translate(_SIGNS))
+    replaced = 1
+    while replaced:  # innermost first, once per level of nesting
+        text, replaced = _FRACTION.subn(r"(\1)/(\2)", text)
+    if sole := _SOLE_BRACES.fullmatch(text):
+        text = sole[1]
+    text = _TOKEN_PARENTHESES.sub(r"\1", text)
+    text = _NUMBER_PARENTHESES.sub(r"\1", text)
+    return _canonical_number(text)
+
+
+def _canonical_number(text: str) -> str:
+    match = _NUMBER.fullmatch(text)
+    if match is None or not (match[2] or match[3]):
+        return text
+    sign, whole, fraction = match[1], match[2].replace(",", "").lstrip("0"), (match[3] or "").rstrip("0")
+    digits = (whole or "0") + ("." + fraction if fraction else "")
+    return "-" + digits if sign == "-" and digits != "0" else digits
+
+
+def _score(text: str, gold: Any) -> float | None:
+    golds = gold_answers(gold)
+    if not golds:
+        return None
+    body = answer_body(text)
+    if body is None:
+        return 0.0
+    return float(canonical_answer(body) in {canonical_answer(g) for g in golds})
+
+
+def _text(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    return completion if isinstance(completion, str) else str(completion[0]["content"])

@@ -1,0 +1,163 @@
+"""Sampling in this process: one prefill per group, finished rows dropped, log-probs kept.
+
+Each row owns a stream of uniform draws, one per token, made from the row's key; a token is the point where the
+cumulative distribution passes its draw. Left out: beam search, penalties, guided decoding (a vLLM sampler's business).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from maxent_grpo.errors import RunError
+from maxent_grpo.models.loading import stop_token_ids
+from maxent_grpo.models.logps import left_padded, read_prompts
+from maxent_grpo.randomness import KeyPart, uniforms
+from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.types import Prompt, Rollout
+
+
+@dataclass
+class LocalSampler:
+    """Samples with the model object that it is given: after an optimiser step it samples from the new weights."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        key: tuple[KeyPart, ...],
+        policy_version: int,
+    ) -> list[Rollout]:
+        """See `Sampler.sample`. Raises `RunError` where the policy gives non-finite probabilities."""
+        was_training = self.model.training
+        self.model.eval()
+        rows = [(*key, p.epoch, p.index, g) for p in prompts for g in range(settings.num_generations)]
+        draws = torch.from_numpy(uniforms(rows, settings.max_completion_length)).to(self.model.device)
+        tokens, logps, lengths, stopped = self._decode(prompts, settings, draws)
+        self.model.train(was_training)
+        return self._rollouts(prompts, settings, policy_version, tokens, logps, lengths, stopped)
+
+    def _decode(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens [B, T], their log-probs [B, T], lengths [B], and whether each row ended by itself [B]."""
+        device, group = self.model.device, settings.num_generations
+        ids, mask = left_padded([p.token_ids for p in prompts], self.tokenizer.pad_token_id)
+        ids, mask = ids.to(device), mask.to(device)
+        rows, prompt_width, width = draws.shape[0], ids.shape[1], settings.max_completion_length
+        stop_ids = torch.tensor(stop_token_ids(self.model, self.tokenizer), device=device)
+
+        tokens = torch.full((rows, width), self.tokenizer.pad_token_id, device=device)
+        logps = torch.zeros(rows, width, device=device)
+        lengths = torch.full((rows,), width, device=device)
+        stopped = torch.zeros(rows, dtype=torch.bool, device=device)
+
+        logits, cache = read_prompts(self.model, ids, mask)
+        logits = logits.repeat_interleave(group, dim=0)
+        cache.batch_repeat_interleave(group)
+        seen = torch.ones(rows, prompt_width + width, dtype=torch.long, device=device)
+        seen[:, :prompt_width] = mask.repeat_interleave(group, dim=0)
+        prompt_lengths = mask.sum(dim=1).repeat_interleave(group)
+        live = torch.arange(rows, device=device)  # the rows still being written; the cache holds only these
+
+        for t in range(width):
+            chosen, chosen_logps = draw_tokens(logits.float(), draws[live, t], settings)
+            tokens[live, t], logps[live, t] = chosen, chosen_logps
+            done = torch.isin(chosen, stop_ids)
+            if settings.stop:
+                done |= self._ends_with_stop(tokens[live, : t + 1], settings.stop)
+            lengths[live[done]], stopped[live[done]] = t + 1, True
+            if t + 1 == width or bool(done.all()):
+                break
+            if bool(done.any()):
+                keep = (~done).nonzero().squeeze(1)
+                live, chosen = live[keep], chosen[keep]
+                cache.batch_select_indices(keep)
+            logits = self.model(
+                input_ids=chosen.unsqueeze(1),
+                attention_mask=seen[live, : prompt_width + t + 1],
+                position_ids=(prompt_lengths[live] + t).unsqueeze(1),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+        return tokens, logps, lengths, stopped
+
+    def _ends_with_stop(self, tokens: Tensor, stop: tuple[str, ...]) -> Tensor:
+        """Which rows' text now contains a stop string. Only a tail as long as the longest string is decoded."""
+        window = max(len(s.encode()) for s in stop) + 1
+        texts = self.tokenizer.batch_decode(tokens[:, -window:], skip_special_tokens=False)
+        return torch.tensor([any(s in text for s in stop) for text in texts], device=tokens.device)
+
+    def _rollouts(
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        policy_version: int,
+        tokens: Tensor,
+        logps: Tensor,
+        lengths: Tensor,
+        stopped: Tensor,
+    ) -> list[Rollout]:
+        group = settings.num_generations
+        finite = torch.isfinite(logps).all(dim=1).tolist()
+        if not all(finite):
+            prompt = prompts[finite.index(False) // group]
+            raise RunError(
+                f"the policy (version {policy_version}) gives non-finite probabilities on prompt {prompt.index}: "
+                "its weights are damaged; resume from an earlier checkpoint with a lower learning_rate"
+            )
+        ids: list[list[int]] = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        row_logps = [tuple(row[:n]) for row, n in zip(logps.tolist(), lengths.tolist(), strict=True)]
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        reasons: list[Literal["stop", "length"]] = ["stop" if s else "length" for s in stopped.tolist()]
+        return [
+            Rollout(
+                prompt=prompt,
+                token_ids=tuple(map(tuple, ids[p * group : (p + 1) * group])),
+                logps=tuple(row_logps[p * group : (p + 1) * group]),
+                texts=tuple(texts[p * group : (p + 1) * group]),
+                finish_reasons=tuple(reasons[p * group : (p + 1) * group]),
+                policy_version=policy_version,
+            )
+            for p, prompt in enumerate(prompts)
+        ]
+
+
+def draw_tokens(logits: Tensor, draws: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
+    """One token per row of ``logits`` [N, V] from the uniforms ``draws`` [N], and its log-prob.
+
+    Sampling follows the truncated distribution; the log-prob is that of the whole one at the sampling temperature,
+    which is what the learner computes and importance ratios compare.
+    """
+    logps = (logits / settings.temperature).log_softmax(dim=-1)
+    cumulative = truncate(logps, settings).double().exp().cumsum(dim=-1)
+    total = cumulative[:, -1]
+    target = torch.minimum(draws * total, torch.nextafter(total, torch.zeros_like(total)))
+    chosen = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1)
+    chosen = chosen.clamp(
+        max=logits.shape[-1] - 1
+    )  # reached by non-finite logits only: reported after decoding
+    return chosen, logps.gather(1, chosen.unsqueeze(1)).squeeze(1)
+
+
+def truncate(logps: Tensor, settings: SamplingSettings) -> Tensor:
+    """Log-probs [N, V] with −inf at the tokens that top-k, top-p and min-p exclude (not renormalised)."""
+    if settings.top_k > 0:
+        floor = logps.topk(min(settings.top_k, logps.shape[-1]), dim=-1).values[:, -1:]
+        logps = logps.masked_fill(logps < floor, -torch.inf)
+    if settings.top_p < 1.0:
+        ordered, order = logps.softmax(dim=-1).sort(dim=-1, descending=True)
+        # A token stays while the mass before it is short of top_p: the likeliest one always does.
+        excluded = ordered.cumsum(dim=-1) - ordered >= settings.top_p
+        logps = logps.masked_fill(torch.zeros_like(excluded).scatter(1, order, excluded), -torch.inf)
+    if settings.min_p:
+        floor = logps.max(dim=-1, keepdim=True).values + torch.tensor(settings.min_p).log()
+        logps = logps.masked_fill(logps < floor, -torch.inf)
+    return logps

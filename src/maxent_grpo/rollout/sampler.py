@@ -1,0 +1,39 @@
+"""What every sampler promises."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from maxent_grpo.randomness import KeyPart
+from maxent_grpo.types import Prompt, Rollout
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How completions are drawn. Truncation order: top-k, then top-p, then min-p, as Transformers and vLLM do."""
+
+    num_generations: int  # G
+    max_completion_length: int  # tokens
+    temperature: float = 1.0  # > 0
+    top_p: float = 1.0  # in (0, 1]; 1 keeps every token
+    top_k: int = 0  # 0 keeps every token
+    min_p: float | None = None  # keep tokens with at least this fraction of the likeliest token's probability
+    stop: tuple[str, ...] = ()  # a completion ends with the first of these that it contains, which it keeps
+
+
+class Sampler(Protocol):
+    """Draws a group of completions for each prompt."""
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        key: tuple[KeyPart, ...],
+        policy_version: int,
+    ) -> list[Rollout]:
+        """One rollout of ``settings.num_generations`` completions per prompt, in order.
+
+        A completion depends on (``key``, the prompt's epoch and index, its number in the group) and on the policy,
+        and on nothing else: not on the other prompts, their order, or the machine that it runs on.
+        """
+        ...

@@ -1,0 +1,124 @@
+"""The tasks by name: rows for a data loader, grading for an evaluation, a reward function for a trainer."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.tasks.arithmetic import Arithmetic
+from maxent_grpo.tasks.countdown import Countdown
+from maxent_grpo.tasks.graph_coloring import GraphColoring
+from maxent_grpo.tasks.task import CONTROL, EVAL, TRAIN, Task, Verdict
+
+TASKS: dict[str, Task] = {task.name: task for task in (Countdown(), GraphColoring(), Arithmetic())}
+
+SPLITS = {TRAIN: TRAIN, EVAL: EVAL, "test": EVAL, "validation": EVAL, CONTROL: CONTROL}
+"""Names of splits that a request may use → the split."""
+
+Completion = str | Sequence[Mapping[str, Any]]
+"""A completion as text, or as the chat messages that TRL hands to rewards for conversational prompts."""
+
+
+def load_rows(name: str, split: str, config: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a task's split: ``problem``, ``answer``, ``modes`` (list), ``task`` and ``facts`` (a JSON string).
+
+    Args:
+        name: a key of `TASKS`.
+        split: ``train``, ``eval`` (also ``test``, ``validation``) or ``control``.
+        config: comma-separated ``key=value``: ``seed`` (default 0), ``train_size``, ``eval_size``, ``control_size``
+            and the task's own options, such as ``numbers=4,train_size=192,eval_size=96,seed=0``. A size that is not
+            given is the task's default, or all that there are where the task has fewer.
+
+    Raises:
+        UsageError: an unknown task, split or key, a value that the key cannot take, or more problems than exist.
+    """
+    task = _task(name)
+    if split not in SPLITS:
+        raise UsageError(f"task {name!r} has no split {split!r}: use one of {', '.join(SPLITS)}")
+    split = SPLITS[split]
+    settings = _settings(task, config or "")
+    seed = settings.pop("seed", 0)
+    sizes = {part: settings.pop(f"{part}_size", None) for part in task.default_sizes}
+    size = sizes[split]
+    problems = task.problems(split, task.default_sizes[split] if size is None else size, seed, **settings)
+    if size is not None and len(problems) < size:
+        others = [f"{key}={value}" for key, values in task.choices.items() for value in values]
+        raise UsageError(
+            f"{split}_size={size}: task {name!r} has only {len(problems)} {split} problems with these options; "
+            f"ask for at most {len(problems)}"
+            + (f" or change an option ({', '.join(others)})" if others else "")
+        )
+    return [
+        {
+            "problem": problem.question,
+            "answer": problem.answer,
+            "modes": list(problem.modes),
+            "task": name,
+            "facts": json.dumps(problem.facts),
+        }
+        for problem in problems
+    ]
+
+
+def grade_response(task_name: str, response: str, facts_json: str) -> Verdict:
+    """Verify one completion against the ``facts`` column of its row. Raises `UsageError` for an unknown task."""
+    return _task(task_name).grade(response, json.loads(facts_json))
+
+
+def task_reward(
+    completions: Sequence[Completion], task: Sequence[str], facts: Sequence[str], **columns: Any
+) -> list[float]:
+    """1 for a right answer, else 0: a reward function in TRL's signature, over the rows of `load_rows`."""
+    return [
+        float(grade_response(name, _text(completion), fact).correct)
+        for completion, name, fact in zip(completions, task, facts, strict=True)
+    ]
+
+
+def _text(completion: Completion) -> str:
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])
+
+
+def _task(name: str) -> Task:
+    if name not in TASKS:
+        raise UsageError(f"no task {name!r}{_suggestion(name, TASKS)}: the tasks are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _settings(task: Task, config: str) -> dict[str, Any]:
+    """The keys and values of ``config``, checked against what ``task`` takes."""
+    keys = ["seed", *(f"{part}_size" for part in task.default_sizes), *task.choices]
+    settings: dict[str, Any] = {}
+    for entry in filter(None, (part.strip() for part in config.split(","))):
+        key, equals, value = (part.strip() for part in entry.partition("="))
+        where = f"config of task {task.name!r}: {entry!r}"
+        if not equals:
+            raise UsageError(f"{where} is not key=value: the keys are {', '.join(keys)}")
+        if key not in keys:
+            raise UsageError(f"{where}: unknown key{_suggestion(key, keys)}: the keys are {', '.join(keys)}")
+        if key in settings:
+            raise UsageError(f"{where}: {key} is given twice: keep one")
+        settings[key] = (
+            _choice(task, key, value, where) if key in task.choices else _integer(key, value, where)
+        )
+    return settings
+
+
+def _choice(task: Task, key: str, value: str, where: str) -> Any:
+    values = {str(choice): choice for choice in task.choices[key]}
+    if value not in values:
+        raise UsageError(f"{where}: {key} is one of {', '.join(values)}")
+    return values[value]
+
+
+def _integer(key: str, value: str, where: str) -> int:
+    smallest = 0 if key == "seed" else 1
+    if not (value.isascii() and value.isdigit() and len(value) <= 18 and int(value) >= smallest):
+        raise UsageError(f"{where}: {key} is a whole number of at least {smallest}")
+    return int(value)

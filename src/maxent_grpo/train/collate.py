@@ -1,0 +1,32 @@
+"""Scored groups as tensors."""
+
+from collections.abc import Sequence
+
+import torch
+
+from maxent_grpo.models.logps import left_padded
+from maxent_grpo.types import Batch, Group
+
+
+def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool) -> Batch:
+    """The groups' sampled token ids as a `Batch` on the CPU: never decoded and tokenised again.
+
+    ``on_policy`` says that the sampling weights are the learner's: the forward's own log-probs are then the old ones.
+    Otherwise the behaviour log-probs are. All groups have the same size.
+    """
+    prompt_ids, prompt_mask = left_padded([g.rollout.prompt.token_ids for g in groups], pad_id)
+    rows = [ids for g in groups for ids in g.rollout.token_ids]
+    width = max(len(ids) for ids in rows)
+    ids = torch.tensor([list(r) + [pad_id] * (width - len(r)) for r in rows], dtype=torch.long)
+    mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
+    row_logps = [logps for g in groups for logps in g.rollout.logps]
+    behaviour = torch.tensor([list(r) + [0.0] * (width - len(r)) for r in row_logps], dtype=torch.float32)
+    return Batch(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=ids,
+        completion_mask=mask,
+        behaviour_logps=behaviour,
+        utilities=torch.tensor([g.utilities for g in groups], dtype=torch.float32),
+        old_logps=None if on_policy else behaviour,
+    )

@@ -1,0 +1,90 @@
+"""The inline driver: sample, score, step, in one process, one after the other (staleness 0)."""
+
+import random
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from maxent_grpo.errors import RunError
+from maxent_grpo.evaluate.exploration import exploration_metrics
+from maxent_grpo.randomness import integer_seed
+from maxent_grpo.train.checkpoint import save_checkpoint
+from maxent_grpo.train.journal import Journal
+from maxent_grpo.train.state import Run
+from maxent_grpo.train.step import step
+from maxent_grpo.types import Group
+
+
+def train_inline(run: Run, journal: Journal) -> None:
+    """Train from ``run.step`` to the last step, evaluating, logging and saving on the way.
+
+    Raises `RunError` after too many updates in a row were refused for a non-finite loss or gradient.
+    """
+    if run.step == 0 and run.cadence.eval_on_start:
+        evaluate(run, journal)
+    while run.step < run.cadence.total_steps:
+        started = time.perf_counter()
+        seed_libraries(run)
+        if run.updates_done == len(run.rollout) // run.plan.prompts_per_step * run.plan.num_iterations:
+            collect(run)
+        sampled = time.perf_counter()
+        groups = next_groups(run)
+        result = step(run, groups)
+        run.updates_done += 1
+        tokens = sum(len(ids) for group in groups for ids in group.rollout.token_ids)
+        run.tokens_seen += tokens
+        finished = time.perf_counter()
+        journal.step(run, groups, result, {
+            "time/sample": sampled - started,
+            "time/update": finished - sampled,
+            "time/step": finished - started,
+            "tokens/s": tokens / (finished - started),
+        })  # fmt: skip
+        if run.skipped_in_a_row >= run.cadence.max_nonfinite_steps:
+            raise RunError(
+                f"step {run.step}: {run.skipped_in_a_row} updates in a row had a non-finite loss or gradient and were "
+                "not applied; lower learning_rate, check the rewards, or resume from an earlier checkpoint"
+            )
+        last = run.step == run.cadence.total_steps
+        if run.evaluation is not None and (last or _due(run.step, run.cadence.eval_steps)):
+            evaluate(run, journal)
+        if run.cadence.save_steps and (last or _due(run.step, run.cadence.save_steps)):
+            save_checkpoint(run)
+
+
+def collect(run: Run) -> None:
+    """Sample and score a new rollout with the current weights. Its statistics go to the next step's record."""
+    prompts = run.stream.take(run.plan.prompts_per_rollout)
+    rollouts = run.sampler.sample(
+        prompts, run.sampling, (run.seed, "completion", run.step), policy_version=run.step
+    )
+    run.rollout, metrics = run.scorer.score(rollouts, run.step + 1)
+    run.updates_done = 0
+    run.meter.add(metrics | exploration_metrics(run.rollout))
+
+
+def next_groups(run: Run) -> Sequence[Group]:
+    """The groups of the next optimiser step: the rollout's parts in order, ``num_iterations`` times over."""
+    size = run.plan.prompts_per_step
+    part = run.updates_done % (len(run.rollout) // size)
+    return run.rollout[part * size : (part + 1) * size]
+
+
+def evaluate(run: Run, journal: Journal) -> None:
+    """Evaluate the current weights and record it."""
+    if run.evaluation is not None:
+        journal.evaluation(run.step, run.evaluation.run(run.sampler, run.seed, run.step))
+
+
+def seed_libraries(run: Run) -> None:
+    """Seed what draws outside our keys (dropout, user reward functions) by (run seed, step): a resumed run repeats."""
+    seed = integer_seed(run.seed, "libraries", run.step)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _due(step_done: int, every: int) -> bool:
+    return every > 0 and step_done % every == 0

@@ -1,0 +1,169 @@
+"""From a resolved configuration to a finished run: assemble the parts, train, save."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from maxent_grpo.config.loading import RunConfig, write_resolved
+from maxent_grpo.errors import UsageError
+from maxent_grpo.observe import names
+from maxent_grpo.observe.console import Progress
+from maxent_grpo.observe.trackers import Trackers
+from maxent_grpo.train.assembly import assemble, run_header, start_accelerator
+from maxent_grpo.train.checkpoint import checkpoints, find_checkpoint, load_checkpoint, save_final
+from maxent_grpo.train.drivers import train_inline
+from maxent_grpo.train.journal import Journal, RunLogs
+from maxent_grpo.train.state import Run
+
+
+@dataclass(frozen=True)
+class Given:
+    """Objects that a caller from Python brings instead of names in the configuration; None: as configured."""
+
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    reward_funcs: Sequence[Callable[..., Any] | str] | None = None
+    train_rows: Sequence[Mapping[str, Any]] | None = None
+    eval_rows: Sequence[Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a finished run left its policy, and the last value of every metric."""
+
+    output_dir: Path
+    global_step: int
+    metrics: dict[str, float]
+
+
+def train(config: RunConfig, given: Given | None = None) -> TrainResult:
+    """Train as ``config`` says and leave the policy, checkpoints and records in its ``output_dir``.
+
+    Raises `UsageError` for what can be found wrong before training and `RunError` for what fails during it.
+    """
+    refuse_what_is_missing(config)
+    output_dir, checkpoint = prepare_output_dir(config)
+    logs = RunLogs(output_dir)
+    if config.route == "trl":
+        from maxent_grpo.train.trl import train_with_trl
+
+        step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        start_records(config, logs, step)
+        steps = train_with_trl(config, given or Given(), output_dir, checkpoint)
+        return TrainResult(output_dir, steps, last_metrics(logs))
+    run = assemble(config, given or Given(), start_accelerator(config), output_dir)
+    if checkpoint is not None:
+        load_checkpoint(run, checkpoint)
+    if run.learner.accelerator.is_main_process:
+        start_records(config, logs, run.step)
+    train_and_save(run, config, logs)
+    return TrainResult(output_dir, run.step, last_metrics(logs))
+
+
+def start_records(config: RunConfig, logs: RunLogs, step: int) -> None:
+    """Write the resolved configuration, and cut the records back to ``step``; at step 0 they start with the header."""
+    write_resolved(config, logs.metrics.path.parent / names.CONFIG_FILE)
+    if step:
+        logs.cut_back(step)
+    else:
+        logs.cut_back(-1)
+        logs.metrics.append({"step": 0} | run_header(config))
+
+
+def last_metrics(logs: RunLogs) -> dict[str, float]:
+    """The last recorded value of every metric."""
+    last: dict[str, float] = {}
+    for record in logs.metrics.read(logs.metrics.path)[1:]:
+        last |= {name: value for name, value in record.items() if name != "step"}
+    return last
+
+
+def train_and_save(run: Run, config: RunConfig, logs: RunLogs) -> None:
+    """The training itself, with console and trackers around it, and the final policy."""
+    accelerator, training = run.learner.accelerator, config.training
+    trackers = Trackers(
+        accelerator,
+        list(training.report_to or ()),
+        training.run_name or run.output_dir.name,
+        run.output_dir,
+        run_header(config) | training.to_sanitized_dict(),
+        wandb_project=training.wandb_project,
+        wandb_entity=training.wandb_entity,
+        wandb_group=training.wandb_run_group,
+    )
+    shown = accelerator.is_main_process and not training.disable_tqdm
+    title = f"{run_header(config)['run/objective']} → {run.output_dir}"
+    with Progress(run.cadence.total_steps, title, shown, start_step=run.step) as progress:
+        if run.step:
+            progress.note(f"resumed after step {run.step}")
+        journal = Journal(
+            logs,
+            progress,
+            trackers,
+            logging_steps=run.cadence.logging_steps,
+            main=accelerator.is_main_process,
+        )
+        train_inline(run, journal)
+    save_final(run)
+    trackers.finish()
+
+
+def prepare_output_dir(config: RunConfig) -> tuple[Path, Path | None]:
+    """The output directory, made and writable, and the checkpoint to resume from.
+
+    Raises `UsageError` where the directory holds a run that was neither to be resumed nor to be overwritten.
+    """
+    training = config.training
+    output_dir = Path(str(training.output_dir))
+    resume = training.resume_from_checkpoint
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        probe = output_dir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"output_dir: cannot write to {output_dir} ({error.strerror}); choose another directory"
+        ) from error
+    if resume and str(resume).lower() != "false":
+        if config.route == "trl":
+            from maxent_grpo.train.trl import find_trl_checkpoint
+
+            return output_dir, find_trl_checkpoint(output_dir, str(resume))
+        return output_dir, find_checkpoint(output_dir, resume)
+    left = [*checkpoints(output_dir), *output_dir.glob("*.safetensors")]
+    if left and not training.overwrite_output_dir:
+        raise UsageError(
+            f"output_dir: {output_dir} holds a run already ({left[-1].name}); choose another directory, or set "
+            "resume_from_checkpoint=true to go on with it or overwrite_output_dir=true to start over"
+        )
+    remove_run(output_dir)
+    return output_dir, None
+
+
+def remove_run(output_dir: Path) -> None:
+    """Remove the checkpoints, final policy and controller state of an earlier run; its records are cut back later."""
+    import shutil
+
+    for checkpoint in checkpoints(output_dir):
+        shutil.rmtree(checkpoint)
+    for path in (*output_dir.glob("*.safetensors"), output_dir / "controller_state.json"):
+        path.unlink(missing_ok=True)
+
+
+def refuse_what_is_missing(config: RunConfig) -> None:
+    """Raise `UsageError` for what the configuration can say and this version cannot do yet."""
+    if config.training.use_vllm:
+        raise UsageError("use_vllm: this version samples in-process only; set use_vllm: false")
+    if config.training.info_seed_enabled:
+        raise UsageError(
+            "info_seed_enabled: this version reads and checks InfoSeed recipes (dry_run=true) but has no InfoSeed "
+            "objective to train yet; use train-maxent or train-baseline"
+        )
+    if config.model.use_peft or config.model.load_in_8bit or config.model.load_in_4bit:
+        raise UsageError(
+            "use_peft, load_in_8bit, load_in_4bit: this version trains full weights only; remove them"
+        )

@@ -1,0 +1,62 @@
+"""What a run is made of while it trains."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from maxent_grpo.config.plan import BatchPlan
+from maxent_grpo.controllers.controller import Controllers
+from maxent_grpo.data.stream import PromptStream
+from maxent_grpo.evaluate.evaluation import Evaluation
+from maxent_grpo.objectives.catalog import Objective
+from maxent_grpo.rewards.scoring import Scorer
+from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
+from maxent_grpo.train.learner import Learner
+from maxent_grpo.train.meter import Meter
+from maxent_grpo.types import Group
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When things happen besides training, in optimiser steps; 0 is never."""
+
+    total_steps: int
+    logging_steps: int
+    save_steps: int
+    save_total_limit: int | None
+    eval_steps: int
+    eval_on_start: bool
+    max_nonfinite_steps: int
+
+
+@dataclass
+class Run:
+    """The parts of a run and its position. What changes while training is in checkpoints (`train.checkpoint`)."""
+
+    seed: int
+    output_dir: Path
+    plan: BatchPlan
+    cadence: Cadence
+    objective: Objective
+    sampling: SamplingSettings
+    tokenizer: PreTrainedTokenizerBase
+    learner: Learner
+    reference: PreTrainedModel | None
+    sampler: Sampler
+    scorer: Scorer
+    stream: PromptStream
+    meter: Meter
+    evaluation: Evaluation | None
+    controllers: Controllers
+    step: int = 0  # optimiser steps done; also the policy version
+    skipped_in_a_row: int = 0  # updates refused for a non-finite loss or gradient since the last good one
+    rollout: Sequence[Group] = field(default_factory=tuple)  # the groups that the current updates draw on
+    updates_done: int = 0  # optimiser steps already made on `rollout`
+    tokens_seen: int = 0  # completion tokens trained on
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token, which `maxent_grpo.models.loading.with_pad_token` ensures."""
+        return int(self.tokenizer.pad_token_id)

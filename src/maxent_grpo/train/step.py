@@ -1,0 +1,71 @@
+"""The step: sampled and scored groups in, a better policy out. Every driver calls this function and no other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from maxent_grpo.controllers.controller import Measurement
+from maxent_grpo.train.collate import collate
+from maxent_grpo.train.learner import with_reference
+from maxent_grpo.train.state import Run
+from maxent_grpo.types import Group, Signal
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step leaves for the logs."""
+
+    metrics: dict[str, float]  # names without the ``train/`` prefix
+    signal: Signal  # advantages and weights of the step's groups, in order
+
+
+def step(run: Run, groups: Sequence[Group]) -> StepResult:
+    """One optimiser step on ``groups`` (this rank's share). Advances ``run.step``; the policy version follows it.
+
+    Signals come from whole groups and denominators from the whole optimiser batch, so the gradient depends neither
+    on the micro-batch size, nor on padding, nor on the number of ranks.
+    """
+    batch = collate(groups, pad_id=run.pad_id, on_policy=run.plan.on_policy).to(
+        run.learner.accelerator.device
+    )
+    if run.reference is not None:
+        batch = with_reference(batch, run.reference, run.learner, run.plan.micro_groups)
+    knobs = run.controllers.knobs()  # τ and β of this step
+    signal, metrics = run.objective.signal(
+        batch, knobs
+    )  # advantages and weights: whole groups, once, no gradient
+    run.meter.add(metrics)
+
+    denominators = run.learner.denominators(batch)
+    micro_batches = zip(batch.split(run.plan.micro_groups), signal.split(run.plan.micro_groups), strict=True)
+    for micro, micro_signal in micro_batches:
+        forward = run.learner.forward(micro)
+        loss, metrics = run.objective.loss(forward, micro, micro_signal, knobs, denominators)
+        run.learner.backward(loss)
+        run.meter.add(metrics)
+    update = run.learner.update(run.step)
+
+    measured = run.meter.reduced()  # over micro-batches and ranks
+    run.step += 1
+    run.skipped_in_a_row = 0 if update.applied else run.skipped_in_a_row + 1
+    if not update.applied:
+        return StepResult(measured | update.metrics | {"tau": knobs.tau, "beta": knobs.beta}, signal)
+    run.controllers, controller_metrics = run.controllers.update(
+        Measurement(
+            step=run.step,
+            kl=measured.get("kl"),
+            weight_entropy=measured.get("weight_entropy"),
+            lr_scale=run.learner.learning_rate.factor(run.step - 1),
+            weights=weights_of(run, signal) if run.controllers.needs_weights(run.step) else None,
+        )
+    )
+    return StepResult(measured | update.metrics | controller_metrics, signal)
+
+
+def weights_of(run: Run, signal: Signal) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """w(τ, β) of this step's groups on all ranks, for controllers that differentiate it; None: there are none."""
+    if signal.weights is None:
+        return None
+    everywhere = run.learner.gathered(signal)
+    return lambda tau, beta: run.objective.weights(everywhere, tau, beta)

@@ -1,0 +1,294 @@
+"""The scripts from the outside: exit codes, error lines, help, and how jobs are started."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from maxent_grpo.cli import main as scripts
+from maxent_grpo.cli.boundary import Place, exit_code_of
+from maxent_grpo.cli.logs import configure_logging
+from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.errors import RunError, UsageError
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """Replaces training by a note of what would be trained; seed 13 fails."""
+    import maxent_grpo.train.run
+
+    configs: list[RunConfig] = []
+
+    def train(config: RunConfig) -> None:
+        configs.append(config)
+        if config.training.seed == 13:
+            raise RunError("no luck")
+
+    monkeypatch.setattr(maxent_grpo.train.run, "train", train)
+    monkeypatch.setattr("maxent_grpo.cli.start.configure_logging", lambda level: None)
+    return configs
+
+
+def _process(
+    *arguments: str, cwd: Path, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "maxent_grpo.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(environ or {})},
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_teaches_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from maxent_grpo.cli.main import main; code = main(['--help']); "
+        "heavy = {'torch', 'transformers', 'trl', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules); "
+        "print('heavy:', sorted(heavy)); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert "heavy: []" in done.stdout
+    for word in (
+        "train-baseline",
+        "train-maxent",
+        "train-infoseed",
+        "report",
+        "demo",
+        "dry_run=true",
+        "--multirun",
+    ):
+        assert word in done.stdout
+    for word in (
+        "GRPO_RECIPE",
+        "MAXENT_LOG_LEVEL",
+        "exit codes",
+        "huggingface.co/docs/trl",
+        "maxent_tau (0.0)",
+    ):
+        assert word in done.stdout
+
+
+def test_help_into_a_pipe_that_closes_early(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m maxent_grpo.cli.main --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.startswith("maxent-grpo: train language models")
+    assert done.stderr == ""
+
+
+def test_help_lists_every_setting_under_a_topic() -> None:
+    from dataclasses import fields
+
+    from maxent_grpo.cli.helptext import TOPICS, help_text
+    from maxent_grpo.config.fields import ScriptFields, TrainingFields
+
+    text = help_text(width=80)
+    names = [field.name for field in (*fields(ScriptFields), *fields(TrainingFields))]
+    assert set(TOPICS.values()) <= set(names)
+    assert names[0] in TOPICS.values()
+    assert [name for name in names if f"\n  {name} (" not in text] == []
+    assert (
+        max(
+            len(line)
+            for line in text[text.index("settings of this") : text.index("More settings")].splitlines()
+        )
+        <= 80
+    )
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert scripts.main(["--version"]) == 0
+    assert re.fullmatch(r"maxent-grpo \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_dry_run_prints_settings_route_and_plan_and_writes_nothing(
+    recipe: Callable[[str], Path], tmp_path: Path
+) -> None:
+    recipe("maxent")
+    arguments = ("command=train-maxent", "maxent.recipe=maxent.yaml", "training.max_steps=7", "dry_run=true")
+    done = _process(*arguments, "training.vllm_url=http://me:hunter2@host:1/generate", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    printed: dict[str, Any] = yaml.safe_load(done.stdout)
+    assert printed["route"] == "native"
+    assert printed["route_reason"] == "maxent is a MaxEnt objective"
+    assert printed["plan"] == {
+        "processes": 1,
+        "completions_per_prompt": 4,
+        "prompts_per_step": 4,
+        "completions_per_step": 16,
+        "prompts_per_rollout": 4,
+        "groups_per_micro_batch": 2,
+        "updates_per_rollout": 1,
+        "on_policy": True,
+        "total_steps": 7,
+    }
+    assert "var/data/out/metrics.jsonl" in printed["writes"]
+    assert printed["settings"]["training"]["learning_rate"] == 1e-6
+    assert "hunter2" not in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["maxent.yaml"]
+
+
+def test_dry_run_of_trls_route(recipe: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe("baseline")
+    arguments = ["baseline.recipe=baseline.yaml", "dry_run=true", "training.hub_token=hf_secret"]
+    assert scripts.baseline(arguments) == 0
+    text = capsys.readouterr().out
+    printed = yaml.safe_load(text)
+    assert printed["route"] == "trl"
+    assert "force_custom_loop" in printed["route_reason"]
+    assert printed["plan"]["completions_per_step"] == 16
+    assert "hf_secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "maxent-grpo: no command: add command="),
+        (["command=nope"], "maxent-grpo: Unsupported command: nope"),
+        (
+            ["command=train-maxent", "maxent.recipe=absent.yaml"],
+            "maxent-grpo: train-maxent | absent.yaml: there is no",
+        ),
+        (["command=train-maxent", "training.x={"], "maxent-grpo: training.x={: "),
+        (["--learning_rate", "1e-6"], "maxent-grpo: unknown flag --learning_rate"),
+        (["command=report", "run=absent"], "maxent-grpo: report: run=absent: no such directory"),
+        (
+            ["command=train-maxent", "maxent.recipe=maxent.yaml", "training.lerning_rate=1"],
+            "maxent-grpo: train-maxent | maxent.yaml: override: unknown key training.lerning_rate; "
+            "did you mean learning_rate?",
+        ),
+        (
+            ["command=train-maxent", "maxent.recipe=maxent.yaml", "training.info_seed_enabled=true"],
+            "maxent-grpo: train-maxent | maxent.yaml: InfoSeed is not supported for this command",
+        ),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_code_2(
+    arguments: list[str], line: str, recipe: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe("maxent")
+    assert scripts.main(arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+def test_a_real_process_ends_with_the_code_and_the_line(tmp_path: Path) -> None:
+    done = _process("command=train-maxent", "training.x=${nowhere}", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "maxent-grpo: Interpolation key 'nowhere' not found\n"
+
+
+def test_tracebacks_only_on_demand(tmp_path: Path) -> None:
+    for variable in ("MAXENT_LOG_LEVEL", "MAXENT_GRPO_LOGLEVEL"):
+        done = _process("command=nope", cwd=tmp_path, environ={variable: "debug"})
+        assert done.returncode == 2
+        assert "Traceback (most recent call last)" in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("maxent-grpo: Unsupported command")
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAXENT_LOG_LEVEL", raising=False)
+    monkeypatch.delenv("MAXENT_GRPO_LOGLEVEL", raising=False)
+
+    def raising(error: Exception) -> Callable[[], None]:
+        def body() -> None:
+            raise error
+
+        return body
+
+    place = Place("train-maxent", "r.yaml")
+    assert exit_code_of(lambda: None, place) == 0
+    assert exit_code_of(raising(UsageError("bad key")), place) == 2
+    assert exit_code_of(raising(RunError("it broke")), place) == 1
+    assert exit_code_of(raising(ZeroDivisionError("by\nzero")), place) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "maxent-grpo: train-maxent | r.yaml: bad key",
+        "maxent-grpo: train-maxent | r.yaml: it broke",
+        "maxent-grpo: train-maxent | r.yaml: internal error: ZeroDivisionError: by zero "
+        "(set MAXENT_LOG_LEVEL=DEBUG for the traceback)",
+    ]
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scripts, "_compose_and_start", interrupted)
+    assert scripts.maxent([]) == 130
+    assert capsys.readouterr().err == "maxent-grpo: train-maxent: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "command"),
+    [
+        (scripts.maxent, ["maxent.recipe=maxent.yaml"], "train-maxent"),
+        (scripts.baseline, ["baseline.recipe=baseline.yaml"], "train-baseline"),
+        (scripts.baseline, ["command=train-maxent", "maxent.recipe=maxent.yaml"], "train-maxent"),
+        (scripts.main, ["command=train-baseline", "baseline.recipe=baseline.yaml"], "train-baseline"),
+    ],
+)
+def test_a_script_trains_its_command_unless_one_is_named(
+    script: Callable[[list[str]], int],
+    arguments: list[str],
+    command: str,
+    recipe: Callable[[str], Path],
+    trained: list[RunConfig],
+    tmp_path: Path,
+) -> None:
+    recipe("maxent")
+    recipe("baseline")
+    assert script(arguments) == 0
+    assert [config.command for config in trained] == [command]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["baseline.yaml", "maxent.yaml"]
+
+
+def test_a_failing_job_is_named_and_the_sweep_goes_on(
+    recipe: Callable[[str], Path], trained: list[RunConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe("maxent")
+    assert scripts.maxent(["maxent.recipe=maxent.yaml", "--multirun", "seed=13,14"]) == 1
+    assert [config.training.output_dir for config in trained] == [
+        "var/data/out/seed=13",
+        "var/data/out/seed=14",
+    ]
+    out, err = capfd.readouterr()
+    assert out.splitlines() == ["maxent-grpo: job seed=13", "maxent-grpo: job seed=14"]
+    assert "maxent-grpo: train-maxent | maxent.yaml: no luck\n" in err
+    assert err.splitlines()[-1] == "maxent-grpo: train-maxent: 1 job(s) of the sweep failed: seed=13"
+
+
+def test_demo_gets_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import maxent_grpo.cli.demo
+
+    options: list[Mapping[str, Any]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(maxent_grpo.cli.demo, "run_demo", options.append)
+    assert scripts.main(["command=demo", "demo.steps=100", "demo.output_dir=var/demo", "demo.seed=0"]) == 0
+    assert options == [{"steps": 100, "output_dir": "var/demo", "seed": 0}]
+
+
+def test_logging_is_plain_and_other_libraries_are_quiet() -> None:
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+    try:
+        configure_logging("debug")
+        assert root.level == logging.DEBUG
+        assert logging.getLogger("transformers").level == logging.WARNING
+        configure_logging("passive")
+        assert root.level == logging.WARNING
+    finally:
+        root.setLevel(before[0])
+        root.handlers = before[1]

@@ -1,0 +1,255 @@
+"""A setting's way from recipe and overrides to the typed configuration, and back to a file."""
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from config_cases import BASE, COMMANDS, GRPO, MAXENT, Recipe, Resolve, failure
+
+from maxent_grpo.config.loading import resolve, resolved, write_resolved
+from maxent_grpo.errors import UsageError
+
+# Routing, precedence, aliases
+
+
+def test_a_flat_recipe_is_routed_by_name(resolved_recipe: Resolve) -> None:
+    config = resolved_recipe("train-maxent", MAXENT | {"dtype": "bfloat16", "reward_funcs": ["task_reward"]})
+    assert (config.script.dataset_name, config.script.reward_funcs) == (
+        "task:graph_coloring",
+        ["task_reward"],
+    )
+    assert (config.training.maxent_tau, config.training.output_dir) == (0.01, "out")
+    assert (config.model.model_name_or_path, config.model.dtype) == ("bundled:tiny-policy", "bfloat16")
+
+
+def test_a_sectioned_recipe_says_the_same(recipe: Recipe) -> None:
+    tree = {
+        "script": {"dataset_name": "a"},
+        "training": {"output_dir": "out", "learning_rate": "2e-6", "use_cpu": True},
+        "model": {"model_name_or_path": "m"},
+    }
+    config = resolve("train-baseline", recipe(tree), None, {})
+    assert (config.script.dataset_name, config.training.learning_rate, config.model.model_name_or_path) == (
+        "a",
+        2e-6,
+        "m",
+    )
+
+
+def test_overrides_win_over_the_recipe_and_null_overrides_do_not(recipe: Recipe) -> None:
+    path = recipe(GRPO | {"learning_rate": 1e-5, "seed": 1})
+    overrides = {
+        "training": {"learning_rate": "3e-6", "seed": None},
+        "script": None,
+        "flat": {"temperature": 0.7},
+    }
+    config = resolve("train-baseline", path, overrides, {})
+    assert (config.training.learning_rate, config.training.seed, config.training.temperature) == (
+        3e-6,
+        1,
+        0.7,
+    )
+
+
+def test_nested_mappings_are_merged(recipe: Recipe) -> None:
+    path = recipe(
+        GRPO | {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2, "lr_end": 0.1}}
+    )
+    config = resolve("train-baseline", path, {"training": {"lr_scheduler_kwargs": {"power": 3}}}, {})
+    assert config.training.lr_scheduler_kwargs == {"power": 3, "lr_end": 0.1}
+
+
+def test_no_recipe_is_needed() -> None:
+    overrides = {
+        "script": {"dataset_name": "a"},
+        "training": {"output_dir": "out"},
+        "model": {"model_name_or_path": "m"},
+    }
+    config = resolve("train-baseline", None, overrides, {})
+    assert (config.recipe_path, config.route) == (None, "trl")
+
+
+@pytest.mark.parametrize("alias", ["init_kl_coeff", "init_kl_coef", "kl_penalty_beta"])
+def test_a_kl_alias_sets_beta_only_where_beta_is_unset(alias: str, resolved_recipe: Resolve) -> None:
+    without_beta = {key: value for key, value in GRPO.items() if key != "beta"}
+    assert resolved_recipe("train-baseline", without_beta | {alias: 0.3}).training.beta == 0.3
+    assert resolved_recipe("train-baseline", GRPO | {"beta": 0.1, alias: 0.3}).training.beta == 0.1
+    assert resolved_recipe("train-baseline", GRPO | {"beta": 0.1}, **{alias: 0.3}).training.beta == 0.3
+
+
+def test_older_names_are_understood(resolved_recipe: Resolve) -> None:
+    settings = GRPO | {
+        "evaluation_strategy": "steps",
+        "eval_steps": 5,
+        "torch_dtype": "bfloat16",
+        "warmup_ratio": 0.1,
+    }
+    config = resolved_recipe("train-baseline", settings)
+    assert (config.training.eval_strategy, config.model.dtype, config.training.warmup_steps) == (
+        "steps",
+        "bfloat16",
+        0.1,
+    )
+
+
+def test_an_older_name_that_contradicts_the_present_one_is_refused(recipe: Recipe) -> None:
+    path = recipe(GRPO | {"evaluation_strategy": "steps", "eval_strategy": "no"})
+    assert "evaluation_strategy and eval_strategy are the same setting with different values" in failure(
+        "train-baseline", path
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "base", "host", "port", "full"),
+    [
+        ("http://gpu1:9000/generate", "http://gpu1:9000", "gpu1", 9000, "http://gpu1:9000/generate"),
+        ("gpu1:9000", "http://gpu1:9000", "gpu1", 9000, "http://gpu1:9000/generate"),
+        ("https://gpu1/v2/generate", "https://gpu1", "gpu1", 443, "https://gpu1/v2/generate"),
+    ],
+)
+def test_the_vllm_url_gives_the_server_address(
+    url: str, base: str, host: str, port: int, full: str, resolved_recipe: Resolve
+) -> None:
+    settings = GRPO | {"use_vllm": True, "vllm_mode": "server", "vllm_url": url}
+    training = resolved_recipe("train-baseline", settings).training
+    assert (training.vllm_server_base_url, training.vllm_server_host, training.vllm_server_port) == (
+        base,
+        host,
+        port,
+    )
+    assert training.vllm_url == full
+    explicit = resolved_recipe("train-baseline", settings | {"vllm_server_port": 1234}).training
+    assert (explicit.vllm_server_host, explicit.vllm_server_port) == (host, 1234)
+
+
+def test_the_environment_sets_the_log_level_over_everything(resolved_recipe: Resolve) -> None:
+    settings = GRPO | {"log_level": "error"}
+    assert (
+        resolved_recipe("train-baseline", settings, {"MAXENT_GRPO_LOGLEVEL": "DEBUG"}).training.log_level
+        == "debug"
+    )
+    both = {"MAXENT_LOG_LEVEL": "info", "MAXENT_GRPO_LOGLEVEL": "debug"}
+    assert resolved_recipe("train-baseline", settings, both, log_level="warning").training.log_level == "info"
+    with pytest.raises(UsageError, match=r"^MAXENT_LOG_LEVEL: 'LOUD' is not one of "):
+        resolved_recipe("train-baseline", settings, {"MAXENT_LOG_LEVEL": "LOUD"})
+
+
+def test_the_environment_names_a_recipe_and_learns_which_was_used(recipe: Recipe) -> None:
+    path = recipe(GRPO)
+    environ = {"GRPO_RECIPE": str(path)}
+    config = resolve("train-baseline", None, None, environ)
+    assert config.recipe_path == path.resolve()
+    assert environ["GRPO_RECIPE_USED"] == str(path.resolve())
+
+
+def test_prompts_are_clipped_at_what_the_environment_says(resolved_recipe: Resolve) -> None:
+    assert resolved_recipe("train-baseline", GRPO).max_prompt_chars == 2048
+    assert resolved_recipe("train-baseline", GRPO, {"MAX_PROMPT_CHARS": "99"}).max_prompt_chars == 99
+    with pytest.raises(UsageError, match="MAX_PROMPT_CHARS: '0' is not a positive integer"):
+        resolved_recipe("train-baseline", GRPO, {"MAX_PROMPT_CHARS": "0"})
+
+
+def test_reward_weights_may_be_given_in_either_section_but_not_in_both(recipe: Recipe) -> None:
+    path = recipe(GRPO)
+    for section in ("script", "training"):
+        config = resolve("train-baseline", path, {section: {"reward_weights": [2]}}, {})
+        assert (config.training.reward_weights, config.script.reward_weights) == ([2.0], [])
+    weighted = recipe(GRPO | {"reward_weights": [1]})
+    assert resolve(
+        "train-baseline", weighted, {"training": {"reward_weights": [3]}}, {}
+    ).training.reward_weights == [3.0]
+    path = recipe(GRPO)
+    both = {section: {"reward_weights": [2]} for section in ("script", "training")}
+    assert failure("train-baseline", path, both).endswith(
+        "reward_weights is both a script and a training setting; keep one"
+    )
+    assert failure("train-baseline", path, {"script": {"reward_weights": [1, 2]}}).endswith(
+        "reward_weights: 2 weights for 1 reward functions; give one each"
+    )
+
+
+# Who trains
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "route"),
+    [
+        ("train-baseline", {"force_custom_loop": False}, "trl"),
+        ("train-baseline", {}, "native"),
+        (
+            "train-baseline",
+            {
+                "force_custom_loop": False,
+                "controller_meta_enabled": True,
+                "controller_meta_lr": 0.1,
+                "kl_target": 0.1,
+            },
+            "native",
+        ),
+        ("train-maxent", {}, "native"),
+        ("train-infoseed", {"force_custom_loop": False}, "native"),
+    ],
+)
+def test_routes(command: str, settings: dict[str, Any], route: str, resolved_recipe: Resolve) -> None:
+    assert resolved_recipe(command, COMMANDS[command] | settings).route == route
+
+
+def test_the_maxent_command_trains_grpo_where_told_to(resolved_recipe: Resolve) -> None:
+    settings = BASE | {"train_grpo_objective": True, "beta": 0.1}
+    assert resolved_recipe("train-maxent", settings, use_cpu=True).route == "trl"
+    assert (
+        resolved_recipe("train-maxent", settings | {"force_custom_loop": True}, use_cpu=True).route
+        == "native"
+    )
+
+
+# Written back
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+@pytest.mark.parametrize("native", [True, False])
+def test_a_resolved_configuration_resolves_to_itself(
+    command: str, native: bool, resolved_recipe: Resolve, tmp_path: Path
+) -> None:
+    settings = COMMANDS[command] | {"force_custom_loop": native, "eval_strategy": "steps", "eval_steps": 5}
+    settings |= {"reward_weights": [2.0], "system_prompt": "Be brief.\nBe right."}
+    config = resolved_recipe(command, settings)
+    path = tmp_path / "resolved_config.yaml"
+    write_resolved(config, path)
+    again = resolve(command, path, None, {})
+    assert resolved(again) == resolved(config)
+    assert again.route == config.route
+    assert again.training.to_dict() == config.training.to_dict()
+    assert (again.script, again.model) == (config.script, config.model)
+
+
+def test_a_resolved_configuration_holds_every_setting_and_belongs_to_its_command(
+    resolved_recipe: Resolve, tmp_path: Path
+) -> None:
+    config = resolved_recipe("train-maxent", MAXENT)
+    tree = resolved(config)
+    assert tree["training"]["maxent_loss"] == "listwise"
+    assert tree["training"]["steps_per_generation"] == 1
+    assert set(BASE) <= {*tree["script"], *tree["training"], *tree["model"]}
+    path = tmp_path / "resolved_config.yaml"
+    write_resolved(config, path)
+    assert path.read_text().splitlines()[0] == f"# Resolved from {config.recipe_path}; a recipe itself."
+    assert failure("train-baseline", path) == (
+        f"train-baseline | {path}: was resolved for train-maxent; run it with that command"
+    )
+
+
+def test_secrets_are_not_written(resolved_recipe: Resolve, tmp_path: Path) -> None:
+    settings = GRPO | {
+        "force_custom_loop": False,
+        "hub_token": "hf_secret",
+        "model_init_kwargs": {"token": "hf_secret"},
+    }
+    config = resolved_recipe("train-baseline", settings)
+    path = tmp_path / "resolved_config.yaml"
+    write_resolved(config, path)
+    assert "hf_secret" not in path.read_text()
+    assert config.training.hub_token == "hf_secret"
+    assert "average_tokens_across_devices" in path.read_text()
+    assert not path.stat().st_mode & stat.S_IXUSR

@@ -1,0 +1,81 @@
+"""Ragged batches in float64 whose padding is NaN everywhere: whatever reads it spoils the result."""
+
+import torch
+from torch import Tensor
+
+from maxent_grpo.types import Batch, Denominators, Forward, Metrics
+
+MAX_LENGTH = 11
+LENGTHS = [5, 1, 3, 7, 2, 2, 4, 6, 1, 7, 3, 5]
+
+
+def make_batch(
+    groups: int = 4,
+    group_size: int = 3,
+    utilities: Tensor | None = None,
+    seed: int = 3,
+    width: int = 7,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Batch, Forward]:
+    """A batch with reference and old log-probs, and a forward whose ``logps`` and ``entropy`` are leaves."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = groups * group_size
+    lengths = torch.tensor((LENGTHS * 10)[:rows])
+    mask = torch.arange(width) < lengths[:, None]
+
+    def ragged(values: Tensor) -> Tensor:
+        padded = torch.full((rows, width), torch.nan, dtype=torch.float64)
+        padded[:, : values.shape[1]] = values
+        return torch.where(mask, padded, torch.nan).to(dtype)
+
+    def noise(scale: float) -> Tensor:
+        return scale * torch.randn(rows, 7, generator=draw, dtype=torch.float64)
+
+    base = -3.0 * torch.rand(rows, 7, generator=draw, dtype=torch.float64) - 0.2
+    if utilities is None:
+        utilities = torch.randint(0, 3, (groups, group_size), generator=draw).to(dtype) / 2
+        utilities[0] = torch.arange(group_size)  # at least one group with spread
+        utilities[-1] = 0.1  # and one without, whose mean rounds
+    batch = Batch(
+        prompt_ids=torch.ones(groups, 2, dtype=torch.int64),
+        prompt_mask=torch.ones(groups, 2, dtype=torch.bool),
+        completion_ids=torch.zeros(rows, width, dtype=torch.int64),
+        completion_mask=mask,
+        behaviour_logps=ragged(base + noise(0.1)),
+        utilities=utilities,
+        reference_logps=ragged(base + noise(0.5)),
+        old_logps=ragged(base),
+    )
+    logps = ragged(base + noise(0.5)).requires_grad_()
+    entropy = ragged(noise(1.0).abs()).requires_grad_()
+    return batch, Forward(logps, entropy)
+
+
+def denominators(batch: Batch) -> Denominators:
+    """The counts of a batch that is the whole optimiser batch."""
+    groups, group_size = batch.utilities.shape
+    return Denominators(groups, groups * group_size, float(batch.completion_mask.sum()), MAX_LENGTH)
+
+
+def total(parts: list[Metrics]) -> dict[str, float]:
+    """Metrics of the whole from those of its parts."""
+    result = {}
+    for name in {name for part in parts for name in part}:
+        stats = [part[name] for part in parts if name in part]
+        values = torch.stack([stat.value for stat in stats])
+        match stats[0].kind:
+            case "mean":
+                result[name] = float(values.sum() / torch.stack([stat.weight for stat in stats]).sum())
+            case "sum":
+                result[name] = float(values.sum())
+            case "min":
+                result[name] = float(values.min())
+            case "max":
+                result[name] = float(values.max())
+    return result
+
+
+def gradient(loss: Tensor, leaf: Tensor) -> Tensor:
+    """d loss / d leaf; 0 where the loss does not depend on it."""
+    (grad,) = torch.autograd.grad(loss, leaf, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(leaf) if grad is None else grad

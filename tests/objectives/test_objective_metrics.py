@@ -1,0 +1,131 @@
+"""Every reported number, recomputed from its definition."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from objective_batches import denominators, make_batch, total
+
+from maxent_grpo.objectives.catalog import CATALOG, METRIC_DEFINITIONS, Objective, ObjectiveSpec
+from maxent_grpo.types import Batch, Forward, Knobs
+
+KNOBS = Knobs(tau=0.4, beta=0.2)
+
+
+def metrics_of(
+    spec: ObjectiveSpec, knobs: Knobs = KNOBS
+) -> tuple[dict[str, float], Batch, Forward, Objective]:
+    batch, forward = make_batch()
+    objective = Objective(spec)
+    signal, first = objective.signal(batch, knobs)
+    _, second = objective.loss(forward, batch, signal, knobs, denominators(batch))
+    return total([first, second]), batch, forward, objective
+
+
+def test_every_metric_is_defined_and_every_definition_is_used() -> None:
+    seen: set[str] = set()
+    for spec in CATALOG.values():
+        seen |= metrics_of(replace(spec, entropy_coef=0.1, behaviour_kl_coef=0.1))[0].keys()
+    seen |= metrics_of(replace(CATALOG["grpo"], tis_cap=1.1))[0].keys()
+    assert seen == METRIC_DEFINITIONS.keys()
+
+
+def test_utilities() -> None:
+    metrics, batch, _, _ = metrics_of(CATALOG["grpo"])
+    assert metrics["reward"] == pytest.approx(batch.utilities.mean().item(), abs=1e-12)
+    stds = batch.utilities.std(dim=1)
+    assert metrics["reward_std"] == pytest.approx(stds.mean().item(), abs=1e-12)
+    assert metrics["frac_reward_zero_std"] == pytest.approx((stds < 1e-12).double().mean().item())
+    assert metrics["frac_reward_zero_std"] > 0
+
+
+@pytest.mark.parametrize("name", ["maxent", "maxent_likelihood", "tilted"])
+def test_weights_and_targets(name: str) -> None:
+    metrics, batch, _, objective = metrics_of(CATALOG[name])
+    signal, _ = objective.signal(batch, KNOBS)
+    entropies = [-sum(w * math.log(w) for w in row) for row in signal.weights.tolist()]
+    assert metrics["weight_entropy"] == pytest.approx(sum(entropies) / 4, abs=1e-12)
+    assert metrics["weight_entropy_norm"] == pytest.approx(sum(entropies) / 4 / math.log(3), abs=1e-12)
+    assert metrics["weight_entropy_min"] == pytest.approx(min(entropies), abs=1e-12)
+    assert metrics["weight_entropy_max"] == pytest.approx(max(entropies), abs=1e-12)
+    assert metrics["effective_rollouts"] == pytest.approx(sum(map(math.exp, entropies)) / 4, abs=1e-12)
+    assert metrics["weight_norm_denom"] == pytest.approx(0.6)
+    targets = [-sum(math.exp(q) * q for q in row) for row in signal.log_q.tolist()]
+    assert metrics["q_entropy_mean"] == pytest.approx(sum(targets) / 4, abs=1e-12)
+    assert metrics["q_entropy_min"] == pytest.approx(min(targets), abs=1e-12)
+    assert metrics["q_entropy_max"] == pytest.approx(max(targets), abs=1e-12)
+
+
+def test_norm_denominator_follows_the_form_of_the_weights() -> None:
+    spec = replace(CATALOG["maxent"], weight_denominator="tau")
+    assert metrics_of(spec)[0]["weight_norm_denom"] == pytest.approx(0.4)
+
+
+def test_the_loss_is_the_sum_of_its_parts() -> None:
+    spec = replace(CATALOG["dapo"], entropy_coef=0.1, behaviour_kl_coef=0.3)
+    metrics, batch, forward, objective = metrics_of(spec)
+    signal, _ = objective.signal(batch, KNOBS)
+    loss, _ = objective.loss(forward, batch, signal, KNOBS, denominators(batch))
+    parts = ("loss/policy", "loss/weighted_kl", "loss/behaviour_kl", "loss/entropy")
+    assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-15)
+    assert metrics["loss"] == pytest.approx(sum(metrics[part] for part in parts), abs=1e-12)
+    assert metrics["loss/weighted_kl"] == pytest.approx(0.2 * metrics["loss/kl"], abs=1e-12)
+    assert metrics["loss/kl"] == pytest.approx(metrics["kl"], abs=1e-12)  # a token mean under dapo
+    assert metrics["loss/entropy"] == pytest.approx(-0.1 * metrics["entropy"], abs=1e-12)
+    assert metrics["loss/behaviour_kl"] == pytest.approx(0.3 * metrics["behaviour_kl"], abs=1e-12)
+
+
+def test_kl_is_measured_where_the_loss_has_none() -> None:
+    metrics, batch, forward, _ = metrics_of(CATALOG["maxent"])
+    r = (forward.logps - batch.reference_logps)[batch.completion_mask]
+    assert metrics["kl"] == pytest.approx(((-r).exp() - 1 + r).mean().item(), abs=1e-12)
+    assert metrics["loss/weighted_kl"] == 0
+    assert metrics["loss"] == metrics["loss/policy"]
+
+
+def test_ratios_and_clipping_per_token() -> None:
+    metrics, batch, forward, objective = metrics_of(CATALOG["grpo"])
+    mask = batch.completion_mask
+    rho = (forward.logps - batch.old_logps)[mask].exp()
+    advantages = objective.signal(batch, KNOBS)[0].advantages.flatten()[:, None].expand_as(mask)[mask]
+    low, high = (rho < 0.8) & (advantages < 0), (rho > 1.2) & (advantages > 0)
+    assert low.any()
+    assert high.any()
+    assert metrics["clip_ratio/low_mean"] == pytest.approx(low.double().mean().item())
+    assert metrics["clip_ratio/high_mean"] == pytest.approx(high.double().mean().item())
+    assert metrics["clip_ratio"] == pytest.approx((low | high).double().mean().item())
+    assert metrics["ratio/mean"] == pytest.approx(rho.mean().item(), abs=1e-12)
+    assert metrics["ratio/max"] == pytest.approx(rho.max().item(), abs=1e-12)
+
+
+def test_ratios_per_completion_count_completions() -> None:
+    metrics, batch, forward, _ = metrics_of(CATALOG["gspo"])
+    gaps = torch.where(batch.completion_mask, forward.logps - batch.old_logps, 0.0).sum(1) / batch.lengths
+    assert metrics["ratio/mean"] == pytest.approx(gaps.exp().mean().item(), abs=1e-12)
+    assert metrics["ratio/max"] == pytest.approx(gaps.exp().max().item(), abs=1e-12)
+    assert (metrics["clip_ratio"] * 12) == pytest.approx(round(metrics["clip_ratio"] * 12))
+
+
+def test_largest_ratio_ignores_the_ones_at_padding() -> None:
+    batch, forward = make_batch()
+    batch = replace(batch, old_logps=forward.logps.detach() + 0.5)
+    signal, _ = Objective(CATALOG["grpo"]).signal(batch, Knobs(0.4, 0.0))
+    _, metrics = Objective(CATALOG["grpo"]).loss(forward, batch, signal, Knobs(0.4, 0.0), denominators(batch))
+    assert metrics["ratio/max"].value.item() == pytest.approx(math.exp(-0.5))
+
+
+def test_corrections() -> None:
+    metrics, batch, _, _ = metrics_of(replace(CATALOG["grpo"], tis_cap=1.05))
+    factors = (batch.old_logps - batch.behaviour_logps)[batch.completion_mask].exp()
+    assert metrics["tis/mean"] == pytest.approx(factors.clamp(max=1.05).mean().item(), abs=1e-12)
+    assert metrics["tis/capped"] == pytest.approx((factors >= 1.05).double().mean().item())
+    assert 0 < metrics["tis/capped"] < 1
+
+
+def test_metrics_carry_no_gradient() -> None:
+    batch, forward = make_batch()
+    for spec in CATALOG.values():
+        signal, _ = Objective(spec).signal(batch, KNOBS)
+        _, metrics = Objective(spec).loss(forward, batch, signal, KNOBS, denominators(batch))
+        assert not any(stat.value.requires_grad for stat in metrics.values())

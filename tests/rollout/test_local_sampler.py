@@ -1,0 +1,115 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from maxent_grpo.errors import RunError
+from maxent_grpo.models.logps import completion_logps
+from maxent_grpo.rollout.local import LocalSampler, draw_tokens, truncate
+from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.train.collate import collate
+from maxent_grpo.types import Group, Prompt
+
+SETTINGS = SamplingSettings(num_generations=4, max_completion_length=12)
+KEY = (0, "completion", 3)
+
+
+@pytest.fixture
+def prompts(tokenizer):
+    texts = ["What is 12 + 34?", "a", "Tell me about seven swans a-swimming."]
+    return [Prompt(i, t, tuple(tokenizer(t)["input_ids"]), {}) for i, t in enumerate(texts)]
+
+
+@pytest.fixture
+def sampler(policy, tokenizer):
+    return LocalSampler(policy, tokenizer)
+
+
+def test_a_completion_does_not_depend_on_who_shares_the_batch(sampler, prompts):
+    together = sampler.sample(prompts, SETTINGS, KEY, 0)
+    reversed_order = sampler.sample(prompts[::-1], SETTINGS, KEY, 0)[::-1]
+    alone = [sampler.sample([prompt], SETTINGS, KEY, 0)[0] for prompt in prompts]
+    ids = [r.token_ids for r in together]
+    assert ids == [r.token_ids for r in reversed_order] == [r.token_ids for r in alone]
+
+
+def test_fewer_samples_of_a_group_are_the_first_of_more(sampler, prompts):
+    more = sampler.sample(prompts, SETTINGS, KEY, 0)
+    fewer = sampler.sample(prompts, replace(SETTINGS, num_generations=2), KEY, 0)
+    assert [r.token_ids[:2] for r in more] == [r.token_ids for r in fewer]
+
+
+@pytest.mark.parametrize("key", [(1, "completion", 3), (0, "completion", 4), (0, "evaluation", 3)])
+def test_another_seed_step_or_purpose_gives_other_completions(sampler, prompts, key):
+    assert (
+        sampler.sample(prompts, SETTINGS, KEY, 0)[0].token_ids
+        != sampler.sample(prompts, SETTINGS, key, 0)[0].token_ids
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_behaviour_logps_are_the_learners(sampler, prompts, policy, tokenizer, temperature):
+    settings = replace(SETTINGS, temperature=temperature, top_p=0.9)
+    rollouts = sampler.sample(prompts, settings, KEY, 7)
+    batch = collate(
+        [Group(r, {}, (0.0,) * 4) for r in rollouts], pad_id=tokenizer.pad_token_id, on_policy=True
+    )
+    learned = completion_logps(policy, batch, temperature=temperature).logps
+    torch.testing.assert_close(batch.behaviour_logps, learned, atol=2e-5, rtol=0)
+    assert {r.policy_version for r in rollouts} == {7}
+
+
+def test_draws_follow_the_policys_distribution():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 6)
+    draws = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000  # a perfect uniform grid
+    tokens, logps = draw_tokens(logits.expand(20_000, 6), draws, SamplingSettings(4, 8, temperature=0.8))
+    frequency = torch.bincount(tokens, minlength=6) / 20_000
+    expected = (logits[0] / 0.8).softmax(-1)
+    torch.testing.assert_close(frequency, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(logps, expected.log()[tokens])
+
+
+def test_truncation_keeps_the_tokens_that_it_names():
+    logps = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
+    kept = lambda **options: torch.isfinite(truncate(logps, SamplingSettings(4, 8, **options)))[0].tolist()  # noqa: E731
+    assert kept() == [True] * 4
+    assert kept(top_k=2) == [True, True, False, False]
+    assert kept(top_p=0.5) == [True, False, False, False]
+    assert kept(top_p=0.51) == [True, True, False, False]
+    assert kept(top_p=0.01) == [True, False, False, False]
+    assert kept(min_p=0.3) == [True, True, True, False]
+
+
+def test_completions_end_with_the_end_token_or_the_length(sampler, prompts, tokenizer):
+    for rollout in sampler.sample(prompts, replace(SETTINGS, num_generations=16), KEY, 0):
+        for ids, reason in zip(rollout.token_ids, rollout.finish_reasons, strict=True):
+            assert tokenizer.eos_token_id not in ids[:-1]
+            ended = ids[-1] == tokenizer.eos_token_id
+            assert (reason == "stop") == ended
+            assert ended or len(ids) == 12
+
+
+def test_a_stop_string_ends_the_completion_and_stays_in_it(sampler, prompts):
+    free = sampler.sample(prompts, SETTINGS, KEY, 0)[0]
+    text = next(t for t in free.texts if len(t) > 4)
+    stop = text[1:3]
+    stopped = sampler.sample(prompts, replace(SETTINGS, stop=(stop,)), KEY, 0)[0]
+    row = free.texts.index(text)
+    assert stopped.texts[row].endswith(stop)
+    assert stopped.texts[row] == text[: text.index(stop) + len(stop)]
+    assert stopped.finish_reasons[row] == "stop"
+    assert stopped.token_ids[row] == free.token_ids[row][: len(stopped.token_ids[row])]
+
+
+def test_a_damaged_policy_is_reported_with_the_prompt(sampler, prompts, policy):
+    with torch.no_grad():
+        policy.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(RunError, match="non-finite probabilities on prompt 0"):
+        sampler.sample(prompts, SETTINGS, KEY, 0)
+
+
+def test_sampling_leaves_the_model_in_training_mode(sampler, prompts, policy):
+    policy.train()
+    sampler.sample(prompts, SETTINGS, KEY, 0)
+    assert policy.training

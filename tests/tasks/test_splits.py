@@ -1,0 +1,100 @@
+"""Problems: reproducible, of the promised shape, and never in two splits."""
+
+import itertools
+
+import pytest
+
+from maxent_grpo.tasks.registry import TASKS
+from maxent_grpo.tasks.task import region
+
+SPLITS = ("train", "eval", "control", "warm_start")
+VARIANTS = [
+    ("countdown", {"numbers": 3, "modes": "flat"}),
+    ("countdown", {"numbers": 3, "modes": "tree"}),
+    ("graph_coloring", {}),
+    ("arithmetic", {}),
+    ("arithmetic", {"operations": "+-*", "largest": 9}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_no_two_splits_share_a_problem_whatever_the_seeds(name, options):
+    questions = [
+        {p.question for seed in (0, 1) for p in TASKS[name].problems(split, 150, seed, **options)} for split in SPLITS
+    ]
+    for one, other in itertools.combinations(questions, 2):
+        assert not one & other
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_problems_depend_on_the_seed_and_on_nothing_else(name, options):
+    first, again, other = (TASKS[name].problems("train", 30, seed, **options) for seed in (5, 5, 6))
+    assert first == again
+    assert first != other
+    assert len({problem.question for problem in first}) == len(first)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_a_larger_split_starts_with_the_smaller_one(name, options):
+    assert TASKS[name].problems("eval", 30, 0, **options)[:10] == TASKS[name].problems("eval", 10, 0, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_mode_can_be_spelled_and_is_graded_as_itself(name, options, split):
+    task = TASKS[name]
+    for problem in task.problems(split, 60, 1, **options):
+        assert len(set(problem.modes)) == len(problem.modes) >= 1
+        for mode in problem.modes:
+            verdict = task.grade(task.spell(mode, problem.facts), problem.facts)
+            assert verdict.correct
+            assert verdict.mode == mode
+        assert task.grade(problem.answer, problem.facts).mode in problem.modes
+
+
+def test_countdown_problems_have_two_to_eight_modes_and_the_control_one():
+    for kind in ("flat", "tree"):
+        task = TASKS["countdown"]
+        assert all(2 <= len(p.modes) <= 8 for p in task.problems("train", 100, 0, numbers=3, modes=kind))
+        assert all(len(p.modes) == 1 for p in task.problems("control", 60, 0, numbers=3, modes=kind))
+
+
+def test_four_number_countdown_fills_its_default_sizes():
+    task = TASKS["countdown"]
+    for split, size in task.default_sizes.items():
+        assert len(task.problems(split, size, 0, numbers=4)) == size
+
+
+def test_colouring_problems_have_the_stated_shape():
+    task = TASKS["graph_coloring"]
+    for split, hidden, completions in (("train", 3, range(4, 25)), ("control", 2, range(1, 2))):
+        for problem in task.problems(split, 60, 0):
+            n, edges = len(problem.facts["partial"]), problem.facts["edges"]
+            assert n in (4, 5, 6)
+            assert n - 2 <= len(edges) <= 8
+            assert problem.facts["partial"].count("?") == hidden
+            assert len(problem.modes) in completions
+
+
+def test_questions_read_as_shown():
+    """The bundled policy was trained on these wordings: a change of one asks for a new warm start."""
+    first = {name: task.problems("train", 1, 0)[0].question for name, task in TASKS.items()}
+    assert first == {
+        "countdown": "Make 2 from 4 7 9 with +-*/",
+        "graph_coloring": first["graph_coloring"],
+        "arithmetic": "48+18=?",
+    }
+    assert first["graph_coloring"].startswith("3-color A")
+
+
+def test_regions_have_their_shares():
+    found = [region("any", str(index)) for index in range(10_000)]
+    shares = {split: found.count(split) / len(found) for split in SPLITS}
+    assert shares == pytest.approx({"warm_start": 0.4, "train": 0.3, "eval": 0.2, "control": 0.1}, abs=0.015)
+
+
+def test_arithmetic_operands_stay_in_range():
+    task = TASKS["arithmetic"]
+    problems = [p for split in SPLITS for p in task.problems(split, 10_000, 0, operations="+-*", largest=49)]
+    assert len(problems) == 50 * 50 + 50 * 51 // 2 + 13 * 13
+    assert all(int(p.answer) >= 0 for p in problems)

@@ -1,0 +1,42 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maxent_grpo.config.loading import RunConfig, resolve
+
+
+def checksum(completions, **_):
+    """A reward that every group has a spread of, whatever the policy: a checksum of the text, in [0, 1]."""
+    return [sum(map(ord, c)) % 7 / 6 for c in completions]
+
+
+@pytest.fixture
+def configure(policy_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """A configuration of seconds: 12 prompts, 4 groups of 4 a step, the random policy, everything on the CPU."""
+    rows = "\n".join(f'{{"problem": "Say {w}.", "answer": "a"}}' for w in "abcdefghijkl")
+    (tmp_path / "prompts.jsonl").write_text(rows)
+
+    def build(command: str = "train-maxent", **settings: Any) -> RunConfig:
+        defaults: dict[str, Any] = {
+            "model_name_or_path": str(policy_dir),
+            "dataset_name": str(tmp_path / "prompts.jsonl"),
+            "reward_funcs": [f"{__name__}:checksum"],
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 2,
+            "num_generations": 4,
+            "max_completion_length": 6,
+            "max_steps": 6,
+            "learning_rate": 3e-3,
+            "save_steps": 2,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "force_custom_loop": True,
+        }
+        if command == "train-maxent":
+            defaults |= {"maxent_tau": 0.05, "beta": 0.1}
+        return resolve(command, None, {"flat": defaults | settings}, environ={})
+
+    return build

@@ -1,0 +1,170 @@
+"""A run that stops anywhere and resumes leaves the files of a run that never stopped, to the byte."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from maxent_grpo.config.loading import write_resolved
+from maxent_grpo.errors import UsageError
+from maxent_grpo.train import drivers
+from maxent_grpo.train.run import train
+
+SAME = ("metrics.jsonl", "completions.jsonl", "controller_state.json", "model.safetensors")
+LAST = (
+    "optimizer.safetensors",
+    "optimizer.json",
+    "trainer_state.json",
+    "controller_state.json",
+    "model.safetensors",
+)
+
+VARIANTS = {
+    "maxent with both controllers": {
+        "maxent_target_weight_entropy": 1.0,
+        "maxent_tau_lr": 0.1,
+        "kl_target": 0.01,
+        "kl_horizon": 5,
+        "kl_ctl_step_size": 0.5,
+    },
+    "maxent with the meta-controller under adam": {
+        "controller_meta_enabled": True,
+        "controller_meta_lr": 0.01,
+        "controller_meta_optimizer": "adam",
+        "controller_meta_method": "first_order",
+        "maxent_target_weight_entropy": 1.0,
+        "kl_target": 0.01,
+    },
+    "several updates per rollout, saved between two of them": {
+        "steps_per_generation": 4,
+        "num_iterations": 2,
+        "save_steps": 1,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+    },
+}
+
+
+class Stopped(BaseException):
+    """Stands for a kill inside the process: nothing may catch it."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Stop the run in the middle of optimiser step ``step``, after it has sampled."""
+    real = drivers.step
+
+    def stopping(run, groups):
+        if run.step + 1 == step:
+            raise Stopped
+        return real(run, groups)
+
+    monkeypatch.setattr(drivers, "step", stopping)
+
+
+def contents(directory: Path, last_step: int) -> dict[str, bytes]:
+    files = [*SAME, *(f"checkpoint-{last_step}/{name}" for name in LAST)]
+    return {name: (directory / name).read_bytes() for name in files}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stopped_at", [1, 4, 6])
+def test_a_stopped_run_resumes_to_the_same_bytes(configure, tmp_path, monkeypatch, variant, stopped_at):
+    settings = VARIANTS[variant]
+    train(configure(output_dir=str(tmp_path / "whole"), **settings))
+    with monkeypatch.context() as patch:
+        stop_at(patch, stopped_at)
+        with pytest.raises(Stopped):
+            train(configure(output_dir=str(tmp_path / "cut"), **settings))
+    train(configure(output_dir=str(tmp_path / "cut"), resume_from_checkpoint=True, **settings))
+    assert contents(tmp_path / "cut", 6) == contents(tmp_path / "whole", 6)
+
+
+def test_the_run_goes_past_its_first_epoch_and_learns(configure, tmp_path):
+    result = train(configure(max_steps=6))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert result.metrics["train/epoch"] == 2.0
+    assert [r["step"] for r in records] == [0, 1, 2, 3, 4, 5, 6]
+    assert min(r["train/grad_norm"] for r in records[1:]) > 0
+
+
+def test_a_killed_process_resumes_to_the_same_bytes(configure, tmp_path):
+    settings = {"save_steps": 1, "max_steps": 40, "steps_per_generation": 4}
+    train(configure(output_dir=str(tmp_path / "whole"), **settings))
+    config = configure(output_dir=str(tmp_path / "cut"), resume_from_checkpoint=True, **settings)
+    write_resolved(config, tmp_path / "resolved.yaml")
+    command = [
+        sys.executable,
+        "-m",
+        "maxent_grpo.cli.main",
+        "command=train-maxent",
+        f"maxent.recipe={tmp_path}/resolved.yaml",
+    ]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while (
+        not (tmp_path / "cut" / "checkpoint-9").is_dir()
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "cut", 40) == contents(tmp_path / "whole", 40)
+
+
+def test_a_half_written_checkpoint_is_never_picked_up(configure, tmp_path):
+    train(configure())
+    run = tmp_path / "run"
+    os.replace(run / "checkpoint-6", run / ".checkpoint-6.partial")
+    (run / "checkpoint-8").mkdir()  # no manifest: not complete
+    result = train(configure(resume_from_checkpoint=True))
+    assert result.global_step == 6
+    assert not (run / ".checkpoint-6.partial").exists()
+
+
+def test_a_truncated_checkpoint_is_refused_by_name(configure, tmp_path):
+    train(configure())
+    weights = tmp_path / "run" / "checkpoint-6" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(
+        UsageError, match=r"checkpoint-6 is damaged \(model.safetensors is missing or truncated\)"
+    ):
+        train(configure(resume_from_checkpoint=True))
+
+
+def test_resuming_from_a_path_that_is_no_checkpoint_is_refused(configure, tmp_path):
+    with pytest.raises(UsageError, match="is not a complete checkpoint"):
+        train(configure(resume_from_checkpoint=str(tmp_path / "nowhere")))
+
+
+def test_resuming_before_the_first_checkpoint_starts_at_step_0(configure):
+    assert train(configure(resume_from_checkpoint=True)).global_step == 6
+
+
+def test_only_the_newest_checkpoints_stay(configure, tmp_path):
+    train(configure(save_steps=1, save_total_limit=2))
+    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_a_run_is_not_overwritten_unless_asked(configure):
+    train(configure())
+    with pytest.raises(UsageError, match=r"holds a run already .* overwrite_output_dir=true"):
+        train(configure())
+    assert train(configure(overwrite_output_dir=True, max_steps=1)).global_step == 1
+
+
+def test_the_final_policy_loads_as_any_other(configure, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    train(configure(max_steps=1))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert model.config.vocab_size == len(tokenizer)
