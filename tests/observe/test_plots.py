@@ -12,7 +12,7 @@ from maxent_grpo.observe.run_files import load_run
 
 def test_a_run_gets_every_figure_that_it_has_data_for(make_run, tmp_path):
     paths = plot_run(make_run(), tmp_path / "plots")
-    stems = "reward exploration divergence entropy controllers optimisation lengths time".split()
+    stems = ["reward", "exploration", "divergence", "entropy", "controllers", "optimisation", "lengths", "time"]
     assert [path.stem for path in paths] == stems
     for path in paths:
         image = imread(path)[..., :3]

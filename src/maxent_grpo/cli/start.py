@@ -1,6 +1,7 @@
 """Start what a composed tree asks for. Heavy imports happen here, once it is known which are needed."""
 
 import os
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,16 @@ from maxent_grpo.errors import UsageError
 
 if TYPE_CHECKING:
     from maxent_grpo.config.loading import RunConfig
+
+TEMPLATES = {
+    command: f"configs/recipes/Qwen2.5-1.5B-Instruct/{folder}/config_math.yaml"
+    for command, folder in (
+        ("train-baseline", "grpo"),
+        ("train-maxent", "maxent-grpo"),
+        ("train-infoseed", "infoseed"),
+    )
+}
+"""Command → the recipe that it starts from when neither a recipe nor a model is named."""
 
 
 def start(composed: Composed, default_command: str | None, place: Place) -> None:
@@ -52,21 +63,34 @@ def resolve_job(request: Request, composed: Composed, environ: MutableMapping[st
     """The typed configuration of one job. In a sweep each gets its own ``output_dir``, unless that varies."""
     from maxent_grpo.config.loading import resolve
 
-    try:
-        config = resolve(request.command, request.recipe, request.overrides, environ)
-    except UsageError as error:
-        if request.recipe or environ.get("GRPO_RECIPE"):
-            raise
-        section = SECTIONS[request.command]
-        raise UsageError(
-            f"{error} (no recipe was read: {section}.recipe=FILE or GRPO_RECIPE names one)"
-        ) from error
+    recipe = request.recipe or environ.get("GRPO_RECIPE") or template_of(request)
+    config = resolve(request.command, recipe, request.overrides, environ)
     if not composed.is_sweep or any(key.rpartition(".")[2] == "output_dir" for key in composed.swept):
         return config
     directory = str(Path(str(config.training.output_dir)) / composed.name)
     # A setting given by name alone wins over its other spellings.
     flat = {**request.overrides["flat"], "output_dir": directory}
-    return resolve(request.command, request.recipe, {**request.overrides, "flat": flat}, environ)
+    return resolve(request.command, recipe, {**request.overrides, "flat": flat}, environ)
+
+
+def template_of(request: Request) -> str | None:
+    """The recipe that a command starts from when nothing names a recipe or a model: the 1.5B mathematics recipe.
+
+    None where a model is named (then the overrides are the whole configuration). Raises `UsageError` where the
+    recipes are not at hand.
+    """
+    named = {key for settings in request.overrides.values() for key in settings}
+    if "model_name_or_path" in named:
+        return None
+    for root in (Path.cwd(), Path(__file__).resolve().parents[3]):
+        template = root / TEMPLATES[request.command]
+        if template.is_file():
+            print(f"no recipe and no model is named: starting from {template}", file=sys.stderr, flush=True)
+            return str(template)
+    raise UsageError(
+        f"no recipe is named: {SECTIONS[request.command]}.recipe=FILE or GRPO_RECIPE names one, or start in a checkout "
+        f"of the project for its {TEMPLATES[request.command]}"
+    )
 
 
 def _report(request: Request) -> None:

@@ -225,7 +225,11 @@ def _maxent_problems(training: "GRPOConfig") -> list[str]:
         )
     if training.maxent_loss == "tilted":
         return problems  # τ = 0 is the argmax set, and no reference is needed
-    if training.maxent_loss == "listwise" and beta == 0 and not training.maxent_allow_no_reference:
+    if tau + beta == 0:
+        problems.append(
+            "maxent_tau: the weights divide by maxent_tau + beta, and both are 0; set beta > 0, with a small maxent_tau"
+        )
+    elif training.maxent_loss == "listwise" and beta == 0 and not training.maxent_allow_no_reference:
         problems.append(
             "beta: the listwise loss without a reference drives the policy towards uniform noise; "
             "set beta > 0, or maxent_allow_no_reference=true to do it on purpose"
@@ -233,10 +237,6 @@ def _maxent_problems(training: "GRPOConfig") -> list[str]:
     elif training.maxent_weight_denominator == "tau" and tau == 0:
         problems.append(
             "maxent_tau: weights divided by tau need maxent_tau > 0 (or maxent_weight_denominator)"
-        )
-    elif tau + beta == 0:
-        problems.append(
-            "maxent_tau: the weights divide by maxent_tau + beta, and both are 0; set maxent_tau > 0"
         )
     return problems
 

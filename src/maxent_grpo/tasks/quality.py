@@ -1,6 +1,5 @@
 """How a policy starts on a task: mean@k, pass@k and coverage@k of sampled completions."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
