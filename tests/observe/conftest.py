@@ -1,6 +1,5 @@
 """A synthetic run directory: the shapes of real curves, in milliseconds."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +104,11 @@ def make_run(tmp_path: Path) -> MakeRun:
     return make
 
 
-@pytest.fixture
-def read_lines() -> Callable[[Path], list[dict[str, Any]]]:
-    return lambda path: [json.loads(line) for line in path.read_text().splitlines()]
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its report made, shared by the tests that only read it: drawing is what takes the time."""
+    from maxent_grpo.observe.report import report_run
+
+    directory = write_run(tmp_path_factory.mktemp("finished") / "run")
+    report_run(directory)
+    return directory

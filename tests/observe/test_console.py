@@ -51,8 +51,32 @@ def test_a_plain_update_is_one_line_with_every_number(clock):
 
     title, heading, line = printed(use, clock)
     assert title == "maxent: 200 steps"
-    assert heading.split() == ["step", "reward", "pass", "cover", "τ", "β", "KL", "entr", "tok/s", "time", "left"]
-    assert line.split() == ["50/200", "0.421", "0.940", "0.380", "0.05", "1.2e-05", "0.0123", "1.23", "812", "1m40", "5m00"]
+    assert heading.split() == [
+        "step",
+        "reward",
+        "pass",
+        "cover",
+        "τ",
+        "β",
+        "KL",
+        "entr",
+        "tok/s",
+        "time",
+        "left",
+    ]
+    assert line.split() == [
+        "50/200",
+        "0.421",
+        "0.940",
+        "0.380",
+        "0.05",
+        "1.2e-05",
+        "0.0123",
+        "1.23",
+        "812",
+        "1m40",
+        "5m00",
+    ]
 
 
 def test_plain_lines_fit_80_columns_and_hold_no_control_codes(clock):

@@ -10,13 +10,21 @@ from maxent_grpo.observe.plots import plot_comparison, plot_run
 from maxent_grpo.observe.run_files import load_run
 
 
-def test_a_run_gets_every_figure_that_it_has_data_for(make_run, tmp_path):
-    paths = plot_run(make_run(), tmp_path / "plots")
-    stems = ["reward", "exploration", "divergence", "entropy", "controllers", "optimisation", "lengths", "time"]
-    assert [path.stem for path in paths] == stems
+def test_a_run_gets_every_figure_that_it_has_data_for(finished_run):
+    paths = sorted((finished_run / "plots").iterdir())
+    expected = [
+        "controllers",
+        "divergence",
+        "entropy",
+        "exploration",
+        "lengths",
+        "optimisation",
+        "reward",
+        "time",
+    ]
+    assert [path.stem for path in paths] == expected
     for path in paths:
-        image = imread(path)[..., :3]
-        assert image.std() > 0.02  # something was drawn
+        assert imread(path)[..., :3].std() > 0.02  # something was drawn
 
 
 def test_a_run_with_a_header_alone_gets_no_figure(tmp_path):
@@ -40,12 +48,6 @@ def test_the_comparison_draws_both_runs_in_their_own_colours(make_run, tmp_path)
     for colour in ("#0072B2", "#D55E00"):
         distance = np.abs(image - matplotlib.colors.to_rgb(colour)).max(axis=-1)
         assert (distance < 0.02).sum() > 500
-
-
-def test_equal_files_give_equal_images(make_run, tmp_path):
-    run = make_run(steps=20)
-    first, second = (plot_comparison([("a", run)], tmp_path / name) for name in ("1.png", "2.png"))
-    assert first.read_bytes() == second.read_bytes()
 
 
 def test_drawing_leaves_no_global_state(make_run, tmp_path):

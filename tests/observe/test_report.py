@@ -1,4 +1,5 @@
 import re
+from html.parser import HTMLParser
 
 import pytest
 
@@ -7,46 +8,66 @@ from maxent_grpo.observe.report import SummaryTable, final_numbers, repeat_comma
 from maxent_grpo.observe.run_files import load_run
 
 
-def test_a_report_of_a_run_is_one_page_that_needs_nothing_else(make_run):
-    run = make_run()
-    paths = report_run(run)
-    page = paths.html.read_text()
-    assert paths.html == run / "report.html"
-    assert page.count("data:image/png;base64,") == len(paths.figures) == 8
-    assert not re.search(r"""(src|href)=["']?(?!data:)""", re.sub(r"&lt;.*?&gt;", "", page))
+class Attributes(HTMLParser):
+    """Every tag and every (tag, attribute, value) of a page, as a browser would find them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.found: list[tuple[str, str, str]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.found += [(tag, name, value or "") for name, value in attrs]
+
+
+def test_a_report_of_a_run_is_one_page_that_needs_nothing_else(finished_run):
+    page = (finished_run / "report.html").read_text()
+    sources = [value for _, name, value in Attributes(page).found if name in ("src", "href")]
+    assert len(sources) == len(list((finished_run / "plots").glob("*.png"))) == 8
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
     for part in (
         "0123456789abcdef",
         "configs/recipes/tiny.yaml",
-        "0.905",
+        "0.910",
         "coverage@8",
         "train/weight_entropy",
     ):
         assert part in page
 
 
-def test_completions_are_escaped(make_run):
-    page = report_run(make_run()).html.read_text()
-    assert "<script" not in page
-    assert "<img src=x" not in page
+def test_every_metric_of_a_run_that_objectives_controllers_or_evaluation_own_is_defined(finished_run):
+    page = (finished_run / "report.html").read_text()
+    defined = set(re.findall(r"<dt><code>(.*?)</code></dt>", page))
+    expected = ["train/kl", "train/weight_entropy", "train/tau", "train/beta", "train/coverage", "tokens/s"]
+    assert set(expected) <= defined
+    assert "eval/coverage_at_&lt;k&gt;" in defined
+    assert "train/ratio/max" not in defined  # not logged by this run
+
+
+def test_completions_are_escaped(finished_run):
+    page = (finished_run / "report.html").read_text()
+    parsed = Attributes(page)
+    assert "script" not in parsed.tags
+    assert not [name for _, name, _ in parsed.found if name.startswith("on")]
     assert "&lt;script&gt;alert(&#39;owned&#39;)&lt;/script&gt;" in page
 
 
 def test_labels_and_titles_are_escaped(make_run, tmp_path):
-    paths = write_report([("<b>a</b>", make_run())], tmp_path / "out", title="<i>t</i>")
-    page = paths.html.read_text()
-    assert "<b>a" not in page
-    assert "<i>t" not in page
+    paths = write_report([("<b>a</b>", make_run(steps=1))], tmp_path / "out", title="<i>t</i>")
+    assert not {"b", "i"} & Attributes(paths.html.read_text()).tags
 
 
-def test_secrets_of_the_configuration_stay_out(make_run):
-    page = report_run(make_run()).html.read_text()
+def test_secrets_of_the_configuration_stay_out(finished_run):
+    page = (finished_run / "report.html").read_text()
     assert "hf_thisisnotforanyone" not in page
     assert "learning_rate: 0.0001" in page
 
 
-def test_the_page_can_be_made_again_with_equal_bytes(make_run):
-    run = make_run(steps=20)
-    assert report_run(run).html.read_bytes() == report_run(run).html.read_bytes()
+def test_the_page_can_be_made_again_with_equal_bytes(finished_run):
+    before = (finished_run / "report.html").read_bytes()
+    assert report_run(finished_run).html.read_bytes() == before
 
 
 def test_several_runs_get_their_comparison_and_a_given_table(make_run, tmp_path):
@@ -68,7 +89,7 @@ def test_final_numbers_are_the_last_evaluation_and_the_mean_of_the_last_tenth(ma
 
 
 def test_the_commands_repeat_the_run(make_run):
-    run = make_run()
+    run = make_run(steps=1)
     assert repeat_commands(load_run(run)) == [
         "git checkout 0123456789abcdef0123456789abcdef01234567",
         "maxent-grpo command=train-maxent maxent.recipe=configs/recipes/tiny.yaml",

@@ -17,7 +17,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from maxent_grpo.observe.trackers import Trackers
 row = {{"prompt": "p", "completion": "c", "advantage": 0.5, "weight": 0.5, "rewards": {{"right": 1.0}}}}
-config = {{"run/git_sha": "abc", "lr": 0.1, "hub_token": "{SECRET}", "model": {{"names": ["a", "b"], "none": None}}}}
+config = {{"run/git_sha": "abc", "hub_token": "{SECRET}", "model": {{"names": ["a", "b"], "none": None}}}}
 trackers = Trackers(Accelerator(cpu=True), [sys.argv[1]], "tiny", Path("out"), config)
 for step in (1, 2):
     trackers.log({{"train/reward": 0.25 * step, "train/kl": None}}, step)

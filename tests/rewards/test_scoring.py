@@ -267,9 +267,10 @@ def test_the_metrics_are_those_documented_and_add_up_over_ranks():
     expected = {
         "rewards/f/mean": 14 / 6,
         "rewards/f/std": (math.sqrt(2) + 0 + math.sqrt(8)) / 3,
-        "completions/mean_length": 16 / 6,
-        "completions/min_length": 1,
-        "completions/max_length": 6,
+        "completions/mean_length_sampled": 16 / 6,
+        "completions/min_length_sampled": 1,
+        "completions/max_length_sampled": 6,
+        "completions/mean_length_terminated": 13 / 5,
         "completions/clipped_frac": 1 / 6,
         "reward/errors": 0,
         "reward/unscored": 0,

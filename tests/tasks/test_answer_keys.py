@@ -81,11 +81,17 @@ def _rewrite(expression: Expression, rng: random.Random) -> Expression:
         case Negation(operand):
             return Negation(_rewrite(operand, rng))
         case Operation("-", left, Operation("-", middle, right)) if rng.random() < 0.5:
-            return Operation("+", Operation("-", _rewrite(left, rng), _rewrite(middle, rng)), _rewrite(right, rng))
+            return Operation(
+                "+", Operation("-", _rewrite(left, rng), _rewrite(middle, rng)), _rewrite(right, rng)
+            )
         case Operation("/", left, Operation("*", middle, right)) if rng.random() < 0.5:
-            return Operation("/", Operation("/", _rewrite(left, rng), _rewrite(middle, rng)), _rewrite(right, rng))
+            return Operation(
+                "/", Operation("/", _rewrite(left, rng), _rewrite(middle, rng)), _rewrite(right, rng)
+            )
         case Operation("*", Operation("-", a, b), right) if rng.random() < 0.5:
-            return Negation(Operation("*", Operation("-", _rewrite(b, rng), _rewrite(a, rng)), _rewrite(right, rng)))
+            return Negation(
+                Operation("*", Operation("-", _rewrite(b, rng), _rewrite(a, rng)), _rewrite(right, rng))
+            )
         case Operation("-", left, right) if rng.random() < 0.5:
             return Operation("+", Negation(_rewrite(right, rng)), _rewrite(left, rng))
         case Operation(operator, left, right):

@@ -43,7 +43,14 @@ def test_extraction(response, answer):
 
 @pytest.mark.parametrize(
     "response",
-    ["\\boxed{" * 200_000, "{" * 1_000_000, "}" * 1_000_000, "\\" * 1_000_000, "the " * 250_000, "\x00" * 1_000_000],
+    [
+        "\\boxed{" * 200_000,
+        "{" * 1_000_000,
+        "}" * 1_000_000,
+        "\\" * 1_000_000,
+        "the " * 250_000,
+        "\x00" * 1_000_000,
+    ],
     ids=["boxes", "opening", "closing", "backslashes", "prefixes", "nulls"],
 )
 def test_a_megabyte_without_an_answer_has_none_and_takes_no_time(response):

@@ -94,15 +94,12 @@ def test_countdown_mode_is_the_key_that_the_facts_name():
     assert COUNTDOWN.grade("5+7*3", TREE).mode == "((3*7)+5)"
 
 
-@pytest.mark.parametrize("response", ["32", "3, 2", "1 3 1 2", "1312", r"\boxed{31}", "The answer is 31."])
+@pytest.mark.parametrize("response", ["31", "3, 1", "1 3 1 2", "1312", r"\boxed{31}", "The answer is 31."])
 def test_colouring_accepts_hidden_or_all_colours(response):
-    facts = {**PATH, "partial": "1??2"}
-    expected = {"32": None, "3, 2": None}.get(response, "1312")
-    verdict = COLOURING.grade(response, facts)
-    assert verdict == (Verdict(True, expected) if expected else WRONG)
+    assert COLOURING.grade(response, PATH) == Verdict(True, "1312")
 
 
-@pytest.mark.parametrize("response", ["11", "22", "2", "213", "3312", "14", "2312", "ab", "??", "1??2"])
+@pytest.mark.parametrize("response", ["32", "11", "22", "2", "213", "3312", "14", "2312", "ab", "??", "1??2"])
 def test_colouring_refuses_clashes_wrong_lengths_and_changed_colours(response):
     assert COLOURING.grade(response, PATH) == WRONG
 
@@ -117,8 +114,13 @@ def test_colouring_right_answers_are_exactly_the_listed_modes():
 
 @pytest.mark.parametrize(
     ("vertices", "edges", "count"),
-    [(4, [], 81), (3, [(0, 1), (1, 2), (0, 2)], 6), (4, [(0, 1), (1, 2), (2, 3)], 24), (4, [(0, 1), (1, 2), (2, 3), (0, 3)], 18)],
-)  # fmt: skip
+    [
+        (4, [], 81),
+        (3, [(0, 1), (1, 2), (0, 2)], 6),
+        (4, [(0, 1), (1, 2), (2, 3)], 24),
+        (4, [(0, 1), (1, 2), (2, 3), (0, 3)], 18),
+    ],
+)
 def test_colourings_agree_with_the_chromatic_polynomial(vertices, edges, count):
     assert len(colourings(vertices, edges)) == count
 

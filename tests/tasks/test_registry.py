@@ -19,13 +19,21 @@ def test_rows_hold_everything_that_grading_needs(name):
 
 
 def test_default_sizes_and_the_pool_where_it_is_smaller():
-    assert [len(load_rows("graph_coloring", split)) for split in ("train", "eval", "control")] == [192, 96, 96]
+    assert [len(load_rows("graph_coloring", split)) for split in ("train", "eval", "control")] == [
+        192,
+        96,
+        96,
+    ]
     assert [len(load_rows("countdown", split)) for split in ("train", "eval", "control")] == [44, 34, 96]
 
 
 def test_test_and_validation_are_the_eval_split():
     rows = load_rows("arithmetic", "eval", "seed=3")
-    assert load_rows("arithmetic", "test", "seed=3") == rows == load_rows("arithmetic", "validation", " seed = 3, ")
+    assert (
+        load_rows("arithmetic", "test", "seed=3")
+        == rows
+        == load_rows("arithmetic", "validation", " seed = 3, ")
+    )
     assert load_rows("arithmetic", "eval", "seed=4") != rows
 
 
@@ -39,16 +47,31 @@ def test_options_reach_the_task():
 @pytest.mark.parametrize(
     ("name", "split", "config", "message"),
     [
-        ("countdwn", "train", "", r"no task 'countdwn' \(did you mean 'countdown'\?\): the tasks are countdown, gr"),
+        (
+            "countdwn",
+            "train",
+            "",
+            r"no task 'countdwn' \(did you mean 'countdown'\?\): the tasks are countdown, gr",
+        ),
         ("countdown", "dev", "", "task 'countdown' has no split 'dev': use one of train, eval"),
-        ("countdown", "train", "number=4", r"'number=4': unknown key \(did you mean 'numbers'\?\): the keys are seed"),
+        (
+            "countdown",
+            "train",
+            "number=4",
+            r"'number=4': unknown key \(did you mean 'numbers'\?\): the keys are seed",
+        ),
         ("countdown", "train", "numbers=5", "'numbers=5': numbers is one of 3, 4"),
         ("countdown", "train", "numbers", "'numbers' is not key=value"),
         ("countdown", "train", "seed=-1", "seed is a whole number of at least 0"),
         ("countdown", "train", "seed=²", "seed is a whole number"),
         ("countdown", "train", "train_size=0", "train_size is a whole number of at least 1"),
         ("countdown", "train", "seed=1,seed=2", "seed is given twice"),
-        ("countdown", "train", "train_size=100", "has only 44 train problems with these options; .*numbers=4"),
+        (
+            "countdown",
+            "train",
+            "train_size=100",
+            "has only 44 train problems with these options; .*numbers=4",
+        ),
         ("graph_coloring", "train", "numbers=4", "unknown key: the keys are seed, train_size"),
     ],
 )
@@ -62,11 +85,16 @@ def test_task_reward_reads_text_and_chats_and_ignores_other_columns():
     row = load_rows("arithmetic", "train")[0]
     right, wrong = row["answer"], row["answer"] + "0"
     chats = [[{"role": "assistant", "content": text}] for text in (right, wrong)]
-    columns = {"task": ["arithmetic"] * 2, "facts": [row["facts"]] * 2, "prompts": ["", ""], "trainer_state": None}
+    columns = {
+        "task": ["arithmetic"] * 2,
+        "facts": [row["facts"]] * 2,
+        "prompts": ["", ""],
+        "trainer_state": None,
+    }
     assert task_reward(completions=[right, wrong], **columns) == [1.0, 0.0]
     assert task_reward(completions=chats, **columns) == [1.0, 0.0]
 
 
 def test_task_reward_refuses_columns_of_another_length():
     with pytest.raises(ValueError, match="zip"):
-        task_reward(["1"], ["arithmetic"] * 2, ["{}"] * 2)
+        task_reward([], ["arithmetic"], ["{}"])

@@ -20,7 +20,8 @@ VARIANTS = [
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_no_two_splits_share_a_problem_whatever_the_seeds(name, options):
     questions = [
-        {p.question for seed in (0, 1) for p in TASKS[name].problems(split, 150, seed, **options)} for split in SPLITS
+        {p.question for seed in (0, 1) for p in TASKS[name].problems(split, 150, seed, **options)}
+        for split in SPLITS
     ]
     for one, other in itertools.combinations(questions, 2):
         assert not one & other
@@ -36,7 +37,9 @@ def test_problems_depend_on_the_seed_and_on_nothing_else(name, options):
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_a_larger_split_starts_with_the_smaller_one(name, options):
-    assert TASKS[name].problems("eval", 30, 0, **options)[:10] == TASKS[name].problems("eval", 10, 0, **options)
+    assert TASKS[name].problems("eval", 30, 0, **options)[:10] == TASKS[name].problems(
+        "eval", 10, 0, **options
+    )
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
@@ -81,10 +84,9 @@ def test_questions_read_as_shown():
     first = {name: task.problems("train", 1, 0)[0].question for name, task in TASKS.items()}
     assert first == {
         "countdown": "Make 2 from 4 7 9 with +-*/",
-        "graph_coloring": first["graph_coloring"],
+        "graph_coloring": "3-color B2 C3, AB BC CD CE DE: ADE?",
         "arithmetic": "48+18=?",
     }
-    assert first["graph_coloring"].startswith("3-color A")
 
 
 def test_regions_have_their_shares():

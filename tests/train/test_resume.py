@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maxent_grpo.config.loading import write_resolved
+from maxent_grpo.config.loading import resolve, write_resolved
 from maxent_grpo.errors import UsageError
 from maxent_grpo.train import drivers
 from maxent_grpo.train.run import train
@@ -93,22 +93,22 @@ def test_the_run_goes_past_its_first_epoch_and_learns(configure, tmp_path):
 
 
 def test_a_killed_process_resumes_to_the_same_bytes(configure, tmp_path):
-    settings = {"save_steps": 1, "max_steps": 40, "steps_per_generation": 4}
-    train(configure(output_dir=str(tmp_path / "whole"), **settings))
-    config = configure(output_dir=str(tmp_path / "cut"), resume_from_checkpoint=True, **settings)
-    write_resolved(config, tmp_path / "resolved.yaml")
+    recipe = tmp_path / "recipe.yaml"
+    settings = {"save_steps": 1, "max_steps": 20, "steps_per_generation": 4, "resume_from_checkpoint": True}
+    write_resolved(configure(output_dir=str(tmp_path / "cut"), **settings), recipe)
+    train(resolve("train-maxent", recipe, {"flat": {"output_dir": str(tmp_path / "whole")}}, environ={}))
     command = [
         sys.executable,
         "-m",
         "maxent_grpo.cli.main",
         "command=train-maxent",
-        f"maxent.recipe={tmp_path}/resolved.yaml",
+        f"maxent.recipe={recipe}",
     ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while (
-        not (tmp_path / "cut" / "checkpoint-9").is_dir()
+        not (tmp_path / "cut" / "checkpoint-5").is_dir()
         and time.monotonic() < deadline
         and process.poll() is None
     ):
@@ -117,7 +117,7 @@ def test_a_killed_process_resumes_to_the_same_bytes(configure, tmp_path):
     assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "cut", 40) == contents(tmp_path / "whole", 40)
+    assert contents(tmp_path / "cut", 20) == contents(tmp_path / "whole", 20)
 
 
 def test_a_half_written_checkpoint_is_never_picked_up(configure, tmp_path):

@@ -149,12 +149,12 @@ RUN_FIGURES: Final = (
 COMPARISON_PANELS: Final = (
     Panel("Reward", "mean reward", (Curve(names.REWARD, ""), Curve("eval/mean_reward", "", "points"))),
     Panel(
-        "Coverage{k}",
+        "Coverage",
         "share of answer modes",
         (Curve(names.COVERAGE, ""), Curve(r"eval/coverage_at_(\d+)", "", "points")),
     ),
     Panel(
-        "Pass{k}",
+        "Pass",
         "share of prompts solved",
         (Curve(names.PASS, ""), Curve(r"eval/pass_at_(\d+)", "", "points")),
     ),

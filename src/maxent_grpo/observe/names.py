@@ -1,7 +1,8 @@
 """Names that this room reads or owns: the files of a run directory, and metrics with their meaning.
 
-A metric has one name. The learner's own metrics are defined beside the objectives
-(`maxent_grpo.objectives.catalog.METRIC_DEFINITIONS`); those of evaluation and timing are defined here.
+A metric has one name. Objectives and controllers define theirs
+(`maxent_grpo.objectives.catalog.METRIC_DEFINITIONS`, `maxent_grpo.controllers.controller.CONTROLLER_METRICS`);
+those of evaluation and timing, and the learner's few others, are defined here.
 """
 
 from collections.abc import Mapping
@@ -24,20 +25,18 @@ TOKENS_PER_SECOND: Final = "tokens/s"
 
 DEFINITIONS: Final[Mapping[str, str]] = {
     PASS: "fraction of the step's groups with at least one right completion",
-    COVERAGE: "distinct answer modes that a group found / modes that it could have found; mean over groups",
-    TAU: "weight of the candidate entropy in this step",
-    BETA: "weight of the reference policy in this step",
+    "train/distinct": "distinct answer modes that a group found; mean over groups",
+    COVERAGE: "distinct answer modes that a group found / all modes of its prompt; mean over groups",
     "train/learning_rate": "learning rate of this step",
     "train/grad_norm": "L2 norm of the gradient over all parameters, before clipping",
-    "train/rewards/<name>/mean": "mean score that the reward function gave",
-    "train/rewards/<name>/std": "standard deviation of the scores that the reward function gave",
-    "train/completions/mean_length_sampled": "mean length of the completions, in tokens",
-    "train/completions/clipped_frac": "fraction of completions that the length limit cut off",
+    "train/update_skipped": "1 where the loss or a gradient was not finite and nothing was stepped",
+    "train/epoch": "how often the prompts have been run through, with the fraction of the current pass",
+    "train/num_tokens": "completion tokens trained on so far",
     "eval/mean_reward": "mean reward of the completions of held-out prompts",
     "eval/mean_at_<k>": "fraction of right completions among k per held-out prompt; mean over prompts",
-    "eval/pass_at_<k>": "fraction of held-out prompts that at least one of k completions solves (unbiased)",
-    "eval/coverage_at_<k>": "distinct answer modes among k completions / modes that they could show; "
-    "mean over held-out prompts",
+    "eval/pass_at_<k>": "fraction of held-out prompts with at least one right completion among k",
+    "eval/distinct_at_<k>": "distinct answer modes among k completions; mean over held-out prompts",
+    "eval/coverage_at_<k>": "distinct answer modes among k completions / all modes of the prompt; mean over prompts",
     "eval/<metric>_se": "standard error of the metric over held-out prompts",
     "time/<phase>": "wall-clock seconds of one phase of the step (timings.jsonl)",
     TOKENS_PER_SECOND: "sampled completion tokens per wall-clock second of the step (timings.jsonl)",

@@ -61,7 +61,7 @@ def plot_comparison(runs: Sequence[tuple[str, Path]], out: Path) -> Path:
             axes.remove()
         for position in range(max(0, len(panels) - columns), len(panels)):
             _label_steps(grid.flat[position])
-        _comparison_heading(figure, colours, has_points=any(_has_points(panel, loaded) for panel in panels))
+        _comparison_heading(figure, colours, _reading(panels, loaded))
     return out
 
 
@@ -72,10 +72,6 @@ def _colours(labels: Sequence[str]) -> dict[str, str]:
 
 def _has_data(panel: Panel, run: RunFiles) -> bool:
     return any(_found(curve, run) for curve in panel.curves if curve.style != "target")
-
-
-def _has_points(panel: Panel, runs: Sequence[LabelledRun]) -> bool:
-    return any(_found(curve, run) for curve in panel.curves for _, run in runs if curve.style == "points")
 
 
 def _found(curve: Curve, run: RunFiles) -> list[Series]:
@@ -108,7 +104,7 @@ def _draw_run_figure(spec: FigureSpec, panels: Sequence[Panel], run: RunFiles, p
 
 
 def _draw_run_panel(axes: "Axes", panel: Panel, run: RunFiles) -> None:
-    ends = []
+    ends: list[EndLabel] = []
     for curve in panel.curves:
         for series in _found(curve, run):
             colour = (
@@ -129,7 +125,6 @@ def _draw_comparison_panel(
     axes: "Axes", panel: Panel, runs: Sequence[LabelledRun], colours: dict[str, str]
 ) -> None:
     ends = []
-    ks = set()
     alone = len(runs) == len(colours)
     for label, run in runs:
         for curve in panel.curves:
@@ -137,10 +132,7 @@ def _draw_comparison_panel(
                 last = _draw(axes, curve, series, colours[label])
                 if curve.style == "line":
                     ends.append(EndLabel(last, charts.number(last), colours[label]))
-                elif _k_of(series.name):
-                    ks.add(_k_of(series.name))
-    k = f"@{ks.pop()}" if len(ks) == 1 else ""
-    axes.set_title(panel.title.format(k=k), fontweight="bold")
+    axes.set_title(panel.title, fontweight="bold")
     axes.set_ylabel(panel.unit)
     charts.settle_limits(axes)
     if alone:
@@ -163,13 +155,31 @@ def _label_steps(axes: "Axes") -> None:
     axes.tick_params(labelbottom=True)
 
 
-def _comparison_heading(figure: "Figure", colours: dict[str, str], has_points: bool) -> None:
+def _reading(panels: Sequence[Panel], runs: Sequence[LabelledRun]) -> str:
+    """How to read the marks. Lines and points count different numbers of completions, and say so."""
+    lines = "Lines: training groups, all G completions, smoothed over faint single steps; last value at the right."
+    ks = {
+        _k_of(series.name)
+        for panel in panels
+        for curve in panel.curves
+        for _, run in runs
+        for series in (_found(curve, run) if curve.style == "points" else ())
+    }
+    if not ks:
+        return lines
+    counts = ", ".join(str(k) for k in sorted(ks - {0}))
+    each = f", {counts} completions each" if counts else ""
+    return f"{lines}  Points: held-out prompts{each}, ± 1 standard error."
+
+
+def _comparison_heading(figure: "Figure", colours: dict[str, str], reading: str) -> None:
     """The key, as words in the runs' colours, and how to read the marks."""
+    from matplotlib.artist import Artist
     from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 
     width, height = figure.get_size_inches()
     figure.tight_layout(rect=(0, 0, 0.995, 1 - 0.8 / height), w_pad=2.0, h_pad=1.6)
-    words = [
+    words: list[Artist] = [
         TextArea(f"● {label}", textprops={"color": colour, "fontsize": 13, "fontweight": "bold"})
         for label, colour in colours.items()
     ]
@@ -182,9 +192,4 @@ def _comparison_heading(figure: "Figure", colours: dict[str, str], has_points: b
         borderpad=0.2,
     )
     figure.add_artist(box)
-    reading = (
-        "Lines: training batches, smoothed over the faint values of single steps; last value at the right."
-    )
-    if has_points:
-        reading += "  Points: held-out prompts ± 1 standard error."
     figure.text(0.2 / width, 1 - 0.5 / height, reading, fontsize=9, color=charts.QUIET, va="top")

@@ -138,7 +138,7 @@ def _text(value: Any) -> str:
 
 
 def final_numbers(runs: Sequence[tuple[str, RunFiles]]) -> SummaryTable:
-    """By run: the last evaluation, and each training metric's mean over the last tenth of the logged steps."""
+    """By run: the last evaluation, and each training metric's mean over the last tenth of the steps."""
     evaluated = dict.fromkeys(
         name
         for _, run in runs
@@ -183,16 +183,16 @@ def _sample_steps(run: RunFiles) -> Iterator[Mapping[str, Any]]:
 
 
 def _definitions(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
-    """(name, meaning) of every metric: those of the objectives, then those of evaluation and timing."""
-    from maxent_grpo.objectives.metrics import METRIC_DEFINITIONS
+    """(name, meaning) of every logged metric: rewards, objectives, controllers, then evaluation and timing."""
+    from maxent_grpo.controllers.controller import CONTROLLER_METRICS
+    from maxent_grpo.objectives.catalog import METRIC_DEFINITIONS
+    from maxent_grpo.rewards.scoring import REWARD_METRICS
 
     logged = {name for run in runs for name in run.metric_names()}
-    known = {f"train/{name.removeprefix('train/')}": meaning for name, meaning in METRIC_DEFINITIONS.items()}
-    return [
-        (name, meaning)
-        for name, meaning in {**known, **names.DEFINITIONS}.items()
-        if _is_logged(name, logged)
-    ]
+    trained = {**REWARD_METRICS, **METRIC_DEFINITIONS, **CONTROLLER_METRICS}
+    known = {f"train/{name}": meaning for name, meaning in trained.items()}
+    known.update(names.DEFINITIONS)
+    return [(name, meaning) for name, meaning in known.items() if _is_logged(name, logged)]
 
 
 def _is_logged(name: str, logged: set[str]) -> bool:

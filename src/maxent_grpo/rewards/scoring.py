@@ -20,9 +20,10 @@ REWARD_METRICS: dict[str, str] = {
     "rewards/<name>/std": "mean over groups of the within-group standard deviation (n − 1; 0 for one score)",
     "reward/errors": "scores lost in the step because a reward function raised or returned no finite number",
     "reward/unscored": "completions that no reward function gave a score: their utility is 0",
-    "completions/mean_length": "mean length of the completions in tokens, end-of-sequence token included",
-    "completions/min_length": "shortest completion in tokens",
-    "completions/max_length": "longest completion in tokens",
+    "completions/mean_length_sampled": "mean length of the completions in tokens, end-of-sequence token included",
+    "completions/min_length_sampled": "shortest completion in tokens",
+    "completions/max_length_sampled": "longest completion in tokens",
+    "completions/mean_length_terminated": "the same mean over the completions that ended by themselves",
     "completions/clipped_frac": "share of completions that were cut off at the length limit",
 }
 """What `Scorer.score` reports → its definition."""
@@ -141,9 +142,10 @@ def _metrics(groups: Sequence[Group], errors: int) -> Metrics:
     metrics["reward/unscored"] = _sum_stat(unscored)
     lengths = _tensor([len(ids) for group in groups for ids in group.rollout.token_ids])
     clipped = [reason == "length" for group in groups for reason in group.rollout.finish_reasons]
-    metrics["completions/mean_length"] = mean_stat(lengths)
-    metrics["completions/min_length"] = extreme_stat(lengths, "min")
-    metrics["completions/max_length"] = extreme_stat(lengths, "max")
+    metrics["completions/mean_length_sampled"] = mean_stat(lengths)
+    metrics["completions/min_length_sampled"] = extreme_stat(lengths, "min")
+    metrics["completions/max_length_sampled"] = extreme_stat(lengths, "max")
+    metrics["completions/mean_length_terminated"] = mean_stat(lengths, ~torch.tensor(clipped))
     metrics["completions/clipped_frac"] = mean_stat(_tensor(clipped))
     return metrics
 

@@ -1,13 +1,13 @@
 """When are two arithmetic expressions the same answer? Two keys, a fine one and a coarse one.
 
 `tree_key` identifies expressions that differ only by swapping the operands of ``+`` or ``×``. `flat_key` also
-identifies re-bracketing and moved signs, so that ``a+b−c``, ``a−(c−b)`` and ``b−(c−a)``, five tree keys in all, are one.
+identifies re-bracketing and moved signs: ``a+b−c``, ``a−(c−b)`` and three more tree keys become one.
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
 
-from maxent_grpo.tasks.expressions import Expression, ExpressionError, Negation, Number, Operation
+from maxent_grpo.tasks.expressions import Expression, Negation, Number, Operation, apply
 
 Term = tuple[int, str]
 """Sign of the term's value (−1, 0 or 1) and the key of its absolute value."""
@@ -73,7 +73,7 @@ class FlatForm:
 
     def __truediv__(self, other: "FlatForm") -> "FlatForm":
         if other.value == 0:
-            raise ExpressionError("division by zero")
+            raise ZeroDivisionError
         (up, down), (other_up, other_down) = self._as_factors(), other._as_factors()
         return _product(self.value / other.value, up + other_down, down + other_up)
 
@@ -109,14 +109,8 @@ def flat_form(expression: Expression) -> FlatForm:
             return FlatForm.number(value)
         case Negation(operand):
             return -flat_form(operand)
-        case Operation("+", left, right):
-            return flat_form(left) + flat_form(right)
-        case Operation("-", left, right):
-            return flat_form(left) - flat_form(right)
-        case Operation("*", left, right):
-            return flat_form(left) * flat_form(right)
-        case Operation("/", left, right):
-            return flat_form(left) / flat_form(right)
+        case Operation(operator, left, right):
+            return apply(operator, flat_form(left), flat_form(right))
 
 
 def flat_key(expression: Expression) -> str:

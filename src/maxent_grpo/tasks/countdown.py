@@ -84,7 +84,7 @@ def solutions(numbers: Numbers, limit: int, modes: ModeKind = "flat") -> dict[in
             for left_form, right_form in itertools.product(_forms(left_numbers), _forms(right_numbers)):
                 for operator, swapped, target in _integer_results(left_form.value, right_form.value, limit):
                     forms = (right_form, left_form) if swapped else (left_form, right_form)
-                    keys[target].add(_combine(operator, *forms).key)
+                    keys[target].add(apply(operator, *forms).key)
     return {target: tuple(sorted(found)) for target, found in keys.items()}
 
 
@@ -161,28 +161,16 @@ def _integer_results(left: Fraction, right: Fraction, limit: int) -> Iterator[tu
                 yield cast(Operator, operator), swapped, target
 
 
-def _combine(operator: Operator, left: FlatForm, right: FlatForm) -> FlatForm:
-    match operator:
-        case "+":
-            return left + right
-        case "-":
-            return left - right
-        case "*":
-            return left * right
-        case "/":
-            return left / right
-
-
 @cache
 def _forms(numbers: Numbers) -> tuple[FlatForm, ...]:
-    """Every different flat form over ``numbers``: 6, 68, 1170 for 2, 3, 4 numbers in general position (OEIS A140606)."""
+    """Every flat form over ``numbers`` once: 6, 68, 1170 of 2, 3, 4 numbers in general position (OEIS A140606)."""
     if len(numbers) == 1:
         return (FlatForm.number(numbers[0]),)
     forms: dict[str, FlatForm] = {}
     for left_numbers, right_numbers in _partitions(numbers):
         for left, right in itertools.product(_forms(left_numbers), _forms(right_numbers)):
             for operator, swapped in _operations(left.value, right.value):
-                form = _combine(operator, right, left) if swapped else _combine(operator, left, right)
+                form = apply(operator, right, left) if swapped else apply(operator, left, right)
                 forms[form.key] = form
     return tuple(forms.values())
 

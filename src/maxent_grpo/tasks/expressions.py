@@ -5,10 +5,11 @@ input is hostile by assumption: length, nesting and the size of numbers have har
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from operator import add, mul, sub, truediv
+from typing import Any, Literal, TypeVar, cast
 
 MAX_CHARACTERS = 200
 MAX_NESTING = 32
@@ -39,6 +40,10 @@ class Operation:
 
 
 Expression = Number | Negation | Operation
+
+Value = TypeVar("Value")
+
+_OPERATIONS: dict[Operator, Callable[[Any, Any], Any]] = {"+": add, "-": sub, "*": mul, "/": truediv}
 
 _TOKEN = re.compile(r"[0-9]+|\\[A-Za-z]+|\\.|\S")
 _SPELLINGS: dict[str, str] = {
@@ -103,17 +108,22 @@ class _Parser:
         if (found := self._take()) != token:
             raise ExpressionError(f"expected {token!r}, found {found!r}")
 
+    def _operator(self, *accepted: Operator) -> Operator | None:
+        for operator in accepted:
+            if self.peek() == operator:
+                self._position += 1
+                return operator
+        return None
+
     def sum(self, depth: int) -> Expression:
         left = self._product(depth)
-        while (operator := self.peek()) == "+" or operator == "-":
-            self._position += 1
+        while operator := self._operator("+", "-"):
             left = Operation(operator, left, self._product(depth))
         return left
 
     def _product(self, depth: int) -> Expression:
         left = self._signed(depth)
-        while (operator := self.peek()) == "*" or operator == "/":
-            self._position += 1
+        while operator := self._operator("*", "/"):
             left = Operation(operator, left, self._signed(depth))
         return left
 
@@ -142,17 +152,16 @@ class _Parser:
         return inner
 
 
-def apply(operator: Operator, left: Fraction, right: Fraction) -> Fraction:
-    """``left operator right``, exactly. Raises `ExpressionError` on division by zero."""
-    if operator == "+":
-        return left + right
-    if operator == "-":
-        return left - right
-    if operator == "*":
-        return left * right
-    if right == 0:
-        raise ExpressionError("division by zero")
-    return left / right
+def apply(operator: Operator, left: Value, right: Value) -> Value:
+    """``left operator right``, for fractions and whatever else has the four operations.
+
+    Raises:
+        ExpressionError: division by zero.
+    """
+    try:
+        return cast(Value, _OPERATIONS[operator](left, right))
+    except ZeroDivisionError as error:
+        raise ExpressionError("division by zero") from error
 
 
 def evaluate(expression: Expression) -> Fraction:

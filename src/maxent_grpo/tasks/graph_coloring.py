@@ -12,7 +12,7 @@ import numpy as np
 
 from maxent_grpo.randomness import generator
 from maxent_grpo.tasks.answers import extract_answer
-from maxent_grpo.tasks.task import CONTROL, WRONG, Facts, Problem, Verdict, region
+from maxent_grpo.tasks.task import CONTROL, WARM_START, WRONG, Facts, Problem, Verdict, region
 
 COLOURS = "123"
 HIDDEN = "?"
@@ -81,6 +81,8 @@ def _draw(rng: np.random.Generator, split: str) -> Problem | None:
         return None
     target = proper[int(rng.integers(len(proper)))]
     hidden, completions = (2, range(1, 2)) if split == CONTROL else (3, range(4, 25))
+    if split == WARM_START:
+        hidden, completions = int(rng.integers(1, 4)), range(1, 25)
     ways = list(itertools.combinations(range(n), hidden))
     for index in rng.permutation(len(ways)):
         partial = "".join(HIDDEN if v in ways[index] else colour for v, colour in enumerate(target))
@@ -94,11 +96,11 @@ def _draw(rng: np.random.Generator, split: str) -> Problem | None:
 
 
 def _question(edges: Edges, partial: str) -> str:
-    """``3-color AB BC BD: A1 B? C? D?``: the edges, then each vertex with its colour."""
+    """``3-color A1 D2, AB BC BD: BC?``: the given colours, the edges, and the vertices to colour."""
+    given = " ".join(name + colour for name, colour in zip(_NAMES, partial, strict=False) if colour != HIDDEN)
     drawn = " ".join(_NAMES[u] + _NAMES[v] for u, v in edges)
-    return f"3-color {drawn}: " + " ".join(
-        name + colour for name, colour in zip(_NAMES, partial, strict=False)
-    )
+    asked = "".join(name for name, colour in zip(_NAMES, partial, strict=False) if colour == HIDDEN)
+    return f"3-color {given}, {drawn}: {asked}?"
 
 
 def _hidden(colours: str, partial: str) -> str:

@@ -52,12 +52,17 @@ def _sample(
     samples: int,
     max_new_tokens: int,
 ) -> list[list[str]]:
-    chats = [[{"role": "user", "content": row["problem"]}] for row in rows]
-    prompts = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["problem"]}], tokenize=False, add_generation_prompt=True
+        )
+        for row in rows
+    ]
+    prompts = tokenizer(
+        texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
     )
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]  # nn.Module declares its attributes as Tensor | Module
         **prompts, do_sample=True, top_k=0, num_return_sequences=samples, max_new_tokens=max_new_tokens
     )
-    texts = tokenizer.batch_decode(output[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [texts[index : index + samples] for index in range(0, len(texts), samples)]
+    answers = tokenizer.batch_decode(output[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [answers[index : index + samples] for index in range(0, len(answers), samples)]

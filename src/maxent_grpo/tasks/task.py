@@ -44,7 +44,7 @@ class Task(Protocol):
     default_sizes: Mapping[str, int]  # split → problems, where the task has that many
     choices: Mapping[str, tuple[Any, ...]]  # option → its values, the default first
 
-    def problems(self, split: str, size: int, seed: int, **options: Any) -> list[Problem]:
+    def problems(self, split: str, size: int, seed: int, *args: Any, **options: Any) -> list[Problem]:
         """``size`` different problems of a split, or all of them where it has fewer; the same for equal arguments."""
         ...
 

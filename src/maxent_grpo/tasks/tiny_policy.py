@@ -1,7 +1,7 @@
 """The bundled tiny policy: where its files are, and the command that rebuilds them.
 
-It answers the three tasks imperfectly on purpose. On graph colouring some completion of eight is nearly always right while
-most are wrong: there, reinforcement learning helps and diversity can collapse.
+It answers the three tasks imperfectly on purpose. On graph colouring one completion of eight is nearly always right
+and most are wrong: there, reinforcement learning helps and diversity can collapse.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from maxent_grpo.randomness import generator
 from maxent_grpo.tasks.registry import TASKS
 from maxent_grpo.tasks.task import WARM_START, Problem
 
-PEAK_LEARNING_RATE = 3e-3
+PEAK_LEARNING_RATE = 2e-3
 WARMUP_STEPS = 40
 DECAY_FRACTION = 0.3  # of the steps, at the end, over which the learning rate falls linearly to 0
 MAX_GRAD_NORM = 1.0
@@ -38,10 +38,10 @@ class Share:
 
 
 SHARES = (
-    Share("graph_coloring", 0.5, rows=48, problems=16_000),
-    Share("countdown", 0.2, rows=32, problems=1_000, options=(("numbers", 3),)),
-    Share("countdown", 0.1, rows=16, problems=5_000, options=(("numbers", 4),)),
-    Share("arithmetic", 0.2, rows=48, problems=10_000, options=(("operations", "+-*"), ("largest", 99))),
+    Share("graph_coloring", 0.35, rows=16, problems=8_000),
+    Share("countdown", 0.25, rows=24, problems=1_000, options=(("numbers", 3),)),
+    Share("countdown", 0.1, rows=8, problems=5_000, options=(("numbers", 4),)),
+    Share("arithmetic", 0.3, rows=32, problems=10_000, options=(("operations", "+-*"), ("largest", 99))),
 )
 
 
