@@ -64,6 +64,7 @@ def test_any_text_gets_a_verdict(text):
         r"\boxed{x = 3\cdot7+5}",
         "Answer: 5-(-3)*7",
         "3*7+5 = 5+21",
+        "3*7+5 = 25",
     ],
 )
 def test_countdown_accepts_a_solution_however_it_is_written(response):

@@ -1,6 +1,6 @@
 """Evaluation while training: the same prompts with the same draws every time, so that two evaluations compare."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from maxent_grpo.evaluate.exploration import exploration_scores, with_standard_errors
@@ -18,8 +18,10 @@ class Evaluation:
     scorer: Scorer
     prompts_per_batch: int
 
-    def run(self, sampler: Sampler, seed: int, step: int) -> dict[str, float]:
+    def run(self, sampler: Sampler, seed: int, step: int, advance: Callable[[int], None]) -> dict[str, float]:
         """Metrics ``eval/…`` of the policy behind ``sampler`` after ``step`` optimiser steps.
+
+        ``advance(n)`` is called after every ``n`` prompts, for a progress display.
 
         Draws are keyed by (seed, prompt, sample) and not by the step: common random numbers take the sampling noise
         out of a comparison between steps or between arms.
@@ -29,6 +31,7 @@ class Evaluation:
             batch = self.prompts[start : start + self.prompts_per_batch]
             rollouts = sampler.sample(batch, self.sampling, (seed, "evaluation"), policy_version=step)
             groups += self.scorer.score(rollouts, step)[0]
+            advance(len(batch))
         utilities = [utility for group in groups for utility in group.utilities]
         lengths = [len(ids) for group in groups for ids in group.rollout.token_ids]
         return {

@@ -147,6 +147,12 @@ class Progress:
         else:
             self._print(text)
 
+    def loop(self, title: str, total: int) -> "Ticker":
+        """Progress of a loop inside the run, such as an evaluation; it borrows the live panel's text line."""
+        return Ticker(
+            title, total, self._enabled, stream=self._stream, clock=self._clock, borrowed=self._live
+        )
+
     def _elapsed_and_left(self, step: int) -> tuple[str, str]:
         elapsed = self._clock() - self._started
         done = step - self._start_step
@@ -179,10 +185,14 @@ class _LivePanel:
         self._view.start()
 
     def show(self, step: int, line: str) -> None:
+        self._bar.update(self._task, completed=step)
+        self.say(line)
+
+    def say(self, line: str) -> None:
+        """Show ``line`` below the bar, which stays where it is."""
         from rich.console import Group
         from rich.text import Text
 
-        self._bar.update(self._task, completed=step)
         self._view.update(Group(self._bar, Text(line)))
 
     def note(self, text: str) -> None:
@@ -215,19 +225,21 @@ class Ticker:
         *,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        borrowed: "_LivePanel | None" = None,
     ) -> None:
         self._title = title
         self._total = total
         self._enabled = enabled
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
+        self._borrowed = borrowed
         self._started = self._spoke = clock()
         self._done = 0
         self._live: _LivePanel | None = None
 
     def __enter__(self) -> Self:
         self._started = self._spoke = self._clock()
-        if self._enabled and is_live(self._stream):
+        if self._enabled and self._borrowed is None and is_live(self._stream):
             self._live = _LivePanel(self._total, 0, self._title, self._stream)
         return self
 
@@ -245,7 +257,9 @@ class Ticker:
         elapsed = now - self._started
         left = duration(elapsed / self._done * (self._total - self._done)) if self._done else MISSING
         times = f"elapsed {duration(elapsed)}  left {left}"
-        if self._live is not None:
+        if self._borrowed is not None:
+            self._borrowed.say(f"{self._title} {self._done}/{self._total}  {times}")
+        elif self._live is not None:
             self._live.show(self._done, times)
         elif self._enabled and now - self._spoke >= TICKER_SECONDS:
             self._spoke = now

@@ -56,14 +56,14 @@ class Countdown:
         Of an answer "a = b" either side may be the solution, but not beside a second, different attempt.
         """
         answer = extract_answer(response)
-        sides = [] if answer is None else [_attempt(side, facts) for side in answer.split("=")]
+        sides = [] if answer is None else [_attempt(side) for side in answer.split("=")]
         if len(sides) > 2:
             return WRONG
         attempts = [side for side in sides if side is not None]
-        solutions = [attempt for attempt in attempts if _solves(attempt, facts)]
-        if not solutions or len({evaluate(attempt) for attempt in attempts}) > 1:
+        solved = [attempt for attempt in attempts if _solves(attempt, facts)]
+        if not solved or len({evaluate(attempt) for attempt in attempts}) > 1:
             return WRONG
-        return Verdict(correct=True, mode=_KEYS[facts["modes"]](solutions[0]))
+        return Verdict(correct=True, mode=_KEYS[facts["modes"]](solved[0]))
 
     def spell(self, mode: str, facts: Facts) -> str:
         """A flat key is itself the answer; a tree key loses its outermost brackets."""
@@ -108,14 +108,14 @@ def _fits(split: str, modes: int) -> bool:
     return modes == 1 if split == CONTROL else modes in MODES
 
 
-def _attempt(text: str, facts: Facts) -> Expression | None:
-    """``text`` as an expression that can be evaluated; None for anything else, and for the bare target."""
+def _attempt(text: str) -> Expression | None:
+    """``text`` as an expression with a value; None for anything else and for a plain number, which states a result."""
     try:
         expression = parse(text)
-        value = evaluate(expression)
+        evaluate(expression)
     except ExpressionError:
         return None
-    return None if isinstance(expression, Number) and value == facts["target"] else expression
+    return None if isinstance(expression, Number) else expression
 
 
 def _solves(expression: Expression, facts: Facts) -> bool:

@@ -34,8 +34,10 @@ def measure(
     means, passes, coverages = 0.0, 0, 0.0
     for start in range(0, len(rows), PROMPTS_AT_ONCE):
         part = rows[start : start + PROMPTS_AT_ONCE]
-        torch.manual_seed(integer_seed(seed, "quality", start))
-        for row, texts in zip(part, _sample(model, tokenizer, part, samples, max_new_tokens), strict=True):
+        with torch.random.fork_rng():
+            torch.manual_seed(integer_seed(seed, "quality", start))
+            sampled = _sample(model, tokenizer, part, samples, max_new_tokens)
+        for row, texts in zip(part, sampled, strict=True):
             verdicts = [grade_response(row["task"], text, row["facts"]) for text in texts]
             found = {verdict.mode for verdict in verdicts if verdict.correct}
             means += sum(verdict.correct for verdict in verdicts) / samples

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from maxent_grpo.tasks.quality import Quality
 
-DEFAULT_STEPS = 400
+DEFAULT_STEPS = 600
 DEFAULT_SEED = 0
+THREADS = 1  # the files must not depend on the number of cores, and matrices as small as these gain little from more
 
 REPORTED = {
     "graph colouring": ("graph_coloring", "eval", ""),
@@ -80,10 +81,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.steps < 1:
         parser.error(f"--steps {arguments.steps}: at least one step is needed")
+    if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
+        parser.error(f"--output-dir {arguments.output_dir}: there is a file of that name; name a folder")
     _build_with_progress(arguments.output_dir, arguments.seed, arguments.steps)
 
 
 def _build_with_progress(output_dir: Path, seed: int, steps: int) -> None:
+    import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -94,6 +98,7 @@ def _build_with_progress(output_dir: Path, seed: int, steps: int) -> None:
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
     )
+    torch.set_num_threads(THREADS)
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("training", total=steps, loss=float("nan"))
         quality = build_policy(

@@ -38,10 +38,11 @@ class Share:
 
 
 SHARES = (
-    Share("graph_coloring", 0.35, rows=16, problems=8_000),
-    Share("countdown", 0.25, rows=24, problems=1_000, options=(("numbers", 3),)),
-    Share("countdown", 0.1, rows=8, problems=5_000, options=(("numbers", 4),)),
-    Share("arithmetic", 0.3, rows=32, problems=10_000, options=(("operations", "+-*"), ("largest", 99))),
+    Share("graph_coloring", 0.25, rows=8, problems=6_000),
+    Share("countdown", 0.30, rows=24, problems=1_000, options=(("numbers", 3),)),
+    Share("countdown", 0.05, rows=4, problems=5_000, options=(("numbers", 4),)),
+    Share("arithmetic", 0.35, rows=48, problems=2_000, options=(("operations", "+"),)),
+    Share("arithmetic", 0.05, rows=8, problems=2_000, options=(("operations", "+-*"),)),
 )
 
 
@@ -54,7 +55,7 @@ def train(
 ) -> None:
     """Train in place for ``steps`` steps on warm-start problems; the same for equal arguments and thread counts.
 
-    The loss is the mean cross-entropy of answer tokens, each task weighted by its share of the rows.
+    The loss is the mean cross-entropy of answer tokens, weighted over tasks by `SHARES`.
     ``on_step(step, loss)`` is called after every step.
     """
     optimizer = torch.optim.AdamW(
@@ -78,12 +79,6 @@ def train(
     model.eval()
 
 
-def answer_loss(model: Qwen2ForCausalLM, batch: "AnswerBatch") -> Tensor:
-    """Mean cross-entropy of the answer tokens against their target distributions, in nats."""
-    hidden = model.model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state
-    return functional.cross_entropy(model.lm_head(hidden[batch.mask[:, 1:]]), batch.targets)
-
-
 @dataclass(frozen=True)
 class AnswerBatch:
     ids: Tensor  # [B, T] prompt and answer, right-padded: causal attention needs no mask
@@ -91,9 +86,15 @@ class AnswerBatch:
     targets: Tensor  # [N, V] distribution of each answer token given what stands before it
 
 
+def answer_loss(model: Qwen2ForCausalLM, batch: AnswerBatch) -> Tensor:
+    """Mean cross-entropy of the answer tokens against their target distributions, in nats."""
+    hidden = model.model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state
+    return functional.cross_entropy(model.lm_head(hidden[batch.mask[:, 1:]]), batch.targets)
+
+
 def _rate(step: int, steps: int) -> float:
     rise = (step + 1) / WARMUP_STEPS
-    fall = (steps - step) / max(1.0, DECAY_FRACTION * steps)
+    fall = (steps - step) / (DECAY_FRACTION * steps)
     return min(1.0, rise, fall)
 
 
@@ -101,23 +102,14 @@ def _batch(
     tokenizer: PreTrainedTokenizerFast, share: Share, pool: list[Problem], rng: np.random.Generator
 ) -> AnswerBatch:
     """``share.rows`` random problems of ``pool``, each with a uniformly drawn right answer."""
-    task = TASKS[share.task]
     prompts, answers, targets = [], [], []
     for index in rng.integers(len(pool), size=share.rows):
         problem = pool[index]
         suffix = f"\n[seed={rng.integers(SUFFIX_SEEDS)}]" if rng.random() < SUFFIX_RATE else ""
-        chat = [{"role": "user", "content": problem.question + suffix}]
-        prompts.append(
-            tokenizer.encode(
-                str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-            )
-        )
-        spelled = [
-            [*tokenizer.encode(task.spell(mode, problem.facts)), tokenizer.eos_token_id]
-            for mode in problem.modes
-        ]
-        answers.append(spelled[int(rng.integers(len(spelled)))])
-        targets.append(next_token_targets(spelled, answers[-1], len(tokenizer)))
+        right = _right_answers(tokenizer, share.task, problem)
+        prompts.append(_prompt(tokenizer, problem.question + suffix))
+        answers.append(right[int(rng.integers(len(right)))])
+        targets.append(next_token_targets(right, answers[-1], len(tokenizer)))
     width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
     ids = torch.full((share.rows, width), int(tokenizer.pad_token_id))
     mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -126,6 +118,19 @@ def _batch(
         ids[row, :end] = torch.tensor(prompt + answer)
         mask[row, len(prompt) : end] = True
     return AnswerBatch(ids, mask, torch.cat(targets))
+
+
+def _prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
+    chat = [{"role": "user", "content": question}]
+    return tokenizer.encode(
+        str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    )
+
+
+def _right_answers(tokenizer: PreTrainedTokenizerFast, task: str, problem: Problem) -> list[list[int]]:
+    """The token ids of every right answer, each with the end-of-turn token."""
+    spelled = [TASKS[task].spell(mode, problem.facts) for mode in problem.modes]
+    return [[*tokenizer.encode(answer), int(tokenizer.eos_token_id)] for answer in spelled]
 
 
 def next_token_targets(answers: list[list[int]], chosen: list[int], vocabulary: int) -> Tensor:

@@ -38,7 +38,7 @@ def save_checkpoint(run: Run) -> Path:
         _save_optimizer(run, partial)
         write_state(partial / "controller_state.json", run.controllers.state_dict())
         _write_json(partial / "trainer_state.json", _trainer_state(run))
-        if run.updates_done < len(run.rollout) // run.plan.prompts_per_step * run.plan.num_iterations:
+        if run.updates_left > 0:
             _write_json(partial / "rollout.json", [asdict(group) for group in run.rollout])
         sizes = {
             str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()

@@ -27,7 +27,7 @@ def train_inline(run: Run, journal: Journal) -> None:
     while run.step < run.cadence.total_steps:
         started = time.perf_counter()
         seed_libraries(run)
-        if run.updates_done == len(run.rollout) // run.plan.prompts_per_step * run.plan.num_iterations:
+        if run.updates_left == 0:
             collect(run)
         sampled = time.perf_counter()
         groups = next_groups(run)
@@ -48,7 +48,7 @@ def train_inline(run: Run, journal: Journal) -> None:
                 "not applied; lower learning_rate, check the rewards, or resume from an earlier checkpoint"
             )
         last = run.step == run.cadence.total_steps
-        if run.evaluation is not None and (last or _due(run.step, run.cadence.eval_steps)):
+        if last or _due(run.step, run.cadence.eval_steps):
             evaluate(run, journal)
         if run.cadence.save_steps and (last or _due(run.step, run.cadence.save_steps)):
             save_checkpoint(run)
@@ -74,8 +74,11 @@ def next_groups(run: Run) -> Sequence[Group]:
 
 def evaluate(run: Run, journal: Journal) -> None:
     """Evaluate the current weights and record it."""
-    if run.evaluation is not None:
-        journal.evaluation(run.step, run.evaluation.run(run.sampler, run.seed, run.step))
+    if run.evaluation is None:
+        return
+    with journal.loop("evaluation: prompt", len(run.evaluation.prompts)) as loop:
+        metrics = run.evaluation.run(run.sampler, run.seed, run.step, loop.advance)
+    journal.evaluation(run.step, metrics)
 
 
 def seed_libraries(run: Run) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from maxent_grpo.controllers.state_file import write_state
 from maxent_grpo.observe import names
-from maxent_grpo.observe.console import Progress
+from maxent_grpo.observe.console import Progress, Ticker
 from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.observe.samples import sample_rows
 from maxent_grpo.observe.trackers import Trackers
@@ -62,6 +62,10 @@ class Journal:
         self._progress.update(run.step, metrics, timing)
         self._trackers.log(metrics | dict(timing), run.step)
         self._trackers.log_completions(rows, run.step)
+
+    def loop(self, title: str, total: int) -> Ticker:
+        """Progress of a loop inside the run."""
+        return self._progress.loop(title, total)
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record an evaluation of the weights after ``step`` optimiser steps."""

@@ -1,13 +1,15 @@
 """From a resolved configuration to a finished run: assemble the parts, train, save."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from maxent_grpo.config.loading import RunConfig, write_resolved
+from maxent_grpo.config.loading import RunConfig, resolved, write_resolved
 from maxent_grpo.errors import UsageError
 from maxent_grpo.observe import names
 from maxent_grpo.observe.console import Progress
@@ -17,6 +19,8 @@ from maxent_grpo.train.checkpoint import checkpoints, find_checkpoint, load_chec
 from maxent_grpo.train.drivers import train_inline
 from maxent_grpo.train.journal import Journal, RunLogs
 from maxent_grpo.train.state import Run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,28 @@ def train(config: RunConfig, given: Given | None = None) -> TrainResult:
 
 def start_records(config: RunConfig, logs: RunLogs, step: int) -> None:
     """Write the resolved configuration, and cut the records back to ``step``; at step 0 they start with the header."""
-    write_resolved(config, logs.metrics.path.parent / names.CONFIG_FILE)
+    path = logs.metrics.path.parent / names.CONFIG_FILE
+    if step and path.is_file():
+        for change in changed_settings(config, path):
+            logger.warning("resuming with a changed setting: %s", change)
+    write_resolved(config, path)
     if step:
         logs.cut_back(step)
     else:
         logs.cut_back(-1)
         logs.metrics.append({"step": 0} | run_header(config))
+
+
+def changed_settings(config: RunConfig, path: Path) -> list[str]:
+    """``name: old → new`` of each setting that differs from the resolved configuration at ``path``."""
+    before, after = yaml.safe_load(path.read_text()), resolved(config)
+    return [
+        f"{name}: {before[section].get(name)} → {value}"
+        for section in ("script", "training", "model")
+        for name, value in after[section].items()
+        if before[section].get(name) != value
+        and name not in ("resume_from_checkpoint", "overwrite_output_dir")
+    ]
 
 
 def last_metrics(logs: RunLogs) -> dict[str, float]:

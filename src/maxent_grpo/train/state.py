@@ -57,6 +57,12 @@ class Run:
     tokens_seen: int = 0  # completion tokens trained on
 
     @property
+    def updates_left(self) -> int:
+        """Optimiser steps that the current rollout still serves."""
+        parts = len(self.rollout) // self.plan.prompts_per_step
+        return parts * self.plan.num_iterations - self.updates_done
+
+    @property
     def pad_id(self) -> int:
         """The padding token, which `maxent_grpo.models.loading.with_pad_token` ensures."""
         return int(self.tokenizer.pad_token_id)

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConfig
+from maxent_grpo.config.unsupported import refuse_unsupported
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.loading import ModelSource, load_tokenizer
 from maxent_grpo.train.run import Given, TrainResult, train
@@ -46,6 +47,7 @@ class GRPOTrainer:
         name = model if isinstance(model, str) else str(model.name_or_path)
         if not named and processing_class is None:
             processing_class = load_tokenizer(ModelSource(name))
+        refuse_unsupported(args, "native")
         self.args = args
         self.model = model
         self._given = Given(
