@@ -1,7 +1,7 @@
 """The architecture and the tokenizer of the bundled tiny policy."""
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import pre_tokenizers
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
@@ -19,19 +19,18 @@ CHAT_TEMPLATE = (
 """ChatML with one-letter roles (s, u, a) and nothing between turns: seven tokens around a question, not nineteen."""
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer() -> Qwen2Tokenizer:
     """One token per byte, so one per character of ASCII, and three special tokens: 259 in all.
 
+    A Qwen2 tokenizer without merges, which is what `AutoTokenizer` makes of any tokenizer beside a Qwen2 model.
     Characters beyond ASCII become the two to four tokens of their UTF-8 bytes: every text has an encoding that decodes
-    back to it, and there is no unknown token.
+    back to it (in Unicode's normal form C), and the unknown token that the class insists on is never used.
     """
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {symbol: index for index, symbol in enumerate([PAD, TURN_START, TURN_END, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    symbols = [PAD, TURN_START, TURN_END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    return Qwen2Tokenizer(
+        vocab={symbol: index for index, symbol in enumerate(symbols)},
+        merges=[],
+        unk_token=PAD,
         eos_token=TURN_END,
         pad_token=PAD,
         additional_special_tokens=[TURN_START],
@@ -42,7 +41,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     """An untrained Qwen2 of a million parameters, from torch's global generator. Head size 32 is vLLM's smallest."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
 from maxent_grpo.randomness import generator
 from maxent_grpo.tasks.registry import TASKS
@@ -48,7 +48,7 @@ SHARES = (
 
 def train(
     model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Qwen2Tokenizer,
     steps: int,
     seed: int,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
@@ -99,7 +99,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _batch(
-    tokenizer: PreTrainedTokenizerFast, share: Share, pool: list[Problem], rng: np.random.Generator
+    tokenizer: Qwen2Tokenizer, share: Share, pool: list[Problem], rng: np.random.Generator
 ) -> AnswerBatch:
     """``share.rows`` random problems of ``pool``, each with a uniformly drawn right answer."""
     prompts, answers, targets = [], [], []
@@ -120,14 +120,14 @@ def _batch(
     return AnswerBatch(ids, mask, torch.cat(targets))
 
 
-def _prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
+def _prompt(tokenizer: Qwen2Tokenizer, question: str) -> list[int]:
     chat = [{"role": "user", "content": question}]
     return tokenizer.encode(
         str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     )
 
 
-def _right_answers(tokenizer: PreTrainedTokenizerFast, task: str, problem: Problem) -> list[list[int]]:
+def _right_answers(tokenizer: Qwen2Tokenizer, task: str, problem: Problem) -> list[list[int]]:
     """The token ids of every right answer, each with the end-of-turn token."""
     spelled = [TASKS[task].spell(mode, problem.facts) for mode in problem.modes]
     return [[*tokenizer.encode(answer), int(tokenizer.eos_token_id)] for answer in spelled]
