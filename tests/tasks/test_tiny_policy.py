@@ -134,8 +134,8 @@ def test_training_lowers_the_loss():
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     losses: list[float] = []
-    warm_start.train(build_model(tokenizer), tokenizer, 30, 0, lambda step, loss: losses.append(loss))
-    assert len(losses) == 30
+    warm_start.train(build_model(tokenizer), tokenizer, 20, 0, lambda step, loss: losses.append(loss))
+    assert len(losses) == 20
     assert losses[-1] < losses[0] / 2
 
 

@@ -186,9 +186,9 @@ def comparison(arms: Sequence[Arm]) -> SummaryTable:
         ]
         for when, record in (
             ("before", evaluated[0]),
-            (f"after {evaluated[-1]['step']} steps", evaluated[-1]),
+            ("after", evaluated[-1]),
         ):
-            cells = [f"{record[f'eval/{m}']:.3f} ± {record[f'eval/{m}_se']:.3f}" for m in MEASURES]
+            cells = [f"{record[f'eval/{m}']:.3f}±{record[f'eval/{m}_se']:.3f}" for m in MEASURES]
             rows.append((arm.label, when, *cells))
     columns = ("method", "", *(m.replace("_at_", "@") for m in MEASURES))
     caption = (
@@ -199,13 +199,14 @@ def comparison(arms: Sequence[Arm]) -> SummaryTable:
 
 
 def print_table(summary: SummaryTable) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*summary.columns, caption=summary.caption)
+    table = Table(*summary.columns, box=SIMPLE, pad_edge=False)
     for row in summary.rows:
         table.add_row(*row)
-    Console().print(table)
+    Console().print(table, summary.caption, sep="")
 
 
 def _recipes() -> Path:
