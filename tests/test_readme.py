@@ -23,7 +23,9 @@ def blocks(language: str) -> list[str]:
 
 def command_lines() -> list[str]:
     joined = "\n".join(blocks("bash")).replace("\\\n", " ")
-    return [line.partition("  #")[0].strip() for line in joined.splitlines() if line.startswith("maxent-grpo")]
+    return [
+        line.partition("  #")[0].strip() for line in joined.splitlines() if line.startswith("maxent-grpo")
+    ]
 
 
 @pytest.mark.parametrize("line", command_lines())

@@ -19,9 +19,13 @@ def gives_nan(completions, **_):
 
 
 @pytest.fixture
-def run_cli(tmp_path: Path, policy_dir: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+def run_cli(
+    tmp_path: Path, policy_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
     """Run ``maxent-grpo-maxent`` on a good small configuration with changes; exit code and last line of stderr."""
-    (tmp_path / "rows.jsonl").write_text("\n".join(f'{{"problem": "Say {w}.", "answer": "a"}}' for w in "abcd"))
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join(f'{{"problem": "Say {w}.", "answer": "a"}}' for w in "abcd")
+    )
     (tmp_path / "empty.jsonl").write_text("")
 
     def run(**changes: object) -> tuple[int, str]:

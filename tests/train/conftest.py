@@ -7,11 +7,6 @@ import pytest
 from maxent_grpo.config.loading import RunConfig, resolve
 
 
-def checksum(completions, **_):
-    """A reward that every group has a spread of, whatever the policy: a checksum of the text, in [0, 1]."""
-    return [sum(map(ord, c)) % 7 / 6 for c in completions]
-
-
 @pytest.fixture
 def configure(policy_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     """A configuration of seconds: 12 prompts, 4 groups of 4 a step, the random policy, everything on the CPU."""
@@ -22,7 +17,7 @@ def configure(policy_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
         defaults: dict[str, Any] = {
             "model_name_or_path": str(policy_dir),
             "dataset_name": str(tmp_path / "prompts.jsonl"),
-            "reward_funcs": [f"{__name__}:checksum"],
+            "reward_funcs": ["checksum_reward:checksum"],
             "output_dir": str(tmp_path / "run"),
             "per_device_train_batch_size": 8,
             "gradient_accumulation_steps": 2,

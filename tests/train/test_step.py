@@ -105,3 +105,11 @@ def test_a_run_of_non_finite_steps_ends_with_a_remedy(configure, monkeypatch):
 def test_grpo_and_maxent_gradients_are_of_comparable_size(make_run):
     sizes = {name: float(moved(make_run(**SETTINGS[name])).norm()) for name in ("maxent", "dr_grpo")}
     assert 0.1 < sizes["maxent"] / sizes["dr_grpo"] < 10
+
+
+def test_activation_checkpointing_gives_the_same_gradient(make_run):
+    expected = moved(make_run(**SETTINGS["maxent"]))
+    run = make_run(**SETTINGS["maxent"], gradient_checkpointing=True)
+    assert run.learner.model.is_activation_checkpointing
+    assert not run.learner.shared_prefix
+    assert (moved(run) - expected).norm() <= 1e-6 * expected.norm()

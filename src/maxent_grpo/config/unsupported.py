@@ -25,7 +25,7 @@ HONOURED = _by_name(
             gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs
             activation_checkpointing activation_checkpointing_kwargs bf16 eval_strategy eval_steps
             eval_on_start do_eval logging_steps save_strategy save_steps save_total_limit report_to
-            run_name project trackio_space_id trackio_bucket_id trackio_static_space_id
+            run_name project
             resume_from_checkpoint log_level disable_tqdm log_completions num_completions_to_print
             shuffle_dataset disable_dropout steps_per_generation generation_batch_size
             num_iterations num_generations num_generations_eval max_completion_length temperature
@@ -103,6 +103,9 @@ REFUSED = _by_name(
         """,
         "the native loop knows bf16, and dtype for the weights": """
             fp16 bf16_full_eval fp16_full_eval tf32 cast_lm_head_to_fp32
+        """,
+        "the native loop keeps Trackio local": """
+            trackio_space_id trackio_bucket_id trackio_static_space_id
         """,
         "the native loop runs eagerly": """
             torch_compile torch_compile_backend torch_compile_mode use_liger_kernel

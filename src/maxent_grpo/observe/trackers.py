@@ -25,7 +25,7 @@ TABLE_ROWS: Final = 4  # of a step in the W&B table; completions.jsonl has them 
 class Trackers:
     """The trackers named by ``report_to``, started on construction; only the first process logs.
 
-    TensorBoard writes under ``output_dir/tensorboard/<project>``. The project is ``wandb_project``, else
+    TensorBoard writes under ``output_dir/tensorboard/<project>``. The project is ``project``, else
     ``WANDB_PROJECT``, else "maxent-grpo"; W&B writes under ``WANDB_DIR``, else ``var/artifacts/wandb``, and
     is left out where ``WANDB_MODE`` is "disabled". ``run_config`` is passed on flattened and without its
     secrets.
@@ -40,7 +40,7 @@ class Trackers:
         run_name: str,
         output_dir: Path,
         run_config: Mapping[str, Any],
-        wandb_project: str | None = None,
+        project: str | None = None,
         wandb_entity: str | None = None,
         wandb_group: str | None = None,
         environ: Mapping[str, str] = os.environ,
@@ -56,7 +56,7 @@ class Trackers:
         accelerator.project_configuration.logging_dir = logging_dir
         accelerator.log_with = filter_trackers(list(self._names), logging_dir)
         accelerator.init_trackers(
-            wandb_project or environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+            project or environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
             config=flat_config(without_secrets(run_config)),
             init_kwargs={
                 "wandb": {

@@ -236,8 +236,8 @@ def prepared(config: RunConfig, model: PreTrainedModel) -> PreTrainedModel:
     training = config.training
     if training.disable_dropout:
         disable_dropout_in_model(model)
-    if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(training.gradient_checkpointing_kwargs)
+    if training.activation_checkpointing:
+        model.activation_checkpointing_enable(training.activation_checkpointing_kwargs)
     return model.train()
 
 
@@ -261,7 +261,7 @@ def make_learner(
         max_grad_norm=training.max_grad_norm,
         max_completion_length=training.max_completion_length,
         differentiate_entropy=training.entropy_coef != 0,
-        shared_prefix=not training.gradient_checkpointing,
+        shared_prefix=not training.activation_checkpointing,
     )
 
 

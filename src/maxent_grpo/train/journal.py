@@ -35,12 +35,20 @@ class Journal:
     """Records steps and evaluations: every step to the files, every ``logging_steps``-th to console and trackers."""
 
     def __init__(
-        self, logs: RunLogs, progress: Progress, trackers: Trackers, *, logging_steps: int, main: bool
+        self,
+        logs: RunLogs,
+        progress: Progress,
+        trackers: Trackers,
+        *,
+        logging_steps: int,
+        printed: int,
+        main: bool,
     ) -> None:
         self._logs = logs
         self._progress = progress
         self._trackers = trackers
         self._logging_steps = logging_steps
+        self._printed = printed  # completions shown on the console at each logged step
         self._main = main
 
     def step(
@@ -60,6 +68,9 @@ class Journal:
         for row in rows:
             self._logs.completions.append(row)
         self._progress.update(run.step, metrics, timing)
+        for row in rows[: self._printed]:
+            # repr: a completion may hold control codes, which a terminal would obey.
+            self._progress.note(f"  utility {row['utility']:.2f}  {row['completion']!r}")
         self._trackers.log(metrics | dict(timing), run.step)
         self._trackers.log_completions(rows, run.step)
 

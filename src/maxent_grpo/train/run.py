@@ -110,7 +110,7 @@ def train_and_save(run: Run, config: RunConfig, logs: RunLogs) -> None:
         training.run_name or run.output_dir.name,
         run.output_dir,
         run_header(config) | training.to_sanitized_dict(),
-        wandb_project=training.wandb_project,
+        project=training.wandb_project or (training.project if training.project != "huggingface" else None),
         wandb_entity=training.wandb_entity,
         wandb_group=training.wandb_run_group,
     )
@@ -124,6 +124,7 @@ def train_and_save(run: Run, config: RunConfig, logs: RunLogs) -> None:
             progress,
             trackers,
             logging_steps=run.cadence.logging_steps,
+            printed=(training.num_completions_to_print or 4) if training.log_completions else 0,
             main=accelerator.is_main_process,
         )
         train_inline(run, journal)
