@@ -26,10 +26,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
 
     configs: list[RunConfig] = []
 
-    def train(config: RunConfig) -> None:
+    def train(config: RunConfig) -> maxent_grpo.train.run.TrainResult:
         configs.append(config)
         if config.training.seed == 13:
             raise RunError("no luck")
+        return maxent_grpo.train.run.TrainResult(Path("run"), 0, {})
 
     monkeypatch.setattr(maxent_grpo.train.run, "train", train)
     monkeypatch.setattr("maxent_grpo.cli.start.configure_logging", lambda level: None)
@@ -265,7 +266,8 @@ def test_a_failing_job_is_named_and_the_sweep_goes_on(
         "var/data/out/seed=14",
     ]
     out, err = capfd.readouterr()
-    assert out.splitlines() == ["maxent-grpo: job seed=13", "maxent-grpo: job seed=14"]
+    jobs = [line for line in out.splitlines() if line.startswith("maxent-grpo: job")]
+    assert jobs == ["maxent-grpo: job seed=13", "maxent-grpo: job seed=14"]
     assert "maxent-grpo: train-maxent | maxent.yaml: no luck\n" in err
     assert err.splitlines()[-1] == "maxent-grpo: train-maxent: 1 job(s) of the sweep failed: seed=13"
 

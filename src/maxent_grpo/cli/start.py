@@ -56,7 +56,11 @@ def start_training(config: "RunConfig", *, dry_run: bool) -> None:
     from maxent_grpo.train.run import train
 
     configure_logging(config.training.log_level)
-    train(config)
+    result = train(config)
+    show(
+        f"done after step {result.global_step}: policy and records are in {result.output_dir}; "
+        f"maxent-grpo command=report run={result.output_dir} draws them"
+    )
 
 
 def resolve_job(request: Request, composed: Composed, environ: MutableMapping[str, str]) -> "RunConfig":
