@@ -28,7 +28,7 @@ def settings(steps: int) -> dict[str, object]:
     return {
         "maxent.model.model_name_or_path": "bundled:tiny-policy",
         "maxent.script.dataset_name": "task:graph_coloring",
-        "maxent.script.dataset_config": "train_size=24",
+        "maxent.script.dataset_config": "'train_size=24'",
         "maxent.script.reward_funcs": "[task_reward]",
         "maxent.training.objective": "maxent",
         "maxent.training.maxent_tau": 0.01,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.train.run import train
@@ -54,11 +55,9 @@ def test_the_package_equals_the_one_file_specification(reference, method, tmp_pa
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[1:]]
     assert [r["train/loss"] for r in records] == pytest.approx(losses, abs=2e-6)
     assert max(abs(loss) for loss in losses) > 1e-3 or method == "dr_grpo"
-    from safetensors.torch import load_file
-
     trained = load_file(tmp_path / "model.safetensors")
     start = type(expected).from_pretrained(reference.bundled_policy_path(), dtype=torch.float32).state_dict()
     for name, value in expected.state_dict().items():
         if name in trained:
-            step_size = (value - start[name]).abs().max()
-            assert (trained[name] - value).abs().max() <= 0.02 * step_size, name
+            # A norm, since Adam takes a whole step where a gradient is nothing but rounding.
+            assert (trained[name] - value).norm() <= 2e-3 * (value - start[name]).norm(), name
