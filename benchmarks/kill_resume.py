@@ -60,7 +60,9 @@ def command(directory: Path, steps: int) -> list[str]:
 
 def run(directory: Path, steps: int, kill_after: float | None) -> bool:
     """Start or resume the run in ``directory``; True if it ended by itself before ``kill_after`` seconds."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # The commit is part of the records' header: pinned, so that a commit made meanwhile is no difference.
+    pinned = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MAXENT_GIT_SHA": "benchmark"}
+    environment = os.environ | pinned
     process = subprocess.Popen(
         command(directory, steps), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
