@@ -253,3 +253,12 @@ def test_secrets_are_not_written(resolved_recipe: Resolve, tmp_path: Path) -> No
     assert config.training.hub_token == "hf_secret"
     assert "average_tokens_across_devices" in path.read_text()
     assert not path.stat().st_mode & stat.S_IXUSR
+
+
+def test_patience_with_the_hub_comes_from_the_environment() -> None:
+    flat = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}
+    environ = {"MAXENT_HF_DATASET_RETRIES": "2", "MAXENT_HF_DATASET_RETRY_SLEEP": "0.5"}
+    retry = resolve("train-baseline", None, {"flat": flat}, environ).dataset_retry
+    assert (retry.retries, retry.sleep, retry.max_sleep) == (2, 0.5, 60.0)
+    with pytest.raises(UsageError, match="MAXENT_HF_DATASET_RETRIES: 'many' is not a number"):
+        resolve("train-baseline", None, {"flat": flat}, {"MAXENT_HF_DATASET_RETRIES": "many"})

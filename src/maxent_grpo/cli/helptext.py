@@ -34,7 +34,8 @@ examples
 keys
   command=COMMAND                  what to run; the scripts above fill it in
   baseline.* maxent.* infoseed.*   one section per training command:
-    SECTION.recipe=FILE            a flat YAML recipe; unset: the file that GRPO_RECIPE names, or none
+    SECTION.recipe=FILE            a flat YAML recipe; unset: the file that GRPO_RECIPE names, or, where no model is
+                                   named either, the 1.5B mathematics recipe of the checkout
     SECTION.script.KEY=VALUE       data and rewards
     SECTION.training.KEY=VALUE     training, objective, controllers, sampling, logging
     SECTION.model.KEY=VALUE        model loading

@@ -4,10 +4,11 @@ Precedence: defaults < recipe < overrides < the log level of the environment. Ev
 wrong without a model or data is found here, as a one-line `UsageError`.
 """
 
+import math
 import os
 import re
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +21,7 @@ from maxent_grpo.config.conversion import convert, describe, field_types
 from maxent_grpo.config.recipe import Layer, read_recipe, route, sectioned, with_vllm_address
 from maxent_grpo.config.schema import SECTIONS, GRPOConfig, GRPOScriptArguments
 from maxent_grpo.config.unsupported import REFUSED, refuse_unsupported
+from maxent_grpo.data.sources import RetryPolicy
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import CATALOG
 
@@ -28,6 +30,13 @@ Route = Literal["native", "trl"]
 
 LOG_LEVEL_VARIABLES = ("MAXENT_LOG_LEVEL", "MAXENT_GRPO_LOGLEVEL")
 DEFAULT_PROMPT_CHARS = 2048
+
+RETRY_VARIABLES = {
+    "retries": "MAXENT_HF_DATASET_RETRIES",
+    "sleep": "MAXENT_HF_DATASET_RETRY_SLEEP",
+    "max_sleep": "MAXENT_HF_DATASET_RETRY_MAX_SLEEP",
+}
+"""`RetryPolicy` field → environment variable."""
 
 SECRET = re.compile(r"(^|_)(token|api_key|password|secret)$")
 DERIVED = frozenset({"generation_batch_size", "local_rank"})
@@ -48,6 +57,9 @@ class RunConfig:
     model: ModelConfig
     recipe_path: Path | None  # absolute
     max_prompt_chars: int = DEFAULT_PROMPT_CHARS  # characters of a user message, from MAX_PROMPT_CHARS
+    dataset_retry: RetryPolicy = field(
+        default_factory=RetryPolicy
+    )  # patience with the hub, from MAXENT_HF_DATASET_…
 
 
 def resolve(
@@ -225,9 +237,32 @@ def _checked_config(command: str, merged: Layer, path: Path | None, environ: Map
         plan.batch_plan(training, training.world_size)
         plan.objective_spec(training)
         plan.controller_settings(training, total_steps=max(1, training.max_steps))
-    limit = _prompt_chars(environ)
-    resolved_path = path.resolve() if path else None
-    return RunConfig(command, chosen, script, training, model, resolved_path, limit)  # type: ignore[arg-type]
+    return RunConfig(
+        command=command,  # type: ignore[arg-type]  # checked by `resolve`
+        route=chosen,
+        script=script,
+        training=training,
+        model=model,
+        recipe_path=path.resolve() if path else None,
+        max_prompt_chars=_prompt_chars(environ),
+        dataset_retry=_retry_policy(environ),
+    )
+
+
+def _retry_policy(environ: Mapping[str, str]) -> RetryPolicy:
+    """How often and how patiently a hub dataset is tried again."""
+    numbers: dict[str, float] = {}
+    for field_name, variable in RETRY_VARIABLES.items():
+        text = environ.get(variable)
+        if text:
+            try:
+                numbers[field_name] = float(text)
+            except ValueError:
+                raise UsageError(f"{variable}: {text!r} is not a number") from None
+            if not 0 <= numbers[field_name] < math.inf:
+                raise UsageError(f"{variable}: {text} is not a finite number of at least 0")
+    retries = int(numbers.pop("retries", RetryPolicy().retries))
+    return RetryPolicy(retries=retries, **numbers)
 
 
 def _prompt_chars(environ: Mapping[str, str]) -> int:

@@ -106,13 +106,14 @@ def training_prompts(config: RunConfig, given: "Given", tokenizer: PreTrainedTok
     if given.train_rows is not None:
         rows: Any = given.train_rows
     elif script.dataset_mixture is not None:
-        rows = load_mixture(script.dataset_mixture)[0]
+        rows = load_mixture(script.dataset_mixture, config.dataset_retry)[0]
     else:
         assert script.dataset_name is not None, "config.schema refuses this"
         rows = load_rows(
             script.dataset_name,
             config=script.dataset_config,
             split=script.dataset_train_split,
+            retry=config.dataset_retry,
         )
     columns = (script.dataset_prompt_column, script.dataset_solution_column)
     return build_prompts(rows, tokenizer, prompt_settings(config, *columns))
@@ -128,12 +129,20 @@ def evaluation_prompts(
     rows: Any = given.eval_rows
     if rows is None and script.eval_dataset_name is not None:
         rows = load_rows(
-            script.eval_dataset_name, config=script.eval_dataset_config, split=script.eval_dataset_split
+            script.eval_dataset_name,
+            config=script.eval_dataset_config,
+            split=script.eval_dataset_split,
+            retry=config.dataset_retry,
         )
     elif rows is None and script.dataset_mixture is not None:
-        rows = load_mixture(script.dataset_mixture)[1]
+        rows = load_mixture(script.dataset_mixture, config.dataset_retry)[1]
     elif rows is None and given.train_rows is None and script.dataset_name is not None:
-        rows = load_rows(script.dataset_name, config=script.dataset_config, split=script.dataset_test_split)
+        rows = load_rows(
+            script.dataset_name,
+            config=script.dataset_config,
+            split=script.dataset_test_split,
+            retry=config.dataset_retry,
+        )
     if rows is None:
         raise UsageError(
             "eval_strategy: there is nothing to evaluate on; name an evaluation dataset, or set it to no"
