@@ -59,6 +59,9 @@ More settings are TRL's own (num_generations, learning_rate, per_device_train_ba
 environment
   GRPO_RECIPE           recipe of a training command that names none
   MAXENT_LOG_LEVEL      log_level of the run; DEBUG also prints tracebacks (or MAXENT_GRPO_LOGLEVEL)
+  MAX_PROMPT_CHARS      characters kept of a user message (2048), clipped before the chat template
+  MAXENT_HF_DATASET_RETRIES, …_RETRY_SLEEP, …_RETRY_MAX_SLEEP   patience with the hub: 6, 2 s, 60 s
+  MAXENT_GIT_SHA        commit to record where git is not at hand
   HF_TOKEN, HF_HOME     Hugging Face access and cache
   WANDB_PROJECT ...     Weights & Biases, where the recipe says report_to: wandb
 
