@@ -36,6 +36,10 @@ class Learner:
     shared_prefix: bool
     _loss_is_finite: bool = field(default=True, init=False)
 
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
     def denominators(self, batch: Batch) -> Denominators:
         """Counts over all ranks: what every micro-batch's loss is divided by."""
         local = [batch.utilities.shape[0], batch.utilities.numel(), int(batch.completion_mask.sum())]
