@@ -77,7 +77,7 @@ def test_hydra_settings_of_a_preset_and_of_the_command_line_count(tmp_path: Path
     )
     assert [job.name for job in _jobs("-cd", ".", "-cn", "mine")] == ["seed=0", "seed=1"]
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["multirun.yaml"]
-    _jobs("-cd", ".", "-cn", "mine", "hydra.sweep.dir=there", "hydra/job_logging=disabled")
+    _jobs("-cd", ".", "-cn", "mine", "hydra.sweep.dir=there", "hydra/job_logging=none")
     assert (tmp_path / "there" / "multirun.yaml").is_file()
     assert not (tmp_path / "outputs").exists()
 
