@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml configs/constraints.txt
 	$(PIP) install --quiet -c configs/constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## train the bundled tiny policy with Dr. GRPO and with MaxEnt-GRPO, and compare (5 minutes, 2 cores)
+demo: $(INSTALLED)  ## train the bundled tiny policy with Dr. GRPO and with MaxEnt-GRPO, and compare (2 minutes, 2 cores)
 	@$(BIN)/maxent-grpo command=demo
 
 test: $(INSTALLED) lint types unit  ## all checks that CI runs
