@@ -71,13 +71,16 @@ def run_demo(options: Mapping[str, Any]) -> None:
             f"demo.{unknown[0]}: unknown; the demo takes {', '.join(f'demo.{k}' for k in DEFAULTS)}"
         )
     settings = DEFAULTS | dict(options)
-    directory, steps = Path(str(settings["output_dir"])), int(settings["steps"])
+    for name, least in (("steps", 1), ("seed", 0)):
+        if not isinstance(settings[name], int) or settings[name] < least:
+            raise UsageError(f"demo.{name}: {settings[name]!r} is not an integer of at least {least}")
+    directory, steps = Path(str(settings["output_dir"])), settings["steps"]
     print(
         f"Training the bundled tiny policy (1 M parameters) on graph colouring: {' and '.join(METHODS)}, {steps} steps "
         f"each, same prompts and seed. Files: {directory}/",
         flush=True,
     )
-    arms = [start_arm(label, directory, steps, int(settings["seed"])) for label in METHODS]
+    arms = [start_arm(label, directory, steps, settings["seed"]) for label in METHODS]
     watch(arms, steps)
     table = comparison(arms)
     print_table(table)
@@ -157,7 +160,7 @@ def _cells(arm: Arm, steps: int) -> list[str]:
     latest = arm.latest()
     step = latest.get("step", 0)
     elapsed = time.monotonic() - arm.started
-    left = f"{elapsed / step * (steps - step):.0f} s" if step else "–"
+    left = f"{elapsed / step * (steps - step):.0f} s" if step else "starting"
     values = [latest.get(name) for _, name in SHOWN]
     return [f"{step}/{steps}", *("–" if v is None else f"{v:.4g}" for v in values), left]
 

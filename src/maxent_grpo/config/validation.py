@@ -114,6 +114,10 @@ def training_problems(training: "GRPOConfig", catalog: Mapping[str, ObjectiveSpe
         return problems  # the rules below compute with these numbers
     if training.max_completion_length is None:
         problems.append("max_completion_length: is unset; give the longest completion in tokens")
+    if training.max_steps == 0 or training.max_steps < -1:
+        problems.append(
+            f"max_steps: {training.max_steps} must be at least 1, or -1 to go by num_train_epochs"
+        )
     if training.fp16:
         problems.append(
             "fp16: is not supported, as float16 loses small probability ratios; use bf16 or float32"
