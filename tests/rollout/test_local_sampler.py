@@ -59,6 +59,21 @@ def test_behaviour_logps_are_the_learners(sampler, prompts, policy, tokenizer, t
     assert {r.policy_version for r in rollouts} == {7}
 
 
+def test_sampler_and_learner_agree_in_mixed_precision(prompts, policy, tokenizer):
+    def autocast():
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    rollouts = LocalSampler(policy, tokenizer, autocast).sample(prompts, SETTINGS, KEY, 0)
+    batch = collate(
+        [Group(r, {}, (0.0,) * 4) for r in rollouts], pad_id=tokenizer.pad_token_id, on_policy=True
+    )
+    exact = completion_logps(policy, batch, temperature=1.0).logps
+    with autocast():
+        learned = completion_logps(policy, batch, temperature=1.0).logps
+    gap = (batch.behaviour_logps - learned).abs().mean()
+    assert gap < 0.25 * (batch.behaviour_logps - exact).abs().mean()
+
+
 def test_draws_follow_the_policys_distribution():
     torch.manual_seed(0)
     logits = torch.randn(1, 6)

@@ -4,7 +4,8 @@ Each row owns a stream of uniform draws, one per token, made from the row's key;
 cumulative distribution passes its draw. Left out: beam search, penalties, guided decoding (a vLLM sampler's business).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,9 @@ class LocalSampler:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    autocast: Callable[[], AbstractContextManager[None]] = (
+        nullcontext  # the learner's, so that both compute alike
+    )
 
     @torch.no_grad()
     def sample(
@@ -40,7 +44,8 @@ class LocalSampler:
         self.model.eval()
         rows = [(*key, p.epoch, p.index, g) for p in prompts for g in range(settings.num_generations)]
         draws = torch.from_numpy(uniforms(rows, settings.max_completion_length)).to(self.model.device)
-        tokens, logps, lengths, stopped = self._decode(prompts, settings, draws)
+        with self.autocast():
+            tokens, logps, lengths, stopped = self._decode(prompts, settings, draws)
         self.model.train(was_training)
         return self._rollouts(prompts, settings, policy_version, tokens, logps, lengths, stopped)
 

@@ -79,7 +79,7 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
         tokenizer=tokenizer,
         learner=make_learner(config, prepared(config, model), accelerator, cadence.total_steps),
         reference=reference,
-        sampler=LocalSampler(model, tokenizer),
+        sampler=LocalSampler(model, tokenizer, accelerator.autocast),
         scorer=scorer,
         stream=PromptStream(prompts, seed=training.seed, shuffle=training.shuffle_dataset is not False),
         meter=Meter(accelerator),
