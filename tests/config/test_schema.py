@@ -197,10 +197,12 @@ def test_maxent_needs_weights_that_exist(settings: dict[str, object], message: s
 
 
 def test_maxent_limits_that_are_allowed() -> None:
-    config(objective="maxent", beta=0, maxent_tau=0.1, maxent_allow_no_reference=True)
-    config(objective="maxent", beta=0.1, maxent_tau=0)
-    config(objective="tilted", beta=0, maxent_tau=0)
-    config(objective="maxent", beta=0, maxent_tau=0.5, maxent_loss="likelihood")
+    no_reference = config(objective="maxent", beta=0, maxent_tau=0.1, maxent_allow_no_reference=True)
+    no_entropy = config(objective="maxent", beta=0.1, maxent_tau=0)
+    argmax = config(objective="tilted", beta=0, maxent_tau=0)
+    likelihood = config(objective="maxent", beta=0, maxent_tau=0.5, maxent_loss="likelihood")
+    knobs = [(c.maxent_tau, c.beta) for c in (no_reference, no_entropy, argmax, likelihood)]
+    assert knobs == [(0.1, 0), (0, 0.1), (0, 0), (0.5, 0)]
 
 
 def test_ranks_enter_the_batch_rules() -> None:
