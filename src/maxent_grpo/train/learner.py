@@ -1,9 +1,11 @@
 """The learner: the one place that holds the policy's parameters, their gradients and their optimiser."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -72,6 +74,11 @@ class Learner:
             log_q=None if signal.log_q is None else gather(signal.log_q),
             reference_scores=None if signal.reference_scores is None else gather(signal.reference_scores),
         )
+
+    def from_first_rank(self, numbers: Sequence[float]) -> list[float]:
+        """The first rank's ``numbers``, on every rank."""
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        return [float(number) for number in broadcast(tensor, from_process=0)]
 
     def update(self, step: int) -> Update:
         """Clip and step the optimiser, with the learning rate of optimiser step ``step`` (from 0).

@@ -47,7 +47,7 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
     run.skipped_in_a_row = 0 if update.applied else run.skipped_in_a_row + 1
     if not update.applied:
         return StepResult(measured | update.metrics | {"tau": knobs.tau, "beta": knobs.beta}, signal)
-    run.controllers, controller_metrics = run.controllers.update(
+    controllers, controller_metrics = run.controllers.update(
         Measurement(
             step=run.step,
             kl=measured.get("kl"),
@@ -56,6 +56,8 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
             weights=weights_of(run, signal) if run.controllers.needs_weights(run.step) else None,
         )
     )
+    # Ranks compute the same from global statistics; rounding must not make them drift apart all the same.
+    run.controllers = controllers.from_vector(run.learner.from_first_rank(controllers.as_vector()))
     return StepResult(measured | update.metrics | controller_metrics, signal)
 
 
