@@ -54,6 +54,10 @@ def test_defaults_and_honoured_settings_pass_both_routes() -> None:
     training = GRPOConfig(output_dir="x", use_cpu=True, lr_scheduler_type="cosine", hub_model_id="me/mine")
     refuse_unsupported(training, "native")
     refuse_unsupported(training, "trl")
+    assert (training.lr_scheduler_type, training.hub_model_id) == (
+        "cosine",
+        "me/mine",
+    )  # and leaves them alone
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def trl_loss(
     return loss, {name: values[0] for name, values in metrics["train"].items()}
 
 
-def compare(spec: ObjectiveSpec, beta: float, on_policy: bool = False) -> None:
+def assert_equals_trl(spec: ObjectiveSpec, beta: float, on_policy: bool = False) -> None:
     batch, forward = filled(*make_batch(dtype=torch.float32))
     if on_policy:
         batch = replace(batch, old_logps=None)
@@ -101,22 +101,24 @@ def test_clipped_losses_equal_trl(loss_type: str, level: str, beta: float, delta
     spec = ObjectiveSpec(
         loss_type=loss_type, importance_sampling_level=level, epsilon=epsilon, epsilon_high=0.28, delta=delta
     )
-    compare(spec, beta)
+    assert_equals_trl(spec, beta)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_on_policy_losses_equal_trl(level: str) -> None:
-    compare(ObjectiveSpec(importance_sampling_level=level), beta=0.1, on_policy=True)
+    assert_equals_trl(ObjectiveSpec(importance_sampling_level=level), beta=0.1, on_policy=True)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_truncated_importance_sampling_equals_trl(level: str) -> None:
-    compare(ObjectiveSpec(loss_type="dapo", importance_sampling_level=level, tis_cap=1.02), beta=0.1)
+    assert_equals_trl(
+        ObjectiveSpec(loss_type="dapo", importance_sampling_level=level, tis_cap=1.02), beta=0.1
+    )
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo"])
 def test_entropy_bonus_equals_trl(loss_type: str) -> None:
-    compare(ObjectiveSpec(loss_type=loss_type, entropy_coef=0.05), beta=0.0)
+    assert_equals_trl(ObjectiveSpec(loss_type=loss_type, entropy_coef=0.05), beta=0.0)
 
 
 def test_first_order_advantages_make_trl_train_listwise() -> None:

@@ -57,9 +57,8 @@ class RunConfig:
     model: ModelConfig
     recipe_path: Path | None  # absolute
     max_prompt_chars: int = DEFAULT_PROMPT_CHARS  # characters of a user message, from MAX_PROMPT_CHARS
-    dataset_retry: RetryPolicy = field(
-        default_factory=RetryPolicy
-    )  # patience with the hub, from MAXENT_HF_DATASET_…
+    # Patience with the hub, from MAXENT_HF_DATASET_…
+    dataset_retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 def resolve(

@@ -27,9 +27,8 @@ class LocalSampler:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    autocast: Callable[[], AbstractContextManager[None]] = (
-        nullcontext  # the learner's, so that both compute alike
-    )
+    # The learner's precision, so that both compute alike.
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @torch.no_grad()
     def sample(

@@ -1,6 +1,7 @@
 """From a resolved configuration to a finished run: assemble the parts, train, save."""
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from maxent_grpo.observe import names
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.observe.trackers import Trackers
 from maxent_grpo.train.assembly import assemble, run_header, start_accelerator
-from maxent_grpo.train.checkpoint import checkpoints, find_checkpoint, load_checkpoint, save_final
+from maxent_grpo.train.checkpoint import find_checkpoint, load_checkpoint, save_final
 from maxent_grpo.train.drivers import train_inline
 from maxent_grpo.train.journal import Journal, RunLogs
 from maxent_grpo.train.state import Run
@@ -104,13 +105,14 @@ def last_metrics(logs: RunLogs) -> dict[str, float]:
 def train_and_save(run: Run, config: RunConfig, logs: RunLogs) -> None:
     """The training itself, with console and trackers around it, and the final policy."""
     accelerator, training = run.learner.accelerator, config.training
+    named_project = training.project if training.project != "huggingface" else None  # Transformers' default
     trackers = Trackers(
         accelerator,
         list(training.report_to or ()),
         training.run_name or run.output_dir.name,
         run.output_dir,
         run_header(config) | training.to_sanitized_dict(),
-        project=training.wandb_project or (training.project if training.project != "huggingface" else None),
+        project=training.wandb_project or named_project,
         wandb_entity=training.wandb_entity,
         wandb_group=training.wandb_run_group,
     )
@@ -155,7 +157,7 @@ def prepare_output_dir(config: RunConfig) -> tuple[Path, Path | None]:
 
             return output_dir, find_trl_checkpoint(output_dir, str(resume))
         return output_dir, find_checkpoint(output_dir, resume)
-    left = [*checkpoints(output_dir), *output_dir.glob("*.safetensors")]
+    left = kept_state(output_dir)
     if left and not training.overwrite_output_dir:
         raise UsageError(
             f"output_dir: {output_dir} holds a run already ({left[-1].name}); choose another directory, or set "
@@ -165,14 +167,19 @@ def prepare_output_dir(config: RunConfig) -> tuple[Path, Path | None]:
     return output_dir, None
 
 
+def kept_state(output_dir: Path) -> list[Path]:
+    """What a run of either route leaves to go on from: its checkpoints and its final policy."""
+    return [*output_dir.glob("checkpoint-*"), *output_dir.glob("*.safetensors")]
+
+
 def remove_run(output_dir: Path) -> None:
     """Remove the checkpoints, final policy and controller state of an earlier run; its records are cut back later."""
-    import shutil
-
-    for checkpoint in checkpoints(output_dir):
-        shutil.rmtree(checkpoint)
-    for path in (*output_dir.glob("*.safetensors"), output_dir / "controller_state.json"):
-        path.unlink(missing_ok=True)
+    for path in kept_state(output_dir):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    (output_dir / "controller_state.json").unlink(missing_ok=True)
 
 
 def refuse_what_is_missing(config: RunConfig) -> None:
