@@ -49,8 +49,10 @@ class Group:
 class Batch:
     """Whole groups as tensors. Prompts are left-padded, completions right-padded."""
 
-    prompt_ids: Tensor  # [P, L] int64
-    prompt_mask: Tensor  # [P, L] bool
+    prompt_ids: (
+        Tensor  # [Q, L] int64; Q = P, or a multiple of it where completions continue variants of their prompt
+    )
+    prompt_mask: Tensor  # [Q, L] bool
     completion_ids: Tensor  # [B, T] int64
     completion_mask: Tensor  # [B, T] bool
     behaviour_logps: Tensor  # [B, T] of the policy that sampled; 0 at padding
@@ -59,10 +61,22 @@ class Batch:
     old_logps: Tensor | None = (
         None  # [B, T] at the start of the rollout's updates; None: on-policy, use the forward's own
     )
+    prompt_of: Tensor | None = (
+        None  # [B] int64, the prompt row that each row continues; None: row b continues b // G
+    )
 
     @property
     def group_size(self) -> int:
         return self.utilities.shape[1]
+
+    @property
+    def prompt_rows(self) -> Tensor:
+        """The row of ``prompt_ids`` that each completion continues, [B] int64."""
+        if self.prompt_of is not None:
+            return self.prompt_of
+        return torch.arange(self.prompt_ids.shape[0], device=self.prompt_ids.device).repeat_interleave(
+            self.group_size
+        )
 
     @property
     def lengths(self) -> Tensor:
@@ -72,12 +86,15 @@ class Batch:
     def groups(self, start: int, stop: int) -> "Batch":
         """Groups ``start`` to ``stop`` with padding no longer than they need."""
         rows = slice(start * self.group_size, stop * self.group_size)
-        prompt_from = self.prompt_mask.shape[1] - int(self.prompt_mask[start:stop].sum(dim=1).max())
+        variants = self.prompt_ids.shape[0] // self.utilities.shape[0]
+        prompts = slice(start * variants, stop * variants)
+        prompt_from = self.prompt_mask.shape[1] - int(self.prompt_mask[prompts].sum(dim=1).max())
         width = int(self.completion_mask[rows].sum(dim=1).max())
         picked: dict[str, Any] = {
-            "prompt_ids": self.prompt_ids[start:stop, prompt_from:],
-            "prompt_mask": self.prompt_mask[start:stop, prompt_from:],
+            "prompt_ids": self.prompt_ids[prompts, prompt_from:],
+            "prompt_mask": self.prompt_mask[prompts, prompt_from:],
             "utilities": self.utilities[start:stop],
+            "prompt_of": None if self.prompt_of is None else self.prompt_of[rows] - prompts.start,
         }
         for name in ("completion_ids", "completion_mask", "behaviour_logps", "reference_logps", "old_logps"):
             value = getattr(self, name)
@@ -134,6 +151,7 @@ class Forward:
 
     logps: Tensor  # [B, T] log-prob of each completion token at the sampling temperature
     entropy: Tensor | None = None  # [B, T] exact entropy of each next-token distribution
+    pooled: Tensor | None = None  # [B, D] last hidden states of the completion tokens, pooled per completion
 
 
 @dataclass(frozen=True)

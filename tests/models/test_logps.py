@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,3 +72,25 @@ def test_batch_parts_are_trimmed_and_add_up_to_the_whole(policy):
     assert [p.prompt_ids.shape[1] for p in batch.split(1)] == [7, 2, 4]
     assert [p.completion_ids.shape[1] for p in batch.split(1)] == [3, 5, 3]
     torch.testing.assert_close(torch.stack(parts).sum(), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_completions_of_one_group_may_continue_variants_of_its_prompt(policy):
+    batch = make_batch()
+    expected = completion_logps(policy, batch, temperature=1.0).logps
+    order = torch.tensor([5, 0, 3, 1, 4, 2])
+    mixed = replace(
+        batch,
+        completion_ids=batch.completion_ids[order],
+        completion_mask=batch.completion_mask[order],
+        utilities=torch.zeros(1, 6),
+        prompt_of=order // 2,
+    )
+    for shared in (True, False):
+        got = completion_logps(policy, mixed, temperature=1.0, shared_prefix=shared).logps
+        torch.testing.assert_close(got, expected[order], rtol=0, atol=2e-6)
+    twice = Batch(*(torch.cat([v, v]) for v in (
+        mixed.prompt_ids, mixed.prompt_mask, mixed.completion_ids, mixed.completion_mask,
+        mixed.behaviour_logps, mixed.utilities)), prompt_of=torch.cat([order // 2, order // 2 + 3]))  # fmt: skip
+    for part in twice.split(1):
+        torch.testing.assert_close(part.prompt_rows, order // 2)
+        torch.testing.assert_close(part.prompt_ids, mixed.prompt_ids)

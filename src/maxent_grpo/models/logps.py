@@ -49,14 +49,13 @@ def from_logits(logits: Tensor, ids: Tensor, mask: Tensor, entropy: EntropyMode)
 
 def shared_prefix_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Next-token logits at each completion token, [B, T, V], with one pass over each prompt."""
-    group = batch.group_size
     first, cache = read_prompts(model, batch.prompt_ids, batch.prompt_mask)
-    first = first.repeat_interleave(group, dim=0).unsqueeze(1)
+    first = first[batch.prompt_rows].unsqueeze(1)
     width = batch.completion_ids.shape[1]
     if width == 1:
         return first
-    cache.batch_repeat_interleave(group)
-    prompt_mask = batch.prompt_mask.repeat_interleave(group, dim=0)
+    cache.batch_select_indices(batch.prompt_rows)
+    prompt_mask = batch.prompt_mask[batch.prompt_rows]
     rest = model(
         input_ids=batch.completion_ids[:, :-1],
         attention_mask=torch.cat([prompt_mask, batch.completion_mask[:, :-1]], dim=1).long(),
@@ -70,9 +69,9 @@ def shared_prefix_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def plain_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The same logits by reading every prompt G times: for gradient checkpointing and models without a usable cache."""
-    group, width = batch.group_size, batch.completion_ids.shape[1]
-    mask = torch.cat([batch.prompt_mask.repeat_interleave(group, dim=0), batch.completion_mask], dim=1)
-    ids = torch.cat([batch.prompt_ids.repeat_interleave(group, dim=0), batch.completion_ids], dim=1)
+    width = batch.completion_ids.shape[1]
+    mask = torch.cat([batch.prompt_mask[batch.prompt_rows], batch.completion_mask], dim=1)
+    ids = torch.cat([batch.prompt_ids[batch.prompt_rows], batch.completion_ids], dim=1)
     logits = model(
         input_ids=ids,
         attention_mask=mask.long(),
