@@ -65,7 +65,7 @@ def sample(model, prompt: list[int], draws: np.ndarray, stop_id: int) -> list[in
     completion: list[int] = []
     for draw in draws:
         logits = model(torch.tensor([prompt + completion])).logits[0, -1].float()
-        cumulative = logits.log_softmax(-1).double().exp().cumsum(-1)
+        cumulative = logits.log_softmax(-1).exp().cumsum(-1, dtype=torch.float64)
         completion.append(int(torch.searchsorted(cumulative, draw * cumulative[-1], right=True)))
         if completion[-1] == stop_id:
             break

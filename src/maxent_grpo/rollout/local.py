@@ -14,11 +14,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.models.decoding import start_decoding
 from maxent_grpo.models.loading import stop_token_ids
-from maxent_grpo.models.logps import left_padded, read_prompts
+from maxent_grpo.models.logps import left_padded
 from maxent_grpo.randomness import KeyPart, uniforms
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.types import Prompt, Rollout
+
+FINISHED_SHARE = 1 / 8
+"""Rows are dropped from the cache when this share of them has finished: dropping copies what the others wrote."""
 
 
 @dataclass
@@ -55,7 +59,7 @@ class LocalSampler:
         device, group = self.model.device, settings.num_generations
         ids, mask = left_padded([p.token_ids for p in prompts], self.tokenizer.pad_token_id)
         ids, mask = ids.to(device), mask.to(device)
-        rows, prompt_width, width = draws.shape[0], ids.shape[1], settings.max_completion_length
+        rows, width = draws.shape[0], settings.max_completion_length
         stop_ids = torch.tensor(stop_token_ids(self.model, self.tokenizer), device=device)
 
         tokens = torch.full((rows, width), self.tokenizer.pad_token_id, device=device)
@@ -63,34 +67,33 @@ class LocalSampler:
         lengths = torch.full((rows,), width, device=device)
         stopped = torch.zeros(rows, dtype=torch.bool, device=device)
 
-        logits, cache = read_prompts(self.model, ids, mask)
-        logits = logits.repeat_interleave(group, dim=0)
-        cache.batch_repeat_interleave(group)
-        seen = torch.ones(rows, prompt_width + width, dtype=torch.long, device=device)
-        seen[:, :prompt_width] = mask.repeat_interleave(group, dim=0)
-        prompt_lengths = mask.sum(dim=1).repeat_interleave(group)
-        live = torch.arange(rows, device=device)  # the rows still being written; the cache holds only these
+        logits, decoding = start_decoding(self.model, ids, mask, group, room=width - 1)
+        live = torch.arange(
+            rows, device=device
+        )  # the rows that `decoding` holds: unfinished, or finished of late
+        # Looking at which rows are finished waits for the device: for each token where that is free, seldom elsewhere.
+        look_every = 1 if device.type == "cpu" else 8
 
         for t in range(width):
+            writing = ~stopped[live]
             chosen, chosen_logps = draw_tokens(logits.float(), draws[live, t], settings)
-            tokens[live, t], logps[live, t] = chosen, chosen_logps
+            tokens[live, t] = torch.where(writing, chosen, tokens[live, t])
+            logps[live, t] = torch.where(writing, chosen_logps, logps[live, t])
             done = torch.isin(chosen, stop_ids)
             if settings.stop:
                 done |= self._ends_with_stop(tokens[live, : t + 1], settings.stop)
-            lengths[live[done]], stopped[live[done]] = t + 1, True
-            if t + 1 == width or bool(done.all()):
+            lengths[live] = torch.where(writing & done, t + 1, lengths[live])
+            stopped[live] |= done
+            if t + 1 == width:
                 break
-            if bool(done.any()):
-                keep = (~done).nonzero().squeeze(1)
-                live, chosen = live[keep], chosen[keep]
-                cache.batch_select_indices(keep)
-            logits = self.model(
-                input_ids=chosen.unsqueeze(1),
-                attention_mask=seen[live, : prompt_width + t + 1],
-                position_ids=(prompt_lengths[live] + t).unsqueeze(1),
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
+            if (t + 1) % look_every == 0:
+                going = (~stopped[live]).nonzero().squeeze(1)
+                if going.numel() == 0:
+                    break
+                if going.numel() <= (1 - FINISHED_SHARE) * live.numel():
+                    live, chosen = live[going], chosen[going]
+                    decoding.keep(going)
+            logits = decoding.step(chosen)
         return tokens, logps, lengths, stopped
 
     def _ends_with_stop(self, tokens: Tensor, stop: tuple[str, ...]) -> Tensor:
@@ -141,7 +144,7 @@ def draw_tokens(logits: Tensor, draws: Tensor, settings: SamplingSettings) -> tu
     which is what the learner computes and importance ratios compare.
     """
     logps = (logits / settings.temperature).log_softmax(dim=-1)
-    cumulative = truncate(logps, settings).double().exp().cumsum(dim=-1)
+    cumulative = truncate(logps, settings).exp().cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1]
     target = torch.minimum(draws * total, torch.nextafter(total, torch.zeros_like(total)))
     chosen = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1)

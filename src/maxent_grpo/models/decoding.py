@@ -1,0 +1,266 @@
+"""Decoding a group token by token: each prompt is read once, and its keys and values exist once, not G times.
+
+`SharedPromptDecoding` keeps the prompts' keys and values as the prefill left them, and per row only what it adds, in
+memory allocated once. Attention over a prompt is one matrix product for all its completions (Juravsky et
+al. 2024, "Hydragen", arXiv:2402.05099), which reads 1/G of the memory. The result is that of ordinary attention up to
+rounding. Models whose attention is not plain softmax(q·k) over the whole context decode with `ExpandedDecoding`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from maxent_grpo.models.logps import read_prompts
+
+ATTENTION = "maxent_grpo_shared_prompt"
+
+
+class Decoding(Protocol):
+    """The state of ``R`` rows that are being written; at first R = P·G, row p·G + g continues prompt p."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token to every row: ``tokens`` [R] → logits of the next one [R, V]."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with ``rows`` only ([R'] int64, ascending): finished rows cost nothing any more."""
+        ...
+
+
+def start_decoding(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, group: int, room: int
+) -> tuple[Tensor, Decoding]:
+    """Read left-padded prompts ``ids`` [P, L]: the logits of the first token of each row [P·G, V], and the state.
+
+    ``room`` is the largest number of tokens that a row will be given.
+    """
+    logits, prompts = read_prompts(model, ids, mask)
+    kind = SharedPromptDecoding if shares_prompts(model, prompts) else ExpandedDecoding
+    return logits.repeat_interleave(group, dim=0), kind(model, prompts, mask, group, room)
+
+
+def shares_prompts(model: PreTrainedModel, prompts: DynamicCache) -> bool:
+    """Whether the model's attention is softmax(scale·q·k) over the whole context in every layer, and replaceable."""
+    config = model.config.get_text_config()
+    whole_context = all(type(layer) is DynamicLayer for layer in prompts.layers)
+    plain_scores = getattr(config, "attn_logit_softcapping", None) is None
+    return bool(model._supports_attention_backend) and whole_context and plain_scores
+
+
+class ExpandedDecoding:
+    """A cache entry per row, prompt included: what Transformers does."""
+
+    def __init__(
+        self, model: PreTrainedModel, prompts: DynamicCache, mask: Tensor, group: int, room: int
+    ) -> None:
+        self.model, self.cache, self.written = model, prompts, 0
+        prompts.batch_repeat_interleave(group)
+        new = torch.ones(mask.shape[0] * group, room, dtype=torch.bool, device=mask.device)
+        self.seen = torch.cat([mask.repeat_interleave(group, dim=0), new], dim=1)
+        self.prompt_width = mask.shape[1]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.written += 1
+        seen = self.seen[:, : self.prompt_width + self.written]
+        return self.model(
+            input_ids=tokens.unsqueeze(1),
+            attention_mask=seen.long(),
+            position_ids=seen.sum(dim=1, keepdim=True) - 1,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.seen = self.seen[rows]
+
+
+class SharedPromptDecoding:
+    """A cache entry per prompt, and one per row for what the row adds."""
+
+    def __init__(
+        self, model: PreTrainedModel, prompts: DynamicCache, mask: Tensor, group: int, room: int
+    ) -> None:
+        self.model, self.written = model, 0
+        self.rows = RowsOfPrompts(mask.shape[0], group, mask)
+        self.layers = [
+            GroupLayer(layer, group, room) for layer in prompts.layers if isinstance(layer, DynamicLayer)
+        ]
+        self.cache = Cache(layers=[*self.layers])
+        self.prompt_lengths = mask.sum(dim=1).repeat_interleave(group)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        positions = (self.prompt_lengths + self.written).unsqueeze(1)
+        self.written += 1
+        with attention_implementation(self.model, ATTENTION):
+            return self.model(
+                input_ids=tokens.unsqueeze(1),
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                group_layers=self.layers,
+                rows_of_prompts=self.rows,
+            ).logits[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        prompts = self.rows.keep(rows)
+        self.prompt_lengths = self.prompt_lengths[rows]
+        for layer in self.layers:
+            layer.keep(rows, prompts)
+
+
+class RowsOfPrompts:
+    """Which rows continue which prompt. Rows are sorted by prompt; the grid [P, width] has a slot for each."""
+
+    def __init__(self, prompts: int, group: int, mask: Tensor) -> None:
+        self.prompt_of = torch.arange(prompts, device=mask.device).repeat_interleave(group)
+        self.padding = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)  # [P, L]
+        self._lay_out(prompts)
+
+    def keep(self, rows: Tensor) -> Tensor:
+        """Drop all other rows, and the prompts left without one. Returns the prompts kept, [P'] int64."""
+        prompts, self.prompt_of = self.prompt_of[rows].unique_consecutive(return_inverse=True)
+        self.padding = self.padding[prompts]
+        self._lay_out(prompts.shape[0])
+        return prompts
+
+    def _lay_out(self, prompts: int) -> None:
+        counts = self.prompt_of.bincount(minlength=prompts)
+        self.prompts, self.width = prompts, int(counts.max())
+        first = counts.cumsum(0) - counts
+        place = torch.arange(self.prompt_of.shape[0], device=counts.device) - first[self.prompt_of]
+        self.slots = self.prompt_of * self.width + place
+        self.full = self.prompt_of.shape[0] == prompts * self.width
+
+    def to_grid(self, rows: Tensor) -> Tensor:
+        """[R, …] → [P, width, …]; empty slots hold 0."""
+        if not self.full:
+            empty = rows.new_zeros(self.prompts * self.width, *rows.shape[1:])
+            rows = empty.index_copy_(0, self.slots, rows)
+        return rows.unflatten(0, (self.prompts, self.width))
+
+    def to_rows(self, grid: Tensor) -> Tensor:
+        """[P, width, …] → [R, …]."""
+        rows = grid.flatten(0, 1)
+        return rows if self.full else rows[self.slots]
+
+
+class GroupLayer(DynamicLayer):
+    """One layer's keys and values: those of the prompts [P, H, L, D], and of what each row added [R, H, room, D].
+
+    They are kept, and attention over them is computed, in float32 at least, whatever the model's precision: there is no
+    fused kernel here that would accumulate in it, and log-probs must be those that the learner computes.
+    """
+
+    def __init__(self, prompt: DynamicLayer, group: int, room: int) -> None:
+        super().__init__()
+        assert prompt.keys is not None, "the prompts have been read"
+        assert prompt.values is not None, "the prompts have been read"
+        prompts, heads, self.prompt_width, width = prompt.keys.shape
+        precision = torch.promote_types(prompt.keys.dtype, torch.float32)
+        self.prompt_keys, self.prompt_values = prompt.keys.to(precision), prompt.values.to(precision)
+        self.row_keys = self.prompt_keys.new_empty(prompts * group, heads, room, width)
+        self.row_values = torch.empty_like(self.row_keys)
+        self.count, self.written = prompts * group, 0
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        return self.prompt_width + self.written
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Take one token's keys and values [R, H, 1, D]; returns those of all that the rows added."""
+        self.row_keys[: self.count, :, self.written] = key_states[:, :, 0]
+        self.row_values[: self.count, :, self.written] = value_states[:, :, 0]
+        self.written += 1
+        return self.row_keys[: self.count, :, : self.written], self.row_values[
+            : self.count, :, : self.written
+        ]
+
+    def keep(self, rows: Tensor, prompts: Tensor) -> None:
+        self.count = rows.shape[0]
+        for memory in (self.row_keys, self.row_values):
+            memory[: self.count, :, : self.written] = memory[rows, :, : self.written]
+        if prompts.shape[0] < self.prompt_keys.shape[0]:
+            self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
+
+
+def shared_prompt_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    group_layers: list[GroupLayer],
+    rows_of_prompts: RowsOfPrompts,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one new token per row over its prompt and over what the row added.
+
+    Args:
+        query: [R, A, 1, D], A attention heads.
+        key, value: [R, H, t, D] of the rows' own tokens, H heads (A is a multiple).
+        scaling: factor of the scores.
+
+    Returns:
+        [R, 1, A, D], and None in place of the weights.
+
+    Raises:
+        NotImplementedError: the layer asks for something else than plain attention.
+    """
+    asked = [
+        name
+        for name in ("sliding_window", "softcap", "s_aux", "position_bias")
+        if others.get(name) is not None
+    ]
+    if asked or dropout:
+        raise NotImplementedError(f"shared-prompt decoding has no {', '.join(asked) or 'dropout'}")
+    prompt, rows = group_layers[module.layer_idx], rows_of_prompts  # type: ignore[index]
+    heads, width = key.shape[1], query.shape[-1]
+    dtype = query.dtype
+    query = query.view(query.shape[0], heads, -1, width).to(key.dtype) * scaling  # [R, H, A/H, D]
+    shared = query.shape[2]
+
+    with torch.autocast(query.device.type, enabled=False):
+        grid = rows.to_grid(query).transpose(1, 2).flatten(2, 3)  # [P, H, G·A/H, D]
+        scores = torch.matmul(grid, prompt.prompt_keys.transpose(-1, -2))
+        scores = scores + rows.padding[:, None, None, :]
+        scores = rows.to_rows(scores.unflatten(2, (-1, shared)).transpose(1, 2))  # [R, H, A/H, L]
+        own = torch.matmul(query, key.transpose(-1, -2))  # [R, H, A/H, t]
+        weights = torch.cat([scores, own], dim=-1).softmax(dim=-1)
+
+        over_prompt, over_own = weights.split([prompt.prompt_width, own.shape[-1]], dim=-1)
+        grid = rows.to_grid(over_prompt).transpose(1, 2).flatten(2, 3)  # [P, H, G·A/H, L]
+        mixed = torch.matmul(grid, prompt.prompt_values).unflatten(2, (-1, shared)).transpose(1, 2)
+        output = rows.to_rows(mixed) + torch.matmul(over_own, value)  # [R, H, A/H, D]
+    return output.to(dtype).flatten(1, 2).unsqueeze(1), None
+
+
+def no_mask(*args: Any, **kwargs: Any) -> None:
+    """Rows have no padding of their own, and `RowsOfPrompts` knows that of the prompts."""
+    return
+
+
+AttentionInterface.register(ATTENTION, shared_prompt_attention)
+AttentionMaskInterface.register(ATTENTION, no_mask)
+
+
+@contextmanager
+def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """``model`` with another attention function."""
+    config = model.config.get_text_config()
+    usual = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
