@@ -30,7 +30,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(128, 64, 128, 2, 2, 1),  # for the tests of these scripts
-    "0.5m": Size(512, 128, 320, 3, 4, 2),
+    "0.5m": Size(512, 128, 256, 3, 4, 2),
     "4m": Size(512, 256, 768, 5, 4, 2),
     "30m": Size(1024, 512, 1536, 10, 8, 2),
     "151k": Size(151_936, 128, 384, 4, 2, 2),  # Qwen2's vocabulary on a small body

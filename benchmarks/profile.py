@@ -30,7 +30,7 @@ KINDS = {
     "linear layers": r"aten::(mm|addmm|bmm|matmul|linear|mkldnn_linear)",
     "optimiser and clipping": r"adam|_foreach|linalg_vector_norm",
     "softmax and drawing": r"softmax|logsumexp|cumsum|searchsorted|multinomial|sort|topk|gather|isin",
-    "copies and cache": r"aten::(cat|copy_|index|index_select|index_put_|_index_put_impl_|repeat|clone|_to_copy|slice|fill_)$",
+    "copies and cache": r"aten::(cat|copy_|_to_copy|clone|repeat|fill_|slice|(_?index(_select|_put_|_put_impl_)?))$",
 }
 """Kind → operator names, tried in this order; the rest is norms and elementwise."""
 REST, HEAD, OVERHEAD = "norms and elementwise", "LM head", "Python and dispatch"

@@ -1,8 +1,12 @@
 """Every benchmark runs on a tiny policy, checks its systems against each other, and prints its table."""
 
 import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import memory, profile, sampler, step, update
 
@@ -49,7 +53,7 @@ def test_a_step_is_compared_phase_by_phase(
 
 
 def test_sampler_and_update_print_a_row_for_each_workload(
-    capsys: pytest.CaptureFixture[str], tmp_path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     sampler.main([*TINY, "--peer", "none", "--lengths", "full", "geometric"])
     head, *rows = cells(capsys.readouterr().out)
@@ -62,11 +66,8 @@ def test_sampler_and_update_print_a_row_for_each_workload(
     assert lines[0].endswith("system,repeat,phase,cpu_s,wall_s,tokens")
 
 
-def test_bf16_systems_agree(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bf16_systems_agree() -> None:
     # The precision is a state of the process (Accelerate's), so that it is not mixed with float32 in one.
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "benchmarks.update", *TINY, "--precision", "bf16", "--no-memory"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "trl and ours agree" in done.stderr
@@ -91,9 +92,7 @@ def test_profile_shows_floor_kinds_of_work_and_own_share(capsys: pytest.CaptureF
     assert "Objective and controllers:" in shown
 
 
-def test_a_gpu_is_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-
+def test_a_gpu_is_asked_for_by_name() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit, match="torch sees no GPU"):
