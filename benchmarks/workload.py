@@ -85,7 +85,12 @@ class Workload:
 
     @cached_property
     def directory(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix="benchmark-"))
+        """Where trainers may write; it goes with the workload."""
+        return Path(self._temporary.name)
+
+    @cached_property
+    def _temporary(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="benchmark-")
 
     def use_threads(self) -> None:
         torch.set_num_threads(self.threads)
