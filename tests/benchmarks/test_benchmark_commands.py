@@ -66,6 +66,7 @@ def test_sampler_and_update_print_a_row_for_each_workload(
     assert lines[0].endswith("system,repeat,phase,cpu_s,wall_s,tokens")
 
 
+@pytest.mark.slow
 def test_bf16_systems_agree() -> None:
     # The precision is a state of the process (Accelerate's), so that it is not mixed with float32 in one.
     command = [sys.executable, "-m", "benchmarks.update", *TINY, "--precision", "bf16", "--no-memory"]
@@ -73,6 +74,7 @@ def test_bf16_systems_agree() -> None:
     assert "trl and ours agree" in done.stderr
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_processes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     memory.main([*TINY, "--peer", "none"])
     _, row = cells(capsys.readouterr().out)
