@@ -2,7 +2,11 @@
 
 import argparse
 import gc
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.guard import check_tokens, check_update
 from benchmarks.measure import alternate, peak_memory
@@ -31,7 +35,14 @@ def compare(action: str, workload: Workload, peer: str | None, repeats: int, mem
         if name:
             note(f"peak memory of {name}")
             peaks[name] = peak_memory(name, action, workload)
-    return Comparison(workload, peer, results[0], results[1] if peer else [], peaks)
+    return Comparison(replace(workload), peer, results[0], results[1] if peer else [], peaks)
+
+
+def compare_apart(*arguments: Any) -> Comparison:
+    """`compare` in a fresh process: rows share neither allocator nor precision, which Accelerate sets per process."""
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as executor:
+        return executor.submit(compare, *arguments).result()
 
 
 def run(action: str, options: argparse.Namespace) -> None:
@@ -45,7 +56,8 @@ def run(action: str, options: argparse.Namespace) -> None:
     done: list[Comparison] = []
     for number, workload in enumerate(rows):
         note(f"[{number + 1}/{len(rows)}]")
-        comparison = compare(action, workload, peer, options.repeats, memory)
+        measure = compare_apart if several else compare
+        comparison = measure(action, workload, peer, options.repeats, memory)
         if several:
             if not done:
                 print(grid_head(comparison))

@@ -52,13 +52,17 @@ def test_a_step_is_compared_phase_by_phase(
         assert f"ours 48, {peer} 48" in shown.out
 
 
-def test_sampler_and_update_print_a_row_for_each_workload(
+@pytest.mark.slow
+def test_several_workloads_are_rows_of_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    sampler.main([*TINY, "--peer", "none", "--precision", "float32", "bf16"])
+    head, *rows = cells(capsys.readouterr().out)
+    assert [row[5] for row in rows] == ["float32", "bf16"]
+    assert head[-1] == "ours sample, CPU s"
+
+
+def test_an_update_alone_is_compared_and_every_repeat_kept(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    sampler.main([*TINY, "--peer", "none", "--lengths", "full", "geometric"])
-    head, *rows = cells(capsys.readouterr().out)
-    assert [row[4] for row in rows] == ["full", "geometric"]
-    assert head[-1] == "ours sample, CPU s"
     update.main([*TINY, "--peer", "trl", "--no-memory", "--csv", str(tmp_path / "repeats.csv")])
     assert [row[0] for row in cells(capsys.readouterr().out)[1:]] == ["update"]
     lines = (tmp_path / "repeats.csv").read_text().splitlines()
