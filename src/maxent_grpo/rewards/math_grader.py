@@ -13,13 +13,13 @@ from fractions import Fraction
 
 from maxent_grpo.rewards.grading import symbolic
 from maxent_grpo.rewards.grading.comparison import same
-from maxent_grpo.rewards.grading.expressions import Expression, UnreadableError
+from maxent_grpo.rewards.grading.expressions import Expression, IncompleteError, UnreadableError
 from maxent_grpo.rewards.grading.extraction import boxes, extract
 from maxent_grpo.rewards.grading.policy import GRADER_VERSION, GraderPolicy
 from maxent_grpo.rewards.grading.spelling import is_verbal, respell, words
 from maxent_grpo.rewards.grading.syntax import has_thousands, parse
 
-__all__ = ["GRADER_VERSION", "GraderPolicy", "Verdict", "equivalent", "grade"]
+__all__ = ["GRADER_VERSION", "GraderPolicy", "Verdict", "equivalent", "grade", "preload"]
 
 MAX_ANSWER_CHARS = 4000
 """A longer answer is only compared as text: no gold is that long."""
@@ -78,6 +78,12 @@ def equivalent(pred: str, gold: Gold, policy: GraderPolicy | None = None) -> Ver
     return Verdict(right, pred, None, reason)
 
 
+def preload() -> None:
+    """Import math-verify and mpmath now (seconds on a busy machine), so that no single verdict pays for it."""
+    equivalent(r"\sqrt{2}", r"\sqrt{3}", GraderPolicy())
+    symbolic.preload()
+
+
 def _golds(gold: Gold, policy: GraderPolicy) -> list[str]:
     if isinstance(gold, str):
         text = gold.rpartition("####")[2]
@@ -122,7 +128,7 @@ def _compare(pred: str, gold: str, policy: GraderPolicy) -> tuple[bool, str]:
         return _same_time(times[0], times[1]), "time"
     if words(ours) == words(theirs) and (is_verbal(theirs) or is_verbal(ours)):
         return True, "words"
-    if is_verbal(theirs):
+    if is_verbal(theirs) or (is_verbal(ours) and numbers[1] is not None):
         return False, "words"
     verdict = _compare_expressions(ours, theirs, policy)
     if verdict is not None:
@@ -136,7 +142,14 @@ def _compare(pred: str, gold: str, policy: GraderPolicy) -> tuple[bool, str]:
 
 def _compare_expressions(pred: str, gold: str, policy: GraderPolicy) -> bool | None:
     """Compare all readings: "1,234" is a number or two answers. Two numbers are never both read as lists."""
-    ours, theirs = _readings(pred), _readings(gold)
+    try:
+        ours = _readings(pred)
+    except IncompleteError:
+        return False
+    try:
+        theirs = _readings(gold)
+    except IncompleteError:
+        theirs = []
     undecided = not ours or not theirs
     for i, p in enumerate(ours):
         for j, g in enumerate(theirs):
@@ -154,7 +167,9 @@ def _readings(spelled: str) -> list[Expression]:
     for thousands in (True, False) if has_thousands(spelled) else (True,):
         try:
             readings.append(parse(spelled, thousands))
-        except (UnreadableError, RecursionError):
+        except IncompleteError:
+            raise
+        except UnreadableError:
             continue
     return readings
 

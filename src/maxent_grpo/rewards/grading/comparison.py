@@ -5,10 +5,11 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from maxent_grpo.rewards.grading.evaluation import (
+    POSITIVE_POINTS,
     Value,
     agree,
     distance,
@@ -41,6 +42,9 @@ _WHOLE_NUMBER_OPERATIONS = frozenset({"factorial", "binomial", "floor", "ceil", 
 _SIGN_CHOICES = frozenset({"pm", "mp"})
 _ORDER = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _INFINITY = Symbol("infty")
+_LINE = Bracketed("(", ")", (Apply("neg", (_INFINITY,)), _INFINITY))
+_REALS = Symbol("mathbb R")
+_NO_INTERVALS = frozenset({("(", ")"), ("{", "}"), ("<", ">")})
 _FLOAT_NOISE = Fraction(1, 10**12)  # double precision prints 0.30000000000000004
 _FLOAT_DIGITS = 12
 
@@ -71,6 +75,8 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 
 def _simplest(expression: Expression) -> Expression:
     """With ± written out as two answers, and inequalities that bound one unknown as intervals."""
+    if expression == _REALS:
+        return _LINE
     if isinstance(expression, Listed):
         items = [item for part in expression.items for item in _answers(part)]
         intervals = [_interval(item) for item in items]
@@ -97,7 +103,7 @@ def _signed(expression: Expression, plus: bool) -> Expression:
     return _mapped(expression, lambda part: _signed(part, plus))
 
 
-def _mapped(expression: Expression, change) -> Expression:  # type: ignore[no-untyped-def]
+def _mapped(expression: Expression, change: Callable[[Expression], Expression]) -> Expression:
     match expression:
         case Apply(arguments=inner):
             return dataclasses.replace(expression, arguments=tuple(map(change, inner)))
@@ -123,6 +129,10 @@ def _same_lists(pred: Expression, gold: Expression, policy: GraderPolicy) -> boo
     ours, theirs = _items(pred), _items(gold)
     if ours is None or theirs is None:
         return _same_bare(pred, gold, policy)
+    if any(isinstance(side, Bracketed) and (side.opening, side.closing) not in kinds for side, kinds in (
+        (gold, _NO_INTERVALS), (pred, {*_NO_INTERVALS, ("[", "]")})
+    )):
+        return False
     ordered = _is_tuple(pred) or _is_tuple(gold)
     sets = [isinstance(side, Bracketed) and side.opening == "{" for side in (pred, gold)]
     if any(sets):
@@ -206,6 +216,8 @@ def _head(item: Expression) -> Expression | None:
 
 def _same_claims(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | None:
     pred, gold = _without_approximation(pred), _without_approximation(gold)
+    if _is_membership(pred) or _is_membership(gold):
+        return same(_members(pred), _members(gold), policy)
     bounds = [_interval(pred), _interval(gold)]
     if any(bounds) and not (isinstance(pred, Related) and isinstance(gold, Related)):
         return same(bounds[0] or pred, bounds[1] or gold, policy)
@@ -225,6 +237,15 @@ def _same_claims(pred: Expression, gold: Expression, policy: GraderPolicy) -> bo
     if isinstance(ours, Related) or isinstance(theirs, Related):
         return None
     return same(_renamed(ours, pred, gold), theirs, policy)
+
+
+def _is_membership(claim: Expression) -> bool:
+    return isinstance(claim, Related) and claim.relations == ("in",) and _is_single_name(claim.sides[0])
+
+
+def _members(claim: Expression) -> Expression:
+    """The set behind ``x ∈``."""
+    return claim.sides[1] if isinstance(claim, Related) and _is_membership(claim) else claim
 
 
 def _without_approximation(expression: Expression) -> Expression:
@@ -248,8 +269,6 @@ def _value(claim: Expression | None, lenient: bool) -> Expression | None:
             is an equation, which no number stands for.
     """
     match claim:
-        case Related(sides=(head, value), relations=("in",)):
-            return value if symbols(head) else None
         case Related(sides=(left, *_, right), relations=relations) if set(relations) <= {"=", "==", "mid"}:
             if set(relations) != {"="}:
                 return None
@@ -290,6 +309,8 @@ def _is_name(head: Expression) -> bool:
         return True
     match head:
         case Apply(operation="mul", arguments=factors):
+            if isinstance(factors[-1], Symbol) and factors[-1].name.startswith("angle "):
+                return True
             return all(
                 (isinstance(factor, Symbol) and factor.name[:1].isupper())
                 or (isinstance(factor, Apply) and factor.operation == "inv" and _is_name(factor.arguments[0]))
@@ -400,7 +421,7 @@ def _interval(expression: Expression) -> Expression | None:
     """The interval of an inequality between a name and bounds, or one that is linear in its only unknown."""
     match expression:
         case Related(sides=(low, name, high), relations=(first, second)) if (
-            _is_single_name(name) and first == second[:1] + first[1:] and {first, second} <= _ORDER.keys()
+            _is_single_name(name) and first[:1] == second[:1] and {first, second} <= _ORDER.keys()
         ):
             if first.startswith(">"):
                 low, high, first, second = high, low, second, first
@@ -501,12 +522,7 @@ def _pieces(expression: Expression) -> list[Expression] | None:
             inner = [_pieces(argument) for argument in arguments]
             return None if None in inner else [piece for found in inner for piece in found or []]
         case Apply(operation="without", arguments=(whole, Bracketed(opening="{", items=holes))):
-            line = (
-                whole == Symbol("mathbb R")
-                or whole == Symbol("R")
-                or (whole == Bracketed("(", ")", (Apply("neg", (_INFINITY,)), _INFINITY)))
-            )
-            if not line:
+            if whole not in (_LINE, _REALS, Symbol("R")):
                 return None
             try:
                 ordered = sorted(holes, key=lambda hole: float(evaluate(hole, {})))
@@ -527,7 +543,7 @@ def _same_values(pred: Expression, gold: Expression, policy: GraderPolicy) -> bo
     gold, their_unit = _unit(gold)
     if policy.units == "required" and (our_unit or their_unit) and our_unit != their_unit:
         return False
-    if policy.units == "optional" and _KNOWN_UNITS >= {our_unit, their_unit} and our_unit != their_unit:
+    if policy.units == "optional" and _is_known(our_unit) and _is_known(their_unit) and our_unit != their_unit:
         return False
     pred, gold = _sign_inside(pred), _sign_inside(gold)
     bases = [_based(pred), _based(gold)]
@@ -608,10 +624,8 @@ def _same_ratios(pred: Expression, gold: Expression, policy: GraderPolicy) -> bo
 
 def same_numbers(left: Expression, right: Expression) -> bool:
     """Whether two constants are exactly one number."""
-    try:
-        return agree(evaluate(left, {}), evaluate(right, {}))
-    except (UnreadableError, KeyError):
-        return False
+    values = _value_at(left, {}), _value_at(right, {})
+    return None not in values and agree(*values)
 
 
 def _equal(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | None:
@@ -621,28 +635,29 @@ def _equal(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | N
     if not symbols(pred) >= symbols(gold) - _CONSTANTS and not symbols(pred) - _CONSTANTS:
         return False
     whole = has_operation(pred, _WHOLE_NUMBER_OPERATIONS) or has_operation(gold, _WHOLE_NUMBER_OPERATIONS)
-    compared = 0
+    compared = one_sided = 0
     for k, point in enumerate(points(names, whole)):
-        try:
-            ours, theirs = evaluate(pred, point), evaluate(gold, point)
-        except UnreadableError:
-            continue
-        if k >= 3 and not whole and (real(ours) is None or real(theirs) is None):
-            continue  # roots and logarithms of negative numbers: which branch is meant is not written
-        if not agree(ours, theirs):
-            return False
-        compared += 1
-    return True if compared >= 2 else None
+        real_only = k >= POSITIVE_POINTS and not whole
+        ours, theirs = _value_at(pred, point, real_only), _value_at(gold, point, real_only)
+        if ours is not None and theirs is not None:
+            if not agree(ours, theirs):
+                return False
+            compared += 1
+        one_sided += (ours is None) != (theirs is None)
+    if compared >= 2:
+        return True
+    return False if one_sided >= POSITIVE_POINTS else None
+
+
+def _value_at(expression: Expression, point: Mapping[str, Fraction], real_only: bool = False) -> Value | None:
+    try:
+        return evaluate(expression, point, real_only)
+    except (UnreadableError, KeyError):
+        return None
 
 
 def _equal_constants(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | None:
-    values: list[Value] = []
-    for side in (pred, gold):
-        try:
-            values.append(evaluate(side, {}))
-        except UnreadableError:
-            values.append(None)
-    ours, theirs = values
+    ours, theirs = _value_at(pred, {}), _value_at(gold, {})
     if ours is None or theirs is None:
         return None if ours is theirs else False
     if (
@@ -728,7 +743,6 @@ l liter liters litre litres
 ml milliliter milliliters
 """
 _UNIT_NAMES = {name: line.split()[0] for line in _UNIT_FAMILIES.strip().splitlines() for name in line.split()}
-_KNOWN_UNITS = frozenset({name + power for name in _UNIT_NAMES.values() for power in ("", "^2", "^3")})
 _POWER_WORDS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cu": "^3", "cubed": "^3"}
 
 
@@ -743,6 +757,10 @@ def _unit(expression: Expression) -> tuple[Expression, str]:
             name = _unit_name(written)
             expression = Apply("neg", (inner,))
     return _unitless(expression), name
+
+
+def _is_known(unit: str) -> bool:
+    return unit.partition("^")[0] in _UNIT_NAMES
 
 
 def _unitless(expression: Expression) -> Expression:

@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, TypeAlias
 
-from maxent_grpo.rewards.grading.expressions import Apply, Expression, Number, Symbol, UnreadableError
+from maxent_grpo.rewards.grading.expressions import Apply, Bracketed, Expression, Number, Symbol, UnreadableError
 
 Value: TypeAlias = Any
 """A `Fraction`, or a real or complex number of mpmath."""
 
+POSITIVE_POINTS = 3
+"""As many points with positive coordinates are tried before those with any sign."""
+
+_WHOLE_POINTS = 29  # a prime, so that steps of 11 reach them all
 _DIGITS = 40
 _AGREEMENT = 30  # digits that two inexact values must share
 _MAX_BITS = 100_000  # of an exact value
@@ -34,19 +38,25 @@ def _mp() -> Any:
     return context
 
 
-def evaluate(expression: Expression, point: Mapping[str, Fraction]) -> Value:
+def evaluate(expression: Expression, point: Mapping[str, Fraction], real_only: bool = False) -> Value:
     """The value where every symbol that is no constant has the value that ``point`` gives it.
+
+    Args:
+        expression: what to evaluate.
+        point: a value for every symbol.
+        real_only: refuse an intermediate value that is not real: which branch of the root or logarithm of a
+            negative number is meant is not written.
 
     Raises:
         UnreadableError: no number (a tuple, a pole, a unit inside), or one too large to hold.
     """
     try:
-        return _evaluate(expression, point)
+        return _evaluate(expression, point, real_only)
     except (ZeroDivisionError, OverflowError, ValueError, TypeError, MemoryError) as error:
         raise UnreadableError("no finite value") from error
 
 
-def _evaluate(expression: Expression, point: Mapping[str, Fraction]) -> Value:
+def _evaluate(expression: Expression, point: Mapping[str, Fraction], real_only: bool) -> Value:
     match expression:
         case Number(value=value):
             return value
@@ -58,15 +68,20 @@ def _evaluate(expression: Expression, point: Mapping[str, Fraction]) -> Value:
             return _mp().mpc(0, 1)
         case Symbol(name=name):
             return point[name]
+        case Bracketed(opening="[", closing="]", items=(inner,)):
+            return _evaluate(inner, point, real_only)
         case Apply(operation="call", arguments=arguments, name=name):
-            return _opaque(name, [_evaluate(argument, point) for argument in arguments])
+            return _opaque(name, [_evaluate(argument, point, real_only) for argument in arguments])
         case Apply(operation=operation, arguments=arguments):
             rule = _RULES.get(operation)
             if rule is None:
                 raise UnreadableError(f"no value for '{operation}'")
             if operation in _TRIGONOMETRIC:
                 arguments = tuple(_radians(argument) for argument in arguments)
-            return rule(*[_evaluate(argument, point) for argument in arguments])
+            value = rule(*[_evaluate(argument, point, real_only) for argument in arguments])
+            if real_only and real(value) is None:
+                raise UnreadableError("not real")
+            return value
     raise UnreadableError("no number")
 
 
@@ -132,19 +147,20 @@ def points(names: frozenset[str], whole: bool) -> list[dict[str, Fraction]]:
         names: the unknowns.
         whole: only whole numbers, for expressions with factorials, floors and the like.
     """
-    found = []
-    for k in range(6):
-        point = {}
-        for name in names:
-            seed = zlib.crc32(f"{k} {name}".encode())
-            sign = -1 if k >= 3 and not whole and (seed >> 20) % 2 else 1
-            point[name] = (
-                Fraction(seed % 13 + 2 + 2 * k)
-                if whole
-                else sign * Fraction(seed % 9973 + 700, (seed >> 8) % 997 + 3001)
-            )
-        found.append(point)
-    return found
+    if whole:
+        return [{name: Fraction(_whole_coordinate(name, k)) for name in names} for k in range(_WHOLE_POINTS)]
+    return [{name: _coordinate(name, k) for name in names} for k in range(2 * POSITIVE_POINTS)]
+
+
+def _coordinate(name: str, k: int) -> Fraction:
+    seed = zlib.crc32(f"{k} {name}".encode())
+    sign = -1 if k >= POSITIVE_POINTS and (seed >> 20) % 2 else 1
+    return sign * Fraction(seed % 9973 + 700, (seed >> 8) % 997 + 3001)
+
+
+def _whole_coordinate(name: str, k: int) -> int:
+    """Every whole number of a stretch, in an order of its own for each name: floors jump at few places."""
+    return 2 + (k * 11 + zlib.crc32(name.encode())) % _WHOLE_POINTS
 
 
 # -- rules of the operations -------------------------------------------------------------------------------

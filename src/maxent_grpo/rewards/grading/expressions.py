@@ -9,6 +9,10 @@ class UnreadableError(Exception):
     """A text or an expression that this grader cannot read or give a value. Never leaves the grader."""
 
 
+class IncompleteError(UnreadableError):
+    """A text that ends where an operand had to follow: an answer that was cut off."""
+
+
 @dataclass(frozen=True)
 class Number:
     """A literal. ``decimals`` is the number of digits behind the point, ``digits`` the significant ones."""

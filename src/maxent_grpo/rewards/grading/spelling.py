@@ -88,7 +88,7 @@ _DEGREES = re.compile(
     r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|deg\.?)\s*\}"
     r"|(?<=[\d\s})])(?:degrees?|deg)(?![A-Za-z])"
 )
-_TRAILING = re.compile(r"(?:[\s.,;:!]|\\(?![A-Za-z{}%|]))+\Z")
+_TRAILING = re.compile(r"(?:[\s.,;:]|\\(?![A-Za-z{}%|]))+\Z")
 
 PERCENT = "%"
 DEGREE = "°"
@@ -129,6 +129,7 @@ def words(spelled: str) -> str:
 
 
 _VERBAL = re.compile(r"[A-Za-z][A-Za-z'\-]{3,}(?:[\s,]+[A-Za-z'\-]+)*")
+_FUNCTION_RUN = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt)[a-z]{0,2}")
 _WHOLLY_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"[A-Za-z]")
 
@@ -137,4 +138,4 @@ def is_verbal(spelled: str) -> bool:
     """Whether an answer is words and nothing to calculate with: "Evelyn", ``\\text{(C)}``."""
     if whole := _WHOLLY_TEXT.fullmatch(spelled):
         return bool(_LETTER.search(whole[1])) and not re.search(r"\d", whole[1])
-    return _VERBAL.fullmatch(spelled) is not None
+    return _VERBAL.fullmatch(spelled) is not None and _FUNCTION_RUN.fullmatch(spelled) is None

@@ -17,11 +17,19 @@ _POWER = re.compile(r"\^|\*\*")
 _LARGE_EXPONENT = re.compile(
     r"(?:\^|\*\*)\s*\{?\s*[-+]?\s*(?:\d{4,}|\d+\s*!|[^{}]*\^)|\d{4,}\s*!|!\s*!|\)\s*!"
 )
+_PROSE = re.compile(r"(?<![\\A-Za-z])(?!(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?\b|log\b|sqrt\b)[A-Za-z]{4,}")
+_CUT_OFF = re.compile(r"(?:[-+*/^_=<>(,{\[]|\\(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|frac|cdot|times|pm|le|ge|in|cup))\Z")
 _LOOPS = re.compile(r"\\(?:int|iint|sum|prod|lim|bigcup|bigcap|oint)(?![A-Za-z])")
 
 
 def is_safe(answer: str) -> bool:
-    """Whether an answer is small enough to be handed to a computer algebra system."""
+    """Whether an answer is a whole formula, small enough to be handed to a computer algebra system.
+
+    Prose and formulas that were cut off are not: math-verify reads as much of them as it can, and would take
+    the beginning of an answer for the answer.
+    """
+    if _PROSE.search(answer) or _CUT_OFF.search(answer):
+        return False
     if len(answer) > MAX_CHARS or _LONG_NUMBER.search(answer) or _LARGE_EXPONENT.search(answer):
         return False
     if _LOOPS.search(answer) or len(_POWER.findall(answer)) > 12:
@@ -30,7 +38,7 @@ def is_safe(answer: str) -> bool:
     for character in answer:
         depth += (character in "({[") - (character in ")}]")
         deepest = max(deepest, depth)
-    return deepest <= _MAX_DEPTH
+    return depth == 0 and deepest <= _MAX_DEPTH
 
 
 def equivalent(pred: str, gold: str) -> bool | None:
@@ -42,6 +50,11 @@ def equivalent(pred: str, gold: str) -> bool | None:
     if not all(parsed):
         return None
     return bool(math_verify.verify(parsed[0], parsed[1], timeout_seconds=None))
+
+
+def preload() -> None:
+    """Import math-verify, and let it build the tables of its parser."""
+    equivalent("2", "3")
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from maxent_grpo.rewards.grading.expressions import (
     Apply,
     Bracketed,
     Expression,
+    IncompleteError,
     Listed,
     Matrix,
     Number,
@@ -76,6 +77,7 @@ _TOKEN = re.compile(
     r"|(?P<sign>\*\*|<=|>=|!=|==|->|:=|\S)"
 )
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d]|,\d)(?:\.\d+)?")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _BEGIN = re.compile(r"\\begin\s*\{([A-Za-z]+\*?)\}\s*(?:\{[clr|\s]*\})?")
 _END = re.compile(r"\\end\s*\{[A-Za-z]+\*?\}")
@@ -125,6 +127,10 @@ def _tokens(spelled: str, thousands: bool) -> list[_Token]:
         if thousands and depth == 0 and (grouped := _THOUSANDS.match(spelled, at)):
             tokens.append(_Token("number", grouped[0].replace(",", ""), spaced))
             at = grouped.end()
+            continue
+        if repeating := _REPEATING.match(spelled, at):
+            tokens.append(_Token("repeating", repeating[0], spaced))
+            at = repeating.end()
             continue
         if spelled[at] == "\\":
             for kind, pattern in (("text", _TEXT), ("begin", _BEGIN), ("end", _END)):
@@ -230,6 +236,8 @@ class _Parser:
 
     def _take(self) -> _Token:
         token = self._tokens[self._at]
+        if token.kind == "finish":
+            raise IncompleteError("nothing where something had to follow")
         self._at += 1
         return token
 
@@ -371,7 +379,7 @@ class _Parser:
                 return _product_of(factors)
 
     def _starts_factor(self, token: _Token) -> bool:
-        if token.kind in ("number", "name", "function", "begin"):
+        if token.kind in ("number", "repeating", "name", "function", "begin"):
             return True
         if token.kind == "command":
             return token.text in (
@@ -504,6 +512,8 @@ class _Parser:
         token = self._take()
         if token.kind == "number":
             return _number(token.text)
+        if token.kind == "repeating":
+            return _repeating(token.text)
         if token.kind == "name":
             return self._named(token)
         if token.kind == "function":
@@ -520,6 +530,8 @@ class _Parser:
             self._bars -= 1
             self.expect("sign", "|")
             return Apply("abs", (inner,))
+        if token.kind == "finish":
+            raise IncompleteError("nothing where an operand was expected")
         raise UnreadableError(f"'{token.text}' where an operand was expected")
 
     def _named(self, token: _Token) -> Expression:
@@ -660,7 +672,7 @@ class _Parser:
             return Bracketed("{", "}", tuple(groups))
         if closing not in (")", "]"):
             raise UnreadableError("an open bracket")
-        if len(groups) == 1 and (opening, closing) == ("(", ")"):
+        if len(groups) == 1 and ((opening, closing) == ("(", ")") or isinstance(groups[0], Matrix)):
             return groups[0]
         return Bracketed(opening, closing, tuple(groups))
 
@@ -738,6 +750,16 @@ def _number(text: str) -> Number:
         return Number(value)
     resolution = Fraction(10) ** (int(exponent or 0) - len(fraction))
     return Number(value, True, resolution, len((whole + fraction).lstrip("0")))
+
+
+def _repeating(text: str) -> Number:
+    r"""``0.1\overline{6}`` is one sixth, exactly."""
+    match = _REPEATING.fullmatch(text)
+    if match is None or len(text) > MAX_DIGITS:
+        raise UnreadableError("too many digits")
+    whole, fixed, period = match[1] or "0", match[2], match[3] or match[4]
+    before, after = int(whole + fixed), int(whole + fixed + period)
+    return Number(Fraction(after - before, 10 ** len(fixed) * (10 ** len(period) - 1)))
 
 
 def _mixed(whole: Expression, factor: Expression, tokens: list[_Token], at: int) -> Expression | None:
