@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from maxent_grpo.rewards.grading import symbolic
 from maxent_grpo.rewards.grading.comparison import same
-from maxent_grpo.rewards.grading.expressions import Expression, IncompleteError, UnreadableError
+from maxent_grpo.rewards.grading.expressions import Expression, RefusedError, UnreadableError
 from maxent_grpo.rewards.grading.extraction import boxes, extract
 from maxent_grpo.rewards.grading.policy import GRADER_VERSION, GraderPolicy
 from maxent_grpo.rewards.grading.spelling import is_verbal, respell, words
@@ -28,6 +28,7 @@ Gold = str | int | float | Sequence[str | int | float]
 
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?", re.ASCII)
 _MAX_DIGITS = 1000
+_OPEN_BOX = re.compile(r"\\+(?:boxed|fbox)\s*\{")  # never closed: the rest is the answer
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})\s*:\s*(?P<minute>(?P<padded>0\d)|[1-5]\d)"
     r"\s*(?:\\text\s*\{\s*)?(?:(?P<half>[ap])\.?\s*m)?\.?\s*\}?",
@@ -99,7 +100,7 @@ def _unboxed(answer: str, policy: GraderPolicy) -> str:
         return answer
     found = boxes(answer)
     if not found:
-        return answer
+        return _OPEN_BOX.sub("", answer)
     outside = answer[: found[0][0]] + answer[found[-1][1] :]
     if len(found) == 1 and not outside.strip(" \n$.\\()[]"):
         return found[0][2]
@@ -144,11 +145,11 @@ def _compare_expressions(pred: str, gold: str, policy: GraderPolicy) -> bool | N
     """Compare all readings: "1,234" is a number or two answers. Two numbers are never both read as lists."""
     try:
         ours = _readings(pred)
-    except IncompleteError:
+    except RefusedError:
         return False
     try:
         theirs = _readings(gold)
-    except IncompleteError:
+    except RefusedError:
         theirs = []
     undecided = not ours or not theirs
     for i, p in enumerate(ours):
@@ -167,7 +168,7 @@ def _readings(spelled: str) -> list[Expression]:
     for thousands in (True, False) if has_thousands(spelled) else (True,):
         try:
             readings.append(parse(spelled, thousands))
-        except IncompleteError:
+        except RefusedError:
             raise
         except UnreadableError:
             continue

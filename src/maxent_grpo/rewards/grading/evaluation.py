@@ -22,9 +22,9 @@ POSITIVE_POINTS = 3
 _WHOLE_POINTS = 29  # a prime, so that steps of 11 reach them all
 _DIGITS = 40
 _AGREEMENT = 30  # digits that two inexact values must share
-_MAX_BITS = 100_000  # of an exact value
+_MAX_BITS = 20_000  # of an exact value
 _MAX_LOG10 = 10_000_000  # of an inexact one
-_MAX_FACTORIAL = 3000
+_MAX_FACTORIAL = 1500
 _TRIGONOMETRIC = frozenset("sin cos tan cot sec csc".split())
 
 
@@ -176,7 +176,7 @@ def _inexact(value: Value) -> Value:
 def _bounded(value: Value) -> Value:
     if isinstance(value, Fraction):
         if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
-            raise UnreadableError("too large")
+            return _inexact(value)
         return value
     if value and abs(_mp().mag(value)) > _MAX_LOG10:
         raise UnreadableError("too large")

@@ -9,8 +9,8 @@ class UnreadableError(Exception):
     """A text or an expression that this grader cannot read or give a value. Never leaves the grader."""
 
 
-class IncompleteError(UnreadableError):
-    """A text that ends where an operand had to follow: an answer that was cut off."""
+class RefusedError(UnreadableError):
+    """A text that is no answer at all: cut off where an operand had to follow, or beyond the limits of size."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,10 @@ _TAG_OPEN = re.compile(r"<answer>", re.IGNORECASE)
 _TAG_CLOSE = re.compile(r"</answer>", re.IGNORECASE)
 _PHRASE = re.compile(r"(?:final\s+answer\s*(?:is|:)|answer\s*(?:is|are|:|=)|####)\s*:?\s*", re.IGNORECASE)
 _END_OF_PHRASE = re.compile(r"\n|<\||\.(?:\s|\Z)(?=\s*(?:[A-Z]|I\b|\Z))")
-_FORMULA = re.compile(
-    r"(?<!\\)\$\$(?P<a>[^$]+)\$\$|(?<!\\)\$(?P<b>(?:[^$\\]|\\.)+)\$|\\\((?P<c>.+?)\\\)|\\\[(?P<d>.+?)\\\]",
-    re.DOTALL,
-)
+_DELIMITER = re.compile(r"\\[$()\[\]]|\$\$?")
+_CLOSED_BY = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
 _NUMBER = re.compile(
-    r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:/\d+)?%?"
+    r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+)?(?:/\d+)?%?"
 )
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.&]|\\[()\[\],;!]|\\q?quad|\\text\s*\{[^{}]{0,8}\}|\\\\|and|or"
@@ -123,18 +121,24 @@ def _phrase(text: str, policy: GraderPolicy) -> str | None:
 
 
 def _math(text: str, policy: GraderPolicy) -> str | None:
-    formula = None
-    for formula in _FORMULA.finditer(text):
-        pass
-    return None if formula is None else next(group for group in formula.groups() if group is not None)
+    """The last formula that is closed and not blank."""
+    last: str | None = None
+    opening: re.Match[str] | None = None
+    for delimiter in _DELIMITER.finditer(text):
+        if opening is None or (delimiter[0] in _CLOSED_BY and "$" not in delimiter[0]):
+            opening = delimiter if delimiter[0] in _CLOSED_BY else None
+        elif delimiter[0] == _CLOSED_BY[opening[0]]:
+            formula = text[opening.end() : delimiter.start()]
+            last = formula if formula.strip() else last
+            opening = None
+    return last
 
 
 def _last_number(text: str, policy: GraderPolicy) -> str | None:
     last = None
-    for number in _NUMBER.finditer(text):
-        if any(character.isdigit() for character in number[0]):
-            last = number[0]
-    return last
+    for last in _NUMBER.finditer(text):
+        pass
+    return None if last is None else last[0]
 
 
 _EXTRACTORS: dict[str, Callable[[str, GraderPolicy], str | None]] = {

@@ -59,6 +59,7 @@ _SIGNS = {
     "′": "'",
     "’": "'",
     "\x00": " ",
+    **dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff", ""),
 }
 _SIGN_TABLE = str.maketrans(_SIGNS)
 
@@ -67,7 +68,9 @@ _SIZES = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\.?"
     r"|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|displaylimits|nonumber|hfill)(?![A-Za-z])"
 )
-_SPACES = re.compile(r"\\(?:quad|qquad|enspace|enskip|thinspace|space)(?![A-Za-z])|(?<!\\)\\[;:>,\s]|~|\s+")
+_SPACES = re.compile(
+    r"(?:\\(?:quad|qquad|enspace|enskip|thinspace|space)(?![A-Za-z])|(?<!\\)\\[;:>,\s]|~|\s)+"
+)
 _GLUED_DOUBLE_QUAD = re.compile(r"\\q?quad(?=[A-Za-z])")
 _THOUSANDS_GAP = re.compile(r"(?<=\d)(?:\\[,!:; ]|\\thinspace|~)\s*(?=\d{3}(?!\d))")
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
@@ -79,7 +82,8 @@ _UPRIGHT = re.compile(
 )
 _FONTS = re.compile(r"\\(?:mathbf|mathit|mathsf|mathcal|mathscr|boldsymbol|bm|bf|it|boxed|fbox)(?![A-Za-z])")
 _CONNECTIVES = re.compile(
-    r"\\text\s*\{\s*,?\s*(?:and|or|\&)\s*,?\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z])|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
+    r"\\text\s*\{\s*,?\s*(?:and|or|\&)\s*,?\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z])"
+    r"|(?<=[\d)}])\s*or(?=[A-Za-z]\s?[=(_])|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
 )
 _PERCENT = re.compile(
     r"\\?%|\\text\s*\{\s*(?:percent|pct|percentage|\\?%)\s*\}|(?<![A-Za-z])(?:percentage|percent|pct)(?![A-Za-z])"
@@ -88,8 +92,6 @@ _DEGREES = re.compile(
     r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|deg\.?)\s*\}"
     r"|(?<=[\d\s})])(?:degrees?|deg)(?![A-Za-z])"
 )
-_TRAILING = re.compile(r"(?:[\s.,;:]|\\(?![A-Za-z{}%|]))+\Z")
-
 PERCENT = "%"
 DEGREE = "°"
 
@@ -113,7 +115,7 @@ def respell(text: str) -> str:
     text = _DEGREES.sub(DEGREE, _PERCENT.sub(PERCENT, text))
     text = _CONNECTIVES.sub(" , ", text)
     text = re.sub(r",(?:\s*,)+", ",", text)
-    return _TRAILING.sub("", text).strip()
+    return text.rstrip(" .,;:\\").strip()
 
 
 _TEXT_COMMAND = re.compile(r"\\text\s*")

@@ -12,10 +12,10 @@ from maxent_grpo.rewards.grading.expressions import (
     Apply,
     Bracketed,
     Expression,
-    IncompleteError,
     Listed,
     Matrix,
     Number,
+    RefusedError,
     Related,
     Symbol,
     UnreadableError,
@@ -117,7 +117,7 @@ def _tokens(spelled: str, thousands: bool) -> list[_Token]:
     at, depth = 0, 0
     while at < len(spelled):
         if len(tokens) > MAX_TOKENS:
-            raise UnreadableError("too long")
+            raise RefusedError("too long")
         start = at
         while at < len(spelled) and spelled[at].isspace():
             at += 1
@@ -156,10 +156,11 @@ def _tokens(spelled: str, thousands: bool) -> list[_Token]:
         if match["word"]:
             tokens += _word_tokens(match[0], spaced, tokens)
         elif match["command"]:
+            depth += (match[0] == r"\{") - (match[0] == r"\}")
             tokens.append(_command_token(match[0], spaced))
         else:
             kind = "number" if match["number"] else "sign"
-            depth += (match[0] in "([{") - (match[0] in ")]}") if kind == "sign" else 0
+            depth += (match[0] in "([") - (match[0] in ")]") if kind == "sign" else 0
             tokens.append(_Token(kind, match[0], spaced))
     return [*tokens, _Token("finish", "")]
 
@@ -237,7 +238,7 @@ class _Parser:
     def _take(self) -> _Token:
         token = self._tokens[self._at]
         if token.kind == "finish":
-            raise IncompleteError("nothing where something had to follow")
+            raise RefusedError("nothing where something had to follow")
         self._at += 1
         return token
 
@@ -483,7 +484,7 @@ class _Parser:
             else:
                 return base
             self._at += 1
-        raise UnreadableError("too many signs behind one operand")
+        raise RefusedError("too many signs behind one operand")
 
     def _subscripted(self, base: Expression) -> Expression:
         if self._next.kind == "sign" and self._next.text == "{":
@@ -531,7 +532,7 @@ class _Parser:
             self.expect("sign", "|")
             return Apply("abs", (inner,))
         if token.kind == "finish":
-            raise IncompleteError("nothing where an operand was expected")
+            raise RefusedError("nothing where an operand was expected")
         raise UnreadableError(f"'{token.text}' where an operand was expected")
 
     def _named(self, token: _Token) -> Expression:
@@ -701,7 +702,7 @@ class _Parser:
     def _enter(self) -> None:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise UnreadableError("too deep")
+            raise RefusedError("too deep")
 
 
 _BASES = {
@@ -743,7 +744,7 @@ def _flat(expression: Expression) -> str:
 def _number(text: str) -> Number:
     mantissa, _, exponent = text.lower().partition("e")
     if len(mantissa) > MAX_DIGITS or (exponent and abs(int(exponent[:8])) > MAX_EXPONENT):
-        raise UnreadableError("too many digits")
+        raise RefusedError("too many digits")
     whole, point, fraction = mantissa.partition(".")
     value = Fraction(int((whole or "0") + fraction), 10 ** len(fraction)) * Fraction(10) ** int(exponent or 0)
     if not point and not exponent:
@@ -756,7 +757,7 @@ def _repeating(text: str) -> Number:
     r"""``0.1\overline{6}`` is one sixth, exactly."""
     match = _REPEATING.fullmatch(text)
     if match is None or len(text) > MAX_DIGITS:
-        raise UnreadableError("too many digits")
+        raise RefusedError("too many digits")
     whole, fixed, period = match[1] or "0", match[2], match[3] or match[4]
     before, after = int(whole + fixed), int(whole + fixed + period)
     return Number(Fraction(after - before, 10 ** len(fixed) * (10 ** len(period) - 1)))
