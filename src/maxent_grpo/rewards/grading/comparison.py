@@ -541,6 +541,10 @@ def _pieces(expression: Expression) -> list[Expression] | None:
 def _same_values(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | None:
     pred, our_unit = _unit(pred)
     gold, their_unit = _unit(gold)
+    if our_unit and not their_unit:
+        gold, their_unit = _letter_unit(gold)
+    elif their_unit and not our_unit:
+        pred, our_unit = _letter_unit(pred)
     if policy.units == "required" and (our_unit or their_unit) and our_unit != their_unit:
         return False
     if policy.units == "optional" and _is_known(our_unit) and _is_known(their_unit) and our_unit != their_unit:
@@ -719,7 +723,8 @@ def _terminates(denominator: int) -> bool:
 
 _UNIT_FAMILIES = """
 cm centimeter centimeters centimetre centimetres
-mm millimeter millimeters
+mm millimeter millimeters millimetre millimetres
+nm nanometer nanometers
 m meter meters metre metres
 km kilometer kilometers kilometre kilometres
 in inch inches
@@ -727,6 +732,7 @@ ft foot feet
 yd yard yards
 mi mile miles
 g gram grams
+mg milligram milligrams
 kg kilogram kilograms
 lb lbs pound pounds
 oz ounce ounces
@@ -741,9 +747,26 @@ $ dollar dollars usd
 cent cents
 l liter liters litre litres
 ml milliliter milliliters
+j joule joules
+kj kilojoule kilojoules
+cal calorie calories
+kcal kilocalorie kilocalories
+w watt watts
+n newton newtons
+v volt volts
+ev
+kev
+mev
+hz hertz
+k kelvin
+mol mole moles
+rad radian radians
+erg ergs
 """
 _UNIT_NAMES = {name: line.split()[0] for line in _UNIT_FAMILIES.strip().splitlines() for name in line.split()}
-_POWER_WORDS = {"square": "^2", "sq": "^2", "squared": "^2", "cubic": "^3", "cu": "^3", "cubed": "^3"}
+_UNIT_TOKEN = re.compile(r"[^\W\d_]+|[$]|\^\s*[{(]?\s*(-?\d{1,3})|/")
+_POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_POWER_BEHIND = {"squared": 2, "cubed": 3}
 
 
 def _unit(expression: Expression) -> tuple[Expression, str]:
@@ -759,8 +782,23 @@ def _unit(expression: Expression) -> tuple[Expression, str]:
     return _unitless(expression), name
 
 
+def _letter_unit(expression: Expression) -> tuple[Expression, str]:
+    """``5m`` beside an answer with a unit: the letter is one, too, and no unknown."""
+    match expression:
+        case Apply(operation="mul", arguments=(*factors, Symbol(name=letter))) if letter.lower() in _UNIT_NAMES:
+            written = letter
+        case Apply(
+            operation="mul",
+            arguments=(*factors, Apply(operation="pow", arguments=(Symbol(name=letter), Number(value=power)))),
+        ) if letter.lower() in _UNIT_NAMES:
+            written = f"{letter}^{power}"
+        case _:
+            return expression, ""
+    return (factors[0] if len(factors) == 1 else Apply("mul", tuple(factors))), _unit_name(written)
+
+
 def _is_known(unit: str) -> bool:
-    return unit.partition("^")[0] in _UNIT_NAMES
+    return bool(unit) and all(word.partition("^")[0] in _UNIT_NAMES for word in unit.split())
 
 
 def _unitless(expression: Expression) -> Expression:
@@ -772,9 +810,22 @@ def _unitless(expression: Expression) -> Expression:
 
 
 def _unit_name(written: str) -> str:
-    words = re.sub(r"\^\s*", " ^", written.lower().replace("~", " ").replace(".", " ")).split()
-    power = "".join(_POWER_WORDS.get(word, word if word.startswith("^") else "") for word in words)
-    names = [
-        _UNIT_NAMES.get(word, word) for word in words if not word.startswith("^") and word not in _POWER_WORDS
-    ]
-    return "".join(names) + power
+    """One name for all spellings of a unit: its words with their powers, in alphabetical order."""
+    powers: dict[str, int] = {}
+    sign, before, last = 1, 1, ""
+    for token in _UNIT_TOKEN.finditer(written.lower()):
+        word = token[0]
+        if word in ("/", "per"):
+            sign = -1
+        elif token[1]:
+            if last:
+                powers[last] += sign * (int(token[1]) - 1)
+        elif word in _POWER_BEFORE:
+            before = _POWER_BEFORE[word]
+        elif word in _POWER_BEHIND and last:
+            powers[last] += sign * (_POWER_BEHIND[word] - 1)
+        elif word not in ("unit", "units"):
+            last = _UNIT_NAMES.get(word, word)
+            powers[last] = powers.get(last, 0) + sign * before
+            before = 1
+    return " ".join(f"{word}^{power}" for word, power in sorted(powers.items()))

@@ -73,6 +73,7 @@ _SPACES = re.compile(
 )
 _GLUED_DOUBLE_QUAD = re.compile(r"\\q?quad(?=[A-Za-z])")
 _THOUSANDS_GAP = re.compile(r"(?<=\d)(?:\\[,!:; ]|\\thinspace|~)\s*(?=\d{3}(?!\d))")
+_THOUSANDS_COMMA = re.compile(r"(?<=\d),\s?\\!\s*(?=\d{3}(?!\d))")
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z])")
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
@@ -105,7 +106,7 @@ def respell(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_SIGN_TABLE))
     if r"\begin" not in text:
         text = _DOUBLED_BACKSLASH.sub(r"\\", text)
-    text = text.replace("{,}", ",").replace(r"\!", "").replace("{ ,}", ",")
+    text = _THOUSANDS_COMMA.sub(",", text).replace("{,}", ",").replace(r"\!", "").replace("{ ,}", ",")
     text = _THOUSANDS_GAP.sub("", text)
     text = _DELIMITERS.sub(" ", text)
     text = _FRACTIONS.sub(r"\\frac", _SIZES.sub(" ", text))

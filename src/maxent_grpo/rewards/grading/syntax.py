@@ -69,6 +69,7 @@ _UNITS = frozenset(
     "centimeters unit units second seconds minute minutes hour hours day days week weeks month months year years "
     "dollar dollars cent cents yuan euro euros people".split()
 )
+_UNIT_LETTERS = frozenset("mgshJWNVLKAF")
 _WORD = re.compile(r"[A-Za-z]+")
 _TOKEN = re.compile(
     r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+(?![\d.]))?)"
@@ -136,7 +137,7 @@ def _tokens(spelled: str, thousands: bool) -> list[_Token]:
             for kind, pattern in (("text", _TEXT), ("begin", _BEGIN), ("end", _END)):
                 if special := pattern.match(spelled, at):
                     if kind == "text":
-                        tokens += _text_tokens(special[1], spaced)
+                        tokens += _text_tokens(special[1], spaced, tokens)
                     else:
                         tokens.append(_Token(kind, special[1] if kind == "begin" else "", spaced))
                     at = special.end()
@@ -186,11 +187,12 @@ def _command_token(command: str, spaced: bool) -> _Token:
     return _Token("command", command, spaced)
 
 
-def _text_tokens(content: str, spaced: bool) -> list[_Token]:
+def _text_tokens(content: str, spaced: bool, before: list[_Token]) -> list[_Token]:
     content = content.strip()
     if not content:
         return []
-    if len(content) == 1 and content.isalpha():
+    behind = bool(before) and (before[-1].kind in ("number", "text") or before[-1].text in ("}", ")", "/"))
+    if len(content) == 1 and content.isalpha() and not (behind and content in _UNIT_LETTERS):
         return [_Token("name", content, spaced)]
     if content in FUNCTIONS:
         return [_Token("function", _INVERSES.get(content, content), spaced)]
