@@ -27,6 +27,7 @@ MAX_ANSWER_CHARS = 4000
 Gold = str | int | float | Sequence[str | int | float]
 
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?", re.ASCII)
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _MAX_DIGITS = 1000
 _OPEN_BOX = re.compile(r"\\+(?:boxed|fbox)\s*\{")  # never closed: the rest is the answer
 _TIME = re.compile(
@@ -187,7 +188,8 @@ def _same_time(pred: re.Match[str], gold: re.Match[str]) -> bool:
 
 
 def _squeezed(spelled: str) -> str:
-    return "".join(spelled.split())
+    """Without spaces, but for those between digits: "1 2" is not 12."""
+    return _SPACE.sub("", spelled)
 
 
 def _number(spelled: str) -> Fraction | None:

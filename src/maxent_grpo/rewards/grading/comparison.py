@@ -532,6 +532,8 @@ def _pieces(expression: Expression) -> list[Expression] | None:
             return [Bracketed("(", ")", pair) for pair in zip(ends, ends[1:], strict=False)]
         case Apply(operation="without" | "intersection"):
             return None
+        case Bracketed(opening="{", items=items):
+            return [Bracketed("{", "}", (item,)) for item in items]
     return [expression]
 
 

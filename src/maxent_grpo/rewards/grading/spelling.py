@@ -86,6 +86,11 @@ _CONNECTIVES = re.compile(
     r"\\text\s*\{\s*,?\s*(?:and|or|\&)\s*,?\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z])"
     r"|(?<=[\d)}])\s*or(?=[A-Za-z]\s?[=(_])|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
 )
+_ANNOUNCEMENT = re.compile(
+    r"(?:=|\\approx(?![A-Za-z]))\s?|(?:\\text\s?\{\s?)?(?:(?:the )?(?:final )?answer\s?(?:is|:|=)|approximately|approx\.?|about|roughly|exactly)"
+    r"(?:\s?\}\s?|\s|(?=[\d\\]))\s?",
+    re.IGNORECASE,
+)
 _PERCENT = re.compile(
     r"\\?%|\\text\s*\{\s*(?:percent|pct|percentage|\\?%)\s*\}|(?<![A-Za-z])(?:percentage|percent|pct)(?![A-Za-z])"
 )
@@ -114,6 +119,7 @@ def respell(text: str) -> str:
     text = _GLUED_DOUBLE_QUAD.sub(" ", text)
     text = _SPACES.sub(" ", text)
     text = _DEGREES.sub(DEGREE, _PERCENT.sub(PERCENT, text))
+    text = _ANNOUNCEMENT.sub("", text.strip(), count=1) if _ANNOUNCEMENT.match(text.strip()) else text
     text = _CONNECTIVES.sub(" , ", text)
     text = re.sub(r",(?:\s*,)+", ",", text)
     return text.rstrip(" .,;:\\").strip()

@@ -62,6 +62,7 @@ _RELATIONS = {
 _ACCENTS = frozenset(
     "dot ddot hat bar tilde vec overline underline widehat widetilde overrightarrow check".split()
 )
+_SAME_ACCENT = {"overrightarrow": "vec", "widehat": "hat", "widetilde": "tilde", "overline": "bar"}
 _SETS = {r"\cup": "union", r"\cap": "intersection", r"\setminus": "without", r"\backslash": "without"}
 _UNITS = frozenset(
     "cm mm km dm nm pm ft yd mi kg mg lb lbs oz ml mL kL sec secs min mins hr hrs kmh mph kph Hz kHz MHz GHz kJ kcal cal "
@@ -79,6 +80,7 @@ _TOKEN = re.compile(
 )
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d]|,\d)(?:\.\d+)?")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_MEASURED = re.compile(r"(-?[\d.,/]*\d)\s*([A-Za-z][A-Za-z/^\d .]*)")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _BEGIN = re.compile(r"\\begin\s*\{([A-Za-z]+\*?)\}\s*(?:\{[clr|\s]*\})?")
 _END = re.compile(r"\\end\s*\{[A-Za-z]+\*?\}")
@@ -198,6 +200,8 @@ def _text_tokens(content: str, spaced: bool, before: list[_Token]) -> list[_Toke
         return [_Token("function", _INVERSES.get(content, content), spaced)]
     if content in _NAMES:
         return [_Token("name", _SAME_NAME.get(content, content), spaced)]
+    if measured := _MEASURED.fullmatch(content):  # a number and its unit in one box
+        return [*_tokens(measured[1], True)[:-1], *_text_tokens(measured[2], True, [_Token("number", "")])]
     if not _WORD.search(content):  # a formula in a text box
         return _tokens(content, True)[:-1]
     return [_Token("text", " ".join(content.split()), spaced)]
@@ -291,6 +295,8 @@ class _Parser:
         if token.kind not in ("sign", "command"):
             return None
         text = "=" if token.text == ":=" else token.text
+        if text == "|" and self._bars == 1 and self._tokens[self._at - 2].text == r"\{":
+            text = r"\mid"
         if text == r"\not":
             self._at += 1
             inner = self._relation_sign()
@@ -350,8 +356,13 @@ class _Parser:
         while True:
             token = self._next
             if token.kind == "text":
-                product = Apply("mul", tuple(factors)) if len(factors) > 1 else factors[0]
-                factors = [Apply("unit", (product,), self._unit())]
+                scale, _, rest = token.text.partition(" ")
+                if scale.lower() in _SCALES:
+                    factors.append(Number(_SCALES[scale.lower()]))
+                    self._tokens[self._at] = _Token("text", rest)
+                    self._at += not rest
+                else:
+                    factors = [Apply("unit", (_product_of(factors),), self._unit())]
             elif token.kind == "sign" and token.text == "*":
                 self._at += 1
                 factors.append(self._signed_power())
@@ -651,7 +662,8 @@ class _Parser:
             if command == r"\mathbb":
                 return Symbol("mathbb " + _flat(self._braced()))
             if command[1:] in _ACCENTS:
-                return Symbol(f"{command[1:]} {_flat(self._braced())}")
+                accent = _SAME_ACCENT.get(command[1:], command[1:])
+                return Symbol(f"{accent} {_flat(self._braced())}")
             raise UnreadableError(f"the command {command}")
         finally:
             self._depth -= 1
@@ -662,7 +674,10 @@ class _Parser:
         if opening == r"\{" and self._accept(r"\}"):
             self._bars, self._depth = outer, self._depth - 1
             return Symbol("emptyset")
+        self._bars = 1 if opening == r"\{" and self._is_set_builder() else 0
         groups = self._items(",", ";")
+        if opening == "{" and self._accept(r"\choose"):
+            groups = [Apply("binomial", (groups[0], self._ratio()))]
         self._bars, self._depth = outer, self._depth - 1
         closing = self._take().text
         if opening == "{":
@@ -672,12 +687,19 @@ class _Parser:
         if opening == r"\{":
             if closing != r"\}":
                 raise UnreadableError("an open set")
+            match groups:
+                case [Related(sides=(_, *sides), relations=("mid", *relations))] if relations:
+                    return Related(tuple(sides), tuple(relations))  # {x | x > 2} is what its condition says
             return Bracketed("{", "}", tuple(groups))
         if closing not in (")", "]"):
             raise UnreadableError("an open bracket")
         if len(groups) == 1 and ((opening, closing) == ("(", ")") or isinstance(groups[0], Matrix)):
             return groups[0]
         return Bracketed(opening, closing, tuple(groups))
+
+    def _is_set_builder(self) -> bool:
+        bar = self._tokens[self._at + 1] if self._at + 1 < len(self._tokens) else self._next
+        return self._next.kind == "name" and bar.kind == "sign" and bar.text in ("|", ":")
 
     def _matrix(self, kind: str) -> Expression:
         if kind not in _MATRICES:
@@ -707,6 +729,13 @@ class _Parser:
             raise RefusedError("too deep")
 
 
+_SCALES = {
+    "hundred": Fraction(100),
+    "thousand": Fraction(10**3),
+    "million": Fraction(10**6),
+    "billion": Fraction(10**9),
+    "trillion": Fraction(10**12),
+}
 _BASES = {
     "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
     "ten": "10", "twelve": "12", "sixteen": "16",
