@@ -3,10 +3,10 @@
     python -m benchmarks.grader PAIRS.jsonl… [--show] [--require] [--responses] [--policy KEY=VALUE]…
     python -m benchmarks.grader --golds DIRECTORY
 
-Pairs: JSON lines with ``gold``, ``pred`` (a final answer, or the whole text where ``cfg`` says how its source extracted),
+Pairs: JSON lines with ``gold``, ``pred`` (a final answer, or the whole text where ``cfg`` says how it was extracted),
 ``verdict`` (the source's), ``class`` and ``adjudicated_equal`` (true, false, or null where it depends on a convention).
-Three scores: agreement on ``class == "undisputed"``; on the other pairs that are adjudicated; and, for information only,
-with the source's verdict on the rest, where conventions differ.
+Three scores: agreement on ``class == "undisputed"``; on the other pairs that are adjudicated; and, for information
+only, with the source's verdict on the rest, where conventions differ.
 
 Golds: every gold of the benchmark files in DIRECTORY must accept itself in a box and reject five perturbed answers.
 """
@@ -91,7 +91,8 @@ class Report:
     def line(self, name: str) -> str:
         return (
             f"{name:<36} {self.undisputed}  {self.adjudicated}  {self.conventions}  {len(self.false_accepts):3d}  "
-            f"{len(self.false_rejects):3d}  {1000 * self.slowest[0]:7.0f} ms  {self.verdicts / max(self.seconds, 1e-9):8.0f}/s"
+            f"{len(self.false_rejects):3d}  {1000 * self.slowest[0]:7.0f} ms  "
+            f"{self.verdicts / max(self.seconds, 1e-9):8.0f}/s"
         )
 
 
@@ -132,7 +133,9 @@ def policy_for(row: Mapping[str, Any], policy: GraderPolicy) -> tuple[GraderPoli
 def verdict_on(row: Mapping[str, Any], policy: GraderPolicy, responses: bool) -> Verdict:
     """The grader's verdict on a pair: on its answers, on its text, or on the model's whole response."""
     if responses and row.get("response"):
-        return grade(row["response"], row["gold"], replace(policy, extraction=("boxed", "phrase", "last_number")))
+        return grade(
+            row["response"], row["gold"], replace(policy, extraction=("boxed", "phrase", "last_number"))
+        )
     policy, is_text = policy_for(row, policy)
     return (grade if is_text else equivalent)(row["pred"], row["gold"], policy)
 
@@ -154,7 +157,8 @@ def score(rows: Sequence[Mapping[str, Any]], policy: GraderPolicy, responses: bo
         undisputed = row["class"] == "undisputed"
         known = row["verdict"] if undisputed else row.get("adjudicated_equal")
         wanted = row["verdict"] if known is None else known
-        line = f"{row.get('id', number)} [{row['class']}] gold {row['gold']!r:.160} pred {row['pred']!r:.160} ({verdict.reason})"
+        pair = f"gold {row['gold']!r:.160} pred {row['pred']!r:.160}"
+        line = f"{row.get('id', number)} [{row['class']}] {pair} ({verdict.reason})"
         kind = "undisputed" if undisputed else "conventions" if known is None else "adjudicated"
         getattr(report, kind).add(verdict.right == wanted, line)
         if known is not None and verdict.right != known:
@@ -171,7 +175,9 @@ def golds(directory: Path) -> Iterator[tuple[str, Any]]:
         if "ifeval" in path.name or path.name.startswith(("IFBench", "input_")):
             continue
         for row in read_rows(path):
-            gold = next((row[name] for name in ("final_answer", "expected_answer", "answer") if name in row), None)
+            gold = next(
+                (row[name] for name in ("final_answer", "expected_answer", "answer") if name in row), None
+            )
             if gold is None and (found := boxes(row.get("solution", ""))):
                 gold = found[-1][2]
             if gold is not None:
@@ -221,19 +227,31 @@ def parse_policy(assignments: Sequence[str]) -> GraderPolicy:
             try:
                 options[key] = json.loads(value)
             except json.JSONDecodeError as error:
-                raise UsageError(f"--policy {assignment}: '{value}' is no number and no true or false") from error
+                raise UsageError(
+                    f"--policy {assignment}: '{value}' is no number and no true or false"
+                ) from error
     return GraderPolicy.from_dict(options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.grader", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.grader", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PAIRS.jsonl")
-    parser.add_argument("--golds", type=Path, metavar="DIRECTORY", help="benchmark files: golds and perturbed golds")
-    parser.add_argument("--policy", action="append", default=[], metavar="KEY=VALUE", help="an option of GraderPolicy")
-    parser.add_argument("--responses", action="store_true", help="grade whole responses, where rows have them")
+    parser.add_argument(
+        "--golds", type=Path, metavar="DIRECTORY", help="benchmark files: golds and perturbed golds"
+    )
+    parser.add_argument(
+        "--policy", action="append", default=[], metavar="KEY=VALUE", help="an option of GraderPolicy"
+    )
+    parser.add_argument(
+        "--responses", action="store_true", help="grade whole responses, where rows have them"
+    )
     parser.add_argument("--show", action="store_true", help="list every false accept and false reject")
-    parser.add_argument("--require", action="store_true", help="exit with 1 below the aim (99.5 %% and 97 %%)")
+    parser.add_argument(
+        "--require", action="store_true", help="exit with 1 below the aim (99.5 %% and 97 %%)"
+    )
     options = parser.parse_args(arguments)
     try:
         return run(options)
@@ -259,7 +277,10 @@ def run(options: argparse.Namespace) -> int:
         print(total.line("all"))
         print(f"policy {policy.fingerprint()}; slowest: {total.slowest[1]}")
         if options.show:
-            for title, lines in (("false accept", total.false_accepts), ("false reject", total.false_rejects)):
+            for title, lines in (
+                ("false accept", total.false_accepts),
+                ("false reject", total.false_rejects),
+            ):
                 for line in lines:
                     print(f"{title}: {line}")
         met = total.undisputed.share >= UNDISPUTED_AIM and total.adjudicated.share >= ADJUDICATED_AIM

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 
 _NUMBER = re.compile(r"(?<![\d.,])(?:\d{1,3}(?:,(?:\\!)?\s?\d{3})+(?![\d])|\d+\.?\d*|\.\d+)(?![\d])")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{(-?\w+)\}\s*\{(-?\w+)\}")
-_WORD = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*\(?([A-Za-z]+)\)?\s*\}|\b([A-Za-z]{4,})\b(?<!frac)(?<!sqrt)")
+_WORD = re.compile(
+    r"\\(?:text|mbox|mathrm)\s*\{\s*\(?([A-Za-z]+)\)?\s*\}|\b([A-Za-z]{4,})\b(?<!frac)(?<!sqrt)"
+)
 _VARIABLE = re.compile(r"(?<![\\A-Za-z{])([a-zA-Z])(?![A-Za-z])")
 _NAMED = re.compile(r"\s*(?:\(\w\))?\s*(?:=|\\in)")
 # What stands before a number that is part of a name, B_{1}; a base, 52_8, is not.
@@ -26,13 +28,32 @@ def perturbed(answer: str, count: int = 5) -> list[str]:
     """``count`` different wrong answers; unrelated ones where the answer has too little to change."""
     draw = random.Random(zlib.crc32(answer.encode()))
     found: list[str] = []
-    makers = [_next_number, _other_sign, _fewer_digits, _ten_times, _upside_down, _fewer_answers, _prefix, _previous_number]
-    for make in [*makers, _thousandfold, _one_more, _other_bracket, _other_word, _longer_word, _other_variable]:
+    makers = [
+        _next_number,
+        _other_sign,
+        _fewer_digits,
+        _ten_times,
+        _upside_down,
+        _fewer_answers,
+        _prefix,
+        _previous_number,
+    ]
+    for make in [
+        *makers,
+        _thousandfold,
+        _one_more,
+        _other_bracket,
+        _other_word,
+        _longer_word,
+        _other_variable,
+    ]:
         wrong = make(answer, draw)
         if wrong is not None and wrong not in found and wrong.strip() != answer.strip():
             found.append(wrong)
     draw.shuffle(found)
-    return [*found, *(wrong for wrong in _UNRELATED if wrong not in found and wrong != answer.strip())][:count]
+    return [*found, *(wrong for wrong in _UNRELATED if wrong not in found and wrong != answer.strip())][
+        :count
+    ]
 
 
 def _numbers(answer: str) -> list[re.Match[str]]:
@@ -93,7 +114,11 @@ def _other_sign(answer: str, draw: random.Random) -> str | None:
     if re.search(r"[,;=<>]|\\(?:pm|in|cup|le|ge|begin|text|mbox)|[A-Za-z]{4,}(?<!frac)(?<!sqrt)|:", answer):
         return None
     inner = answer.strip().strip("$").strip()
-    if not re.search(r"[1-9A-Za-z]", inner) or re.match(r"[(\[]", inner) or re.fullmatch(r"\(?[A-Z]\)?", inner):
+    if (
+        not re.search(r"[1-9A-Za-z]", inner)
+        or re.match(r"[(\[]", inner)
+        or re.fullmatch(r"\(?[A-Z]\)?", inner)
+    ):
         return None
     return inner[1:] if re.fullmatch(r"-[\w.]+", inner) else f"-({inner})"
 
@@ -127,8 +152,15 @@ def _prefix(answer: str, draw: random.Random) -> str | None:
     body = answer.strip().strip("$").strip()
     head = _HEAD.match(body)
     start = head.end() if head else 0
-    cut = re.search(r"(?<=[\w}])\s*(?:\\times|\\cdot|\\sqrt|\\pi|[eE](?=[-+]?\d)|[-+*/]|\^(?!\{?\s*\\(?:circ|prime)))", body[start:])
-    if cut is None or "," in body or body[start : start + cut.start()].count("{") != body[start : start + cut.start()].count("}"):
+    cut = re.search(
+        r"(?<=[\w}])\s*(?:\\times|\\cdot|\\sqrt|\\pi|[eE](?=[-+]?\d)|[-+*/]|\^(?!\{?\s*\\(?:circ|prime)))",
+        body[start:],
+    )
+    if (
+        cut is None
+        or "," in body
+        or body[start : start + cut.start()].count("{") != body[start : start + cut.start()].count("}")
+    ):
         return None
     wrong = body[: start + cut.start()]
     if wrong.count("(") != wrong.count(")") or wrong.count("[") != wrong.count("]"):
@@ -137,7 +169,11 @@ def _prefix(answer: str, draw: random.Random) -> str | None:
 
 
 def _other_bracket(answer: str, draw: random.Random) -> str | None:
-    if re.fullmatch(r"\s*\$?\\?(?:left)?\s*\(.*(?:\]|\))\$?", answer) and "infty" not in answer and answer.count("(") == 1:
+    if (
+        re.fullmatch(r"\s*\$?\\?(?:left)?\s*\(.*(?:\]|\))\$?", answer)
+        and "infty" not in answer
+        and answer.count("(") == 1
+    ):
         return re.sub(r"\(", "[", answer, count=1)
     return None
 
@@ -163,7 +199,11 @@ def _longer_word(answer: str, draw: random.Random) -> str | None:
 def _other_variable(answer: str, draw: random.Random) -> str | None:
     """Another letter in one place, behind a head that could only be renamed as a whole."""
     body = _HEAD.match(answer)
-    places = [m for m in _VARIABLE.finditer(answer, body.end() if body else 0) if m[1] not in "ei" and not _NAMED.match(answer, m.end())]
+    places = [
+        m
+        for m in _VARIABLE.finditer(answer, body.end() if body else 0)
+        if m[1] not in "ei" and not _NAMED.match(answer, m.end())
+    ]
     if not places or re.search(r"\\(?:text|mbox|angle|in)(?![A-Za-z])", answer) or answer.count("=") > 1:
         return None
     place = draw.choice(places)
@@ -173,7 +213,10 @@ def _other_variable(answer: str, draw: random.Random) -> str | None:
 def _one_more(answer: str, draw: random.Random) -> str | None:
     """One added to what stands last; one more answer at the end of a list."""
     inner = answer.strip().strip("$").strip().rstrip(".")
-    if re.search(r"\\(?:text|mbox|begin|in|cup|infty)(?![A-Za-z])|[<>%]|\\[gl]eq?|where|_\{?\d+\}?\Z", inner) or inner.isalpha():
+    if (
+        re.search(r"\\(?:text|mbox|begin|in|cup|infty)(?![A-Za-z])|[<>%]|\\[gl]eq?|where|_\{?\d+\}?\Z", inner)
+        or inner.isalpha()
+    ):
         return None
     if list(_top_level(inner)):
         return inner + ", 7919"

@@ -107,7 +107,10 @@ SAME: dict[str, list[tuple[str, str]]] = {
         ("(312,123,231)", "(312, 123, 231)"),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "(1, 2)"),
         (r"\begin{pmatrix} 1/2 & 0 \\ 0 & 1 \end{pmatrix}", r"\begin{bmatrix} 0.5&0\\0&1 \end{bmatrix}"),
-        (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]"),
+        (
+            r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+            r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]",
+        ),
     ],
     "intervals": [
         (r"(2,\infty)", "x > 2"),
@@ -170,7 +173,13 @@ DIFFERENT: dict[str, list[tuple[str, str]]] = {
         ("5", ""),
         ("5", r"\text{none}"),
     ],
-    "mantissas": [("4.5e33", "4.5"), ("4.5e33", "4.5e32"), (r"4.5 \times 10^{33}", "4.5"), ("10^{33}", "10"), ("4.5e33", "33")],
+    "mantissas": [
+        ("4.5e33", "4.5"),
+        ("4.5e33", "4.5e32"),
+        (r"4.5 \times 10^{33}", "4.5"),
+        ("10^{33}", "10"),
+        ("4.5e33", "33"),
+    ],
     "prefixes": [
         (r"3\sqrt{13}", "3"),
         (r"\frac{9}{4}\pi", r"\frac{9}{4}"),
@@ -199,7 +208,12 @@ DIFFERENT: dict[str, list[tuple[str, str]]] = {
         ("7 = 11a+c", "11a+c"),
         ("x > 5", "5"),
     ],
-    "rounded": [(r"\frac{2}{3}", "0.67"), (r"\sqrt{6}", "2.45"), ("4.49", "4.5"), (r"\frac{1}{13}", "0.0769")],
+    "rounded": [
+        (r"\frac{2}{3}", "0.67"),
+        (r"\sqrt{6}", "2.45"),
+        ("4.49", "4.5"),
+        (r"\frac{1}{13}", "0.0769"),
+    ],
     "lists": [
         ("1,2,3", "1,2"),
         ("1,2", "1,2,3"),
@@ -213,7 +227,12 @@ DIFFERENT: dict[str, list[tuple[str, str]]] = {
         ("[2,4]", "2, 4"),
         ("1,234", "1,243"),
     ],
-    "intervals": [(r"(2,\infty)", r"[2,\infty)"), ("x > 5", "x < 5"), ("x > 5", r"x \ge 5"), (r"(0,1)\cup(2,3)", "(0,1)")],
+    "intervals": [
+        (r"(2,\infty)", r"[2,\infty)"),
+        ("x > 5", "x < 5"),
+        ("x > 5", r"x \ge 5"),
+        (r"(0,1)\cup(2,3)", "(0,1)"),
+    ],
     "expressions": [
         ("x^2+2x+1", "(x-1)^2"),
         (r"\sqrt{x^2}", "-x"),
@@ -226,8 +245,19 @@ DIFFERENT: dict[str, list[tuple[str, str]]] = {
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"),
         (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}"),
     ],
-    "units": [(r"5 \text{ cm}", r"5 \text{ m}"), (r"5 \text{ cm}", r"5 \text{ cm}^2"), (r"5 \text{ m/s}", r"5 \text{ m}"), (r"5 \text{ m}", "5m^2")],
+    "units": [
+        (r"5 \text{ cm}", r"5 \text{ m}"),
+        (r"5 \text{ cm}", r"5 \text{ cm}^2"),
+        (r"5 \text{ m/s}", r"5 \text{ m}"),
+        (r"5 \text{ m}", "5m^2"),
+    ],
     "percent": [("62.5%", "6.25"), ("0.0304", "3.04"), (r"8 \%", "0.8")],
-    "words": [(r"\text{east}", "seat"), (r"\text{odd}", "oddd"), (r"\text{(C)}", "B"), ("12:00", "1:00"), ("3:1", "1:3")],
+    "words": [
+        (r"\text{east}", "seat"),
+        (r"\text{odd}", "oddd"),
+        (r"\text{(C)}", "B"),
+        ("12:00", "1:00"),
+        ("3:1", "1:3"),
+    ],
     "bases": [("52_8", "42"), ("52_8", "52_9")],
-}  # fmt: skip
+}

@@ -4,15 +4,16 @@ import json
 from collections import Counter
 
 import pytest
-
 from benchmarks.grader import gold_faults, golds, main, read_rows, score
 from benchmarks.perturbed_answers import perturbed
+
 from maxent_grpo.rewards.math_grader import GraderPolicy
 
-# GSM8K's golds are whole numbers: a tenth of them says what all would. ``python -m benchmarks.grader --golds`` takes all.
+# GSM8K's golds are whole numbers: a tenth of them says what all would. The benchmark takes all.
 STRIDE = {"gsm8k_test.jsonl": 10, "gsm8k_train.jsonl": 50}
 
 
+@pytest.mark.slow
 def test_every_gold_accepts_itself_and_rejects_five_perturbed_answers(shared_data):
     policy = GraderPolicy()
     seen: Counter[str] = Counter()
@@ -23,10 +24,16 @@ def test_every_gold_accepts_itself_and_rejects_five_perturbed_answers(shared_dat
             continue  # the suite's copy of MATH-500 has the same golds
         faults += [f"{name}: {fault}" for fault in gold_faults(gold, policy)]
     assert faults == []
-    assert {seen["math500.jsonl"], seen["olympiadbench_oe_to_maths_en.jsonl"], seen["minerva_math.jsonl"]} == {500, 675, 272}
+    assert {
+        seen["math500.jsonl"],
+        seen["olympiadbench_oe_to_maths_en.jsonl"],
+        seen["minerva_math.jsonl"],
+    } == {500, 675, 272}
 
 
-@pytest.mark.parametrize("answer", ["12", r"\frac{1}{2}", "4.5e33", r"\text{east}", r"(2,\infty)", "1,-2", "0", "x=5"])
+@pytest.mark.parametrize(
+    "answer", ["12", r"\frac{1}{2}", "4.5e33", r"\text{east}", r"(2,\infty)", "1,-2", "0", "x=5"]
+)
 def test_perturbed_answers_are_five_different_ones(answer):
     wrong = perturbed(answer)
     assert len(set(wrong)) == 5

@@ -1,4 +1,4 @@
-"""Texts that make a grader compute, recurse or search for ever. Each batch runs in a process of its own that is killed."""
+"""Texts that make a grader compute, recurse or search for ever. Each batch has a process of its own."""
 
 import json
 import subprocess
@@ -64,7 +64,9 @@ for line in sys.stdin:
 def test_a_verdict_comes_back_and_it_is_no(batch):
     names = list(HOSTILE)[batch::4]
     lines = "".join(json.dumps([name, HOSTILE[name]]) + "\n" for name in names)
-    done = subprocess.run([sys.executable, "-c", SCRIPT], input=lines, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], input=lines, capture_output=True, text=True, timeout=120
+    )
     verdicts = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr[-500:]
     assert len(verdicts) == 10 * len(names)

@@ -4,16 +4,20 @@ import sys
 from dataclasses import replace
 
 import pytest
+from answer_cases import DIFFERENT, SAME
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.rewards.math_grader import GraderPolicy, equivalent, grade
-from answer_cases import DIFFERENT, SAME
 
 
 def cases(by_category):
-    return [pytest.param(*pair, id=f"{name}-{i}") for name, pairs in by_category.items() for i, pair in enumerate(pairs)]
+    return [
+        pytest.param(*pair, id=f"{name}-{i}")
+        for name, pairs in by_category.items()
+        for i, pair in enumerate(pairs)
+    ]
 
 
 @pytest.mark.parametrize(("gold", "pred"), cases(SAME))
@@ -134,7 +138,8 @@ def test_symbolic_off_leaves_what_the_parser_cannot_read_unaccepted():
 
 
 @pytest.mark.parametrize(
-    ("gold", "pred"), [(27.0, "27"), (27, "27.0"), (["0.01\n", "0.02\n"], "0.02"), ("72 + 1 = 73\n#### 1,073", "1073")]
+    ("gold", "pred"),
+    [(27.0, "27"), (27, "27.0"), (["0.01\n", "0.02\n"], "0.02"), ("72 + 1 = 73\n#### 1,073", "1073")],
 )
 def test_golds_as_data_sets_have_them(gold, pred):
     assert grade(rf"\boxed{{{pred}}}", gold).right
@@ -146,13 +151,23 @@ def test_a_policy_survives_json_and_its_fingerprint_tells_options_apart():
     again = GraderPolicy.from_dict(json.loads(json.dumps(policy.as_dict())))
     assert again == policy
     assert again.fingerprint() == policy.fingerprint()
-    others = [replace(policy, percent="either"), replace(policy, extraction=("boxed",)), replace(policy, symbolic=False)]
+    others = [
+        replace(policy, percent="either"),
+        replace(policy, extraction=("boxed",)),
+        replace(policy, symbolic=False),
+    ]
     assert len({p.fingerprint() for p in [policy, *others]}) == 4
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"extraction": ["bx"]}, {"extraction": []}, {"percent": "maybe"}, {"significant_digits": 0}, {"relative_tolerance": 1}],
+    [
+        {"extraction": ["bx"]},
+        {"extraction": []},
+        {"percent": "maybe"},
+        {"significant_digits": 0},
+        {"relative_tolerance": 1},
+    ],
 )
 def test_a_policy_refuses_what_does_not_exist(options):
     with pytest.raises(UsageError, match="grader policy: "):
@@ -171,5 +186,7 @@ def test_plain_answers_import_no_algebra_system():
         "assert grade(r'\\boxed{x^2-1}', '(x-1)(x+1)').right\n"
         "print([m for m in ('sympy', 'mpmath', 'math_verify', 'torch') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
     assert done.stdout.strip() == "[]"

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
@@ -129,9 +130,10 @@ def _same_lists(pred: Expression, gold: Expression, policy: GraderPolicy) -> boo
     ours, theirs = _items(pred), _items(gold)
     if ours is None or theirs is None:
         return _same_bare(pred, gold, policy)
-    if any(isinstance(side, Bracketed) and (side.opening, side.closing) not in kinds for side, kinds in (
-        (gold, _NO_INTERVALS), (pred, {*_NO_INTERVALS, ("[", "]")})
-    )):
+    if any(
+        isinstance(side, Bracketed) and (side.opening, side.closing) not in kinds
+        for side, kinds in ((gold, _NO_INTERVALS), (pred, {*_NO_INTERVALS, ("[", "]")}))
+    ):
         return False
     ordered = _is_tuple(pred) or _is_tuple(gold)
     sets = [isinstance(side, Bracketed) and side.opening == "{" for side in (pred, gold)]
@@ -529,7 +531,7 @@ def _pieces(expression: Expression) -> list[Expression] | None:
             except (UnreadableError, KeyError, TypeError):
                 return None
             ends = [Apply("neg", (_INFINITY,)), *ordered, _INFINITY]
-            return [Bracketed("(", ")", pair) for pair in zip(ends, ends[1:], strict=False)]
+            return [Bracketed("(", ")", pair) for pair in itertools.pairwise(ends)]
         case Apply(operation="without" | "intersection"):
             return None
         case Bracketed(opening="{", items=items):
@@ -549,7 +551,12 @@ def _same_values(pred: Expression, gold: Expression, policy: GraderPolicy) -> bo
         pred, our_unit = _letter_unit(pred)
     if policy.units == "required" and (our_unit or their_unit) and our_unit != their_unit:
         return False
-    if policy.units == "optional" and _is_known(our_unit) and _is_known(their_unit) and our_unit != their_unit:
+    if (
+        policy.units == "optional"
+        and _is_known(our_unit)
+        and _is_known(their_unit)
+        and our_unit != their_unit
+    ):
         return False
     pred, gold = _sign_inside(pred), _sign_inside(gold)
     bases = [_based(pred), _based(gold)]
@@ -580,9 +587,8 @@ def _sign_inside(expression: Expression) -> Expression:
 def _readings(expression: Expression, policy: GraderPolicy) -> list[Expression]:
     match expression:
         case Apply(operation="percent", arguments=(inner,)):
-            return {"either": [inner, expression], "sign_optional": [inner], "value": [expression]}[
-                policy.percent
-            ]
+            of_hundred = [] if policy.percent == "value" else [inner]
+            return of_hundred + ([] if policy.percent == "sign_optional" else [expression])
         case Apply(operation="degree", arguments=(inner,)):
             return [inner, expression] if policy.degrees == "optional" else [expression]
     return [expression]
@@ -787,11 +793,16 @@ def _unit(expression: Expression) -> tuple[Expression, str]:
 def _letter_unit(expression: Expression) -> tuple[Expression, str]:
     """``5m`` beside an answer with a unit: the letter is one, too, and no unknown."""
     match expression:
-        case Apply(operation="mul", arguments=(*factors, Symbol(name=letter))) if letter.lower() in _UNIT_NAMES:
+        case Apply(operation="mul", arguments=(*factors, Symbol(name=letter))) if (
+            letter.lower() in _UNIT_NAMES
+        ):
             written = letter
         case Apply(
             operation="mul",
-            arguments=(*factors, Apply(operation="pow", arguments=(Symbol(name=letter), Number(value=power)))),
+            arguments=(
+                *factors,
+                Apply(operation="pow", arguments=(Symbol(name=letter), Number(value=power))),
+            ),
         ) if letter.lower() in _UNIT_NAMES:
             written = f"{letter}^{power}"
         case _:

@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, TypeAlias
 
-from maxent_grpo.rewards.grading.expressions import Apply, Bracketed, Expression, Number, Symbol, UnreadableError
+from maxent_grpo.rewards.grading.expressions import (
+    Apply,
+    Bracketed,
+    Expression,
+    Number,
+    Symbol,
+    UnreadableError,
+)
 
 Value: TypeAlias = Any
 """A `Fraction`, or a real or complex number of mpmath."""
@@ -25,7 +32,7 @@ _AGREEMENT = 30  # digits that two inexact values must share
 _MAX_BITS = 20_000  # of an exact value
 _MAX_LOG10 = 10_000_000  # of an inexact one
 _MAX_FACTORIAL = 1500
-_TRIGONOMETRIC = frozenset("sin cos tan cot sec csc".split())
+_TRIGONOMETRIC = frozenset(["sin", "cos", "tan", "cot", "sec", "csc"])
 
 
 @functools.cache
@@ -240,8 +247,8 @@ def _root(value: Value, degree: Value) -> Value:
             return Fraction(roots[0], roots[1]) * (-1 if negative else 1)  # type: ignore[arg-type]
         if negative and n % 2:
             return -_mp().root(_inexact(-value), n)
-    elif n % 2 and real(value) is not None and real(value) < 0:
-        return -_mp().root(-real(value), n)
+    elif n % 2 and (number := real(value)) is not None and number < 0:
+        return -_mp().root(-number, n)
     return _mp().root(_inexact(value), n)
 
 

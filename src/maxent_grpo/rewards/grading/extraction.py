@@ -1,6 +1,7 @@
 """Where the final answer stands in a completion. Every search here is linear in the length of the text."""
 
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -96,9 +97,7 @@ def _boxed(text: str, policy: GraderPolicy) -> str | None:
 
 
 def _answer_tag(text: str, policy: GraderPolicy) -> str | None:
-    opening = None
-    for opening in _TAG_OPEN.finditer(text):
-        pass
+    opening = _last(_TAG_OPEN, text)
     if opening is None:
         return None
     closing = _TAG_CLOSE.search(text, opening.end())
@@ -109,9 +108,7 @@ def _answer_tag(text: str, policy: GraderPolicy) -> str | None:
 
 
 def _phrase(text: str, policy: GraderPolicy) -> str | None:
-    phrase = None
-    for phrase in _PHRASE.finditer(text):
-        pass
+    phrase = _last(_PHRASE, text)
     if phrase is None:
         return None
     rest = text[phrase.end() : phrase.end() + 2000]
@@ -135,10 +132,13 @@ def _math(text: str, policy: GraderPolicy) -> str | None:
 
 
 def _last_number(text: str, policy: GraderPolicy) -> str | None:
-    last = None
-    for last in _NUMBER.finditer(text):
-        pass
-    return None if last is None else last[0]
+    number = _last(_NUMBER, text)
+    return None if number is None else number[0]
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    matches = deque(pattern.finditer(text), maxlen=1)
+    return matches[0] if matches else None
 
 
 _EXTRACTORS: dict[str, Callable[[str, GraderPolicy], str | None]] = {

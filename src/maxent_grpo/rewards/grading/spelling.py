@@ -59,7 +59,9 @@ _SIGNS = {
     "′": "'",
     "’": "'",
     "\x00": " ",
-    **dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff", ""),
+    **dict.fromkeys(
+        "\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff", ""
+    ),
 }
 _SIGN_TABLE = str.maketrans(_SIGNS)
 
@@ -87,7 +89,8 @@ _CONNECTIVES = re.compile(
     r"|(?<=[\d)}])\s*or(?=[A-Za-z]\s?[=(_])|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
 )
 _ANNOUNCEMENT = re.compile(
-    r"(?:=|\\approx(?![A-Za-z]))\s?|(?:\\text\s?\{\s?)?(?:(?:the )?(?:final )?answer\s?(?:is|:|=)|approximately|approx\.?|about|roughly|exactly)"
+    r"(?:=|\\approx(?![A-Za-z]))\s?"
+    r"|(?:\\text\s?\{\s?)?(?:(?:the )?(?:final )?answer\s?(?:is|:|=)|approximately|approx\.?|about|roughly|exactly)"
     r"(?:\s?\}\s?|\s|(?=[\d\\]))\s?",
     re.IGNORECASE,
 )

@@ -12,13 +12,15 @@ from typing import Any
 MAX_CHARS = 300
 _MAX_DEPTH = 12
 _MAX_DIGITS = 30
-_LONG_NUMBER = re.compile(r"\d{%d}" % (_MAX_DIGITS + 1))
+_LONG_NUMBER = re.compile(rf"\d{{{_MAX_DIGITS + 1}}}")
 _POWER = re.compile(r"\^|\*\*")
 _LARGE_EXPONENT = re.compile(
     r"(?:\^|\*\*)\s*\{?\s*[-+]?\s*(?:\d{4,}|\d+\s*!|[^{}]*\^)|\d{4,}\s*!|!\s*!|\)\s*!"
 )
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?\b|log\b|sqrt\b)[A-Za-z]{4,}")
-_CUT_OFF = re.compile(r"(?:[-+*/^_=<>(,{\[]|\\(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|frac|cdot|times|pm|le|ge|in|cup))\Z")
+_CUT_OFF = re.compile(
+    r"(?:[-+*/^_=<>(,{\[]|\\(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|frac|cdot|times|pm|le|ge|in|cup))\Z"
+)
 _LOOPS = re.compile(r"\\(?:int|iint|sum|prod|lim|bigcup|bigcap|oint)(?![A-Za-z])")
 
 

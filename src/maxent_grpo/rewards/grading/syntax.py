@@ -27,17 +27,19 @@ MAX_DEPTH = 40
 MAX_DIGITS = 1000
 MAX_EXPONENT = 5000  # of ten, in a literal such as 1e5000
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth asin acos atan log ln lg exp sqrt "
-    "max min gcd lcm det deg".split()
-)
+_FUNCTIONS_WORDS = """
+sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth asin acos atan log ln lg exp sqrt
+max min gcd lcm det deg
+"""
+FUNCTIONS = frozenset(_FUNCTIONS_WORDS.split())
 _INVERSES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log"}
-_NAMES = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi omicron pi rho "
-    "varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi "
-    "Psi Omega hbar ell infty emptyset varnothing nabla partial odot AA angle triangle circ prime aleph wp Re Im "
-    "mho cdots ldots dots imath jmath top".split()
-)
+_NAMES_WORDS = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi omicron pi
+rho varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma
+Upsilon Phi Psi Omega hbar ell infty emptyset varnothing nabla partial odot AA angle triangle circ prime
+aleph wp Re Im mho cdots ldots dots imath jmath top
+"""
+_NAMES = frozenset(_NAMES_WORDS.split())
 _SAME_NAME = {
     "varnothing": "emptyset",
     "infinity": "infty",
@@ -59,17 +61,19 @@ _RELATIONS = {
     r"\iff": "<=>", r"\Leftrightarrow": "<=>", r"\subseteq": "subset", r"\subset": "subset",
     r"\perp": "perp", r"\parallel": "parallel", r"\mid": "mid",
 }  # fmt: skip
-_ACCENTS = frozenset(
-    "dot ddot hat bar tilde vec overline underline widehat widetilde overrightarrow check".split()
-)
+_ACCENTS_WORDS = """
+dot ddot hat bar tilde vec overline underline widehat widetilde overrightarrow check
+"""
+_ACCENTS = frozenset(_ACCENTS_WORDS.split())
 _SAME_ACCENT = {"overrightarrow": "vec", "widehat": "hat", "widetilde": "tilde", "overline": "bar"}
 _SETS = {r"\cup": "union", r"\cap": "intersection", r"\setminus": "without", r"\backslash": "without"}
-_UNITS = frozenset(
-    "cm mm km dm nm pm ft yd mi kg mg lb lbs oz ml mL kL sec secs min mins hr hrs kmh mph kph Hz kHz MHz GHz kJ kcal cal "
-    "eV keV MeV rad rads sq cu inch inches in foot feet yard yards mile miles meter meters metre metres centimeter "
-    "centimeters unit units second seconds minute minutes hour hours day days week weeks month months year years "
-    "dollar dollars cent cents yuan euro euros people".split()
-)
+_UNITS_WORDS = """
+cm mm km dm nm pm ft yd mi kg mg lb lbs oz ml mL kL sec secs min mins hr hrs kmh mph kph Hz kHz MHz GHz
+kJ kcal cal eV keV MeV rad rads sq cu inch inches in foot feet yard yards mile miles meter meters metre
+metres centimeter centimeters unit units second seconds minute minutes hour hours day days week weeks
+month months year years dollar dollars cent cents yuan euro euros people
+"""
+_UNITS = frozenset(_UNITS_WORDS.split())
 _UNIT_LETTERS = frozenset("mgshJWNVLKAF")
 _WORD = re.compile(r"[A-Za-z]+")
 _TOKEN = re.compile(
@@ -84,7 +88,10 @@ _MEASURED = re.compile(r"(-?[\d.,/]*\d)\s*([A-Za-z][A-Za-z/^\d .]*)")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _BEGIN = re.compile(r"\\begin\s*\{([A-Za-z]+\*?)\}\s*(?:\{[clr|\s]*\})?")
 _END = re.compile(r"\\end\s*\{[A-Za-z]+\*?\}")
-_MATRICES = frozenset("pmatrix bmatrix matrix Bmatrix smallmatrix array vmatrix Vmatrix".split())
+_MATRICES_WORDS = """
+pmatrix bmatrix matrix Bmatrix smallmatrix array vmatrix Vmatrix
+"""
+_MATRICES = frozenset(_MATRICES_WORDS.split())
 
 
 @dataclass(frozen=True)
