@@ -54,7 +54,7 @@ from maxent_grpo.rewards.math_grader import GraderPolicy, grade
 policies = [GraderPolicy(), GraderPolicy(extraction=("boxed", "answer_tag", "phrase", "math", "last_number", "whole"))]
 for line in sys.stdin:
     name, text = json.loads(line)
-    for gold in ("5", r"\frac{x^{2}+1}{2}", "(1,2)", "x^2+y^2=1", r"10^{10^{10^{10}}}"):
+    for gold in (r"\frac{x^{2}+1}{2}", "(1,2)", r"10^{10^{10^{10}}}"):
         for policy, wrapped in zip(policies, (r"\boxed{" + text + "}", text)):
             print(json.dumps([name, gold, grade(wrapped, gold, policy).right]), flush=True)
 """
@@ -69,7 +69,7 @@ def test_a_verdict_comes_back_and_it_is_no(batch):
     )
     verdicts = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr[-500:]
-    assert len(verdicts) == 10 * len(names)
+    assert len(verdicts) == 6 * len(names)
     assert [verdict for verdict in verdicts if verdict[2]] == []
 
 
