@@ -1,0 +1,380 @@
+"""Values of expressions: exact where they are rational, else to 30 digits, at chosen points.
+
+Two expressions in the same unknowns are one function if they agree at every point tried; for polynomials and
+quotients of small degree the chance of a wrong "equal" is nil in practice (Schwartz 1980, Zippel 1979).
+"""
+
+import functools
+import math
+import zlib
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+from maxent_grpo.rewards.grading.expressions import (
+    Apply,
+    Bracketed,
+    Expression,
+    Number,
+    Symbol,
+    UnreadableError,
+)
+
+Value: TypeAlias = Any
+"""A `Fraction`, or a real or complex number of mpmath."""
+
+POSITIVE_POINTS = 3
+"""As many points with positive coordinates are tried before those with any sign."""
+
+_WHOLE_POINTS = 29  # a prime, so that steps of 11 reach them all
+_DIGITS = 40
+_AGREEMENT = 30  # digits that two inexact values must share
+_MAX_BITS = 20_000  # of an exact value
+_MAX_LOG10 = 10_000_000  # of an inexact one
+_MAX_FACTORIAL = 1500
+_TRIGONOMETRIC = frozenset(["sin", "cos", "tan", "cot", "sec", "csc"])
+
+
+@functools.cache
+def _mp() -> Any:
+    """A context of our own: its precision is nobody else's. Imported when something is not rational."""
+    import mpmath
+
+    context = mpmath.MPContext() if hasattr(mpmath, "MPContext") else mpmath.ctx_mp.MPContext()
+    context.dps = _DIGITS
+    return context
+
+
+def evaluate(expression: Expression, point: Mapping[str, Fraction], real_only: bool = False) -> Value:
+    """The value where every symbol that is no constant has the value that ``point`` gives it.
+
+    Args:
+        expression: what to evaluate.
+        point: a value for every symbol.
+        real_only: refuse an intermediate value that is not real: which branch of the root or logarithm of a
+            negative number is meant is not written.
+
+    Raises:
+        UnreadableError: no number (a tuple, a pole, a unit inside), or one too large to hold.
+    """
+    try:
+        return _evaluate(expression, point, real_only)
+    except (ZeroDivisionError, OverflowError, ValueError, TypeError, MemoryError) as error:
+        raise UnreadableError("no finite value") from error
+
+
+def _evaluate(expression: Expression, point: Mapping[str, Fraction], real_only: bool) -> Value:
+    match expression:
+        case Number(value=value):
+            return value
+        case Symbol(name="pi"):
+            return +_mp().pi
+        case Symbol(name="e"):
+            return +_mp().e
+        case Symbol(name="i"):
+            return _mp().mpc(0, 1)
+        case Symbol(name=name):
+            return point[name]
+        case Bracketed(opening="[", closing="]", items=(inner,)):
+            return _evaluate(inner, point, real_only)
+        case Apply(operation="call", arguments=arguments, name=name):
+            return _opaque(name, [_evaluate(argument, point, real_only) for argument in arguments])
+        case Apply(operation=operation, arguments=arguments):
+            rule = _RULES.get(operation)
+            if rule is None:
+                raise UnreadableError(f"no value for '{operation}'")
+            if operation in _TRIGONOMETRIC:
+                arguments = tuple(_radians(argument) for argument in arguments)
+            value = rule(*[_evaluate(argument, point, real_only) for argument in arguments])
+            if real_only and real(value) is None:
+                raise UnreadableError("not real")
+            return value
+    raise UnreadableError("no number")
+
+
+def _radians(argument: Expression) -> Expression:
+    match argument:
+        case Apply(operation="degree", arguments=(angle,)):
+            return Apply("mul", (angle, Symbol("pi"), Number(Fraction(1, 180))))
+        case Apply(operation=operation, arguments=inner, name=name) if operation in ("add", "neg", "mul"):
+            return Apply(operation, tuple(map(_radians, inner)), name)
+    return argument
+
+
+def is_exact(value: Value) -> bool:
+    return isinstance(value, Fraction)
+
+
+def agree(a: Value, b: Value) -> bool:
+    """Whether two values are one number: exactly if both are rational, else to 30 digits."""
+    if is_exact(a) and is_exact(b):
+        return bool(a == b)
+    mp = _mp()
+    left, right = _inexact(a), _inexact(b)
+    if not (mp.isfinite(left) and mp.isfinite(right)):
+        return False
+    scale = max(abs(left), abs(right))
+    return bool(
+        abs(left - right) <= scale * mp.mpf(10) ** -_AGREEMENT or scale < mp.mpf(10) ** -(_DIGITS - 5)
+    )
+
+
+def distance(a: Value, b: Value) -> Value:
+    """|a − b|, exact if both are."""
+    return abs(a - b) if is_exact(a) and is_exact(b) else abs(_inexact(a) - _inexact(b))
+
+
+def within(size: Value, bound: Fraction) -> bool:
+    """Whether a size is at most a rational bound."""
+    return (
+        bool(size <= bound)
+        if is_exact(size)
+        else bool(size <= _inexact(bound) * (1 + _mp().mpf(10) ** -_AGREEMENT))
+    )
+
+
+def quotient(a: Value, b: Value) -> Value:
+    """a / b for b ≠ 0, exact if both are."""
+    return a / b if is_exact(a) and is_exact(b) else _inexact(a) / _inexact(b)
+
+
+def real(value: Value) -> Value | None:
+    """The value if it is real up to rounding, else ``None``."""
+    if is_exact(value):
+        return value
+    if hasattr(value, "imag") and abs(value.imag) > abs(value) * _mp().mpf(10) ** -_AGREEMENT:
+        return None
+    return value.real
+
+
+def points(names: frozenset[str], whole: bool) -> list[dict[str, Fraction]]:
+    """Points to try: the same for the same names. The first half has positive coordinates, the rest any sign.
+
+    Args:
+        names: the unknowns.
+        whole: only whole numbers, for expressions with factorials, floors and the like.
+    """
+    if whole:
+        return [{name: Fraction(_whole_coordinate(name, k)) for name in names} for k in range(_WHOLE_POINTS)]
+    return [{name: _coordinate(name, k) for name in names} for k in range(2 * POSITIVE_POINTS)]
+
+
+def _coordinate(name: str, k: int) -> Fraction:
+    seed = zlib.crc32(f"{k} {name}".encode())
+    sign = -1 if k >= POSITIVE_POINTS and (seed >> 20) % 2 else 1
+    return sign * Fraction(seed % 9973 + 700, (seed >> 8) % 997 + 3001)
+
+
+def _whole_coordinate(name: str, k: int) -> int:
+    """Every whole number of a stretch, in an order of its own for each name: floors jump at few places."""
+    return 2 + (k * 11 + zlib.crc32(name.encode())) % _WHOLE_POINTS
+
+
+# -- rules of the operations -------------------------------------------------------------------------------
+
+
+def _inexact(value: Value) -> Value:
+    mp = _mp()
+    if isinstance(value, Fraction):
+        return mp.mpf(value.numerator) / mp.mpf(value.denominator)
+    return value
+
+
+def _bounded(value: Value) -> Value:
+    if isinstance(value, Fraction):
+        if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
+            return _inexact(value)
+        return value
+    if value and abs(_mp().mag(value)) > _MAX_LOG10:
+        raise UnreadableError("too large")
+    return value
+
+
+def _add(*terms: Value) -> Value:
+    if all(map(is_exact, terms)):
+        return _bounded(sum(terms, Fraction(0)))
+    return _bounded(functools.reduce(lambda a, b: a + b, map(_inexact, terms)))
+
+
+def _mul(*factors: Value) -> Value:
+    product: Value = Fraction(1)
+    for factor in factors:
+        if is_exact(product) and is_exact(factor):
+            product = _bounded(product * factor)
+        else:
+            product = _bounded(_inexact(product) * _inexact(factor))
+    return product
+
+
+def _inv(value: Value) -> Value:
+    if not value:
+        raise UnreadableError("a pole")
+    return 1 / value
+
+
+def _pow(base: Value, exponent: Value) -> Value:
+    mp = _mp() if not (is_exact(base) and is_exact(exponent)) else None
+    if is_exact(exponent) and exponent.denominator == 1 and is_exact(base):
+        power = exponent.numerator
+        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+        if abs(power) * bits <= _MAX_BITS:
+            if base == 0 and power <= 0:
+                raise UnreadableError("no power of zero")
+            return base**power
+        if base in (0, 1, -1):
+            return base ** (power % 2 + 2) if base else Fraction(0)
+    mp = mp or _mp()
+    left, right = _inexact(base), _inexact(exponent)
+    if not left:
+        if mp.re(right) > 0:
+            return Fraction(0)
+        raise UnreadableError("no power of zero")
+    if abs(right) * (abs(mp.log(left)) + 1) > _MAX_LOG10:
+        raise UnreadableError("too large")
+    return _bounded(mp.power(left, right))
+
+
+def _root(value: Value, degree: Value) -> Value:
+    if not (is_exact(degree) and degree.denominator == 1 and 1 <= degree <= 100):
+        return _pow(value, _inv(degree))
+    n = int(degree)
+    if is_exact(value):
+        negative = value < 0
+        if negative and n % 2 == 0 and n != 2:
+            raise UnreadableError("an even root of a negative number")
+        roots = [_whole_root(part, n) for part in (abs(value.numerator), value.denominator)]
+        if None not in roots and not (negative and n == 2):
+            return Fraction(roots[0], roots[1]) * (-1 if negative else 1)  # type: ignore[arg-type]
+        if negative and n % 2:
+            return -_mp().root(_inexact(-value), n)
+    elif n % 2 and (number := real(value)) is not None and number < 0:
+        return -_mp().root(-number, n)
+    return _mp().root(_inexact(value), n)
+
+
+def _whole_root(value: int, n: int) -> int | None:
+    if n == 2:
+        root = math.isqrt(value)
+    elif value.bit_length() > 1000:
+        return None
+    else:
+        root = int(_mp().nint(_mp().root(value, n)))
+    return root if root**n == value else None
+
+
+def _whole(value: Value, most: int) -> int:
+    if not is_exact(value):
+        value = _mp().nint(value.real) if agree(value, _mp().nint(value.real)) else None
+    elif value.denominator != 1:
+        value = None
+    if value is None or abs(value) > most:
+        raise UnreadableError("not a whole number of this size")
+    return int(value)
+
+
+def _factorial(value: Value) -> Value:
+    if is_exact(value) and value.denominator != 1 and abs(value) < 100:
+        return _mp().gamma(_inexact(value) + 1)
+    n = _whole(value, _MAX_FACTORIAL)
+    if n < 0:
+        raise UnreadableError("a pole")
+    return Fraction(math.factorial(n))
+
+
+def _binomial(n: Value, k: Value) -> Value:
+    if is_exact(n) and is_exact(k) and n.denominator == k.denominator == 1:
+        top, bottom = _whole(n, _MAX_FACTORIAL), _whole(k, _MAX_FACTORIAL)
+        if top >= 0 and bottom >= 0:
+            return Fraction(math.comb(top, bottom))
+    if abs(_inexact(n)) > 1000 or abs(_inexact(k)) > 1000:
+        raise UnreadableError("too large")
+    return _mp().binomial(_inexact(n), _inexact(k))
+
+
+def _rounded(name: str, value: Value) -> Value:
+    if is_exact(value):
+        return Fraction(math.floor(value) if name == "floor" else math.ceil(value))
+    whole = real(value)
+    if whole is None or abs(whole) > 10**30:
+        raise UnreadableError("no whole part")
+    nearest = _mp().nint(whole)
+    if agree(whole, nearest):
+        return Fraction(int(nearest))
+    return Fraction(int(getattr(_mp(), name)(whole)))
+
+
+def _analytic(name: str, value: Value) -> Value:
+    argument = _inexact(value)
+    if abs(argument) > 10**15:
+        raise UnreadableError("too large an argument")
+    result = getattr(_mp(), name)(argument)
+    if not _mp().isfinite(result) or abs(result) > 10**30:
+        raise UnreadableError("a pole")
+    return Fraction(0) if abs(result) < _mp().mpf(10) ** -(_DIGITS - 4) else result
+
+
+def _log(value: Value, base: Value = None) -> Value:
+    if not value or (base is not None and (not base or base == 1)):
+        raise UnreadableError("a pole")
+    mp = _mp()
+    return mp.log(_inexact(value)) / mp.log(10 if base is None else _inexact(base))
+
+
+def _abs(value: Value) -> Value:
+    return abs(value)
+
+
+def _extreme(pick: Any) -> Any:
+    def rule(*values: Value) -> Value:
+        if any(real(value) is None for value in values):
+            raise UnreadableError("no order")
+        return pick(values, key=lambda value: _inexact(real(value)))
+
+    return rule
+
+
+def _divisor(pick: Any) -> Any:
+    return lambda *values: Fraction(pick(*[_whole(value, 10**100) for value in values]))
+
+
+def _opaque(name: str, arguments: list[Value]) -> Fraction:
+    """A function that we know nothing of: equal arguments give equal values, and nothing else does."""
+    key = name + "".join(str(a) if is_exact(a) else _mp().nstr(a, 20) for a in arguments)
+    seed = zlib.crc32(key.encode())
+    return Fraction(seed % 99991 + 1009, (seed >> 7) % 9973 + 5003)
+
+
+_RULES: dict[str, Any] = {
+    "add": _add,
+    "neg": lambda value: -value,
+    "mul": _mul,
+    "inv": _inv,
+    "pow": _pow,
+    "root": _root,
+    "factorial": _factorial,
+    "binomial": _binomial,
+    "floor": functools.partial(_rounded, "floor"),
+    "ceil": functools.partial(_rounded, "ceil"),
+    "abs": _abs,
+    "log": _log,
+    "ln": lambda value: _log(value, _mp().e),
+    "max": _extreme(max),
+    "min": _extreme(min),
+    "gcd": _divisor(math.gcd),
+    "lcm": _divisor(math.lcm),
+    "percent": lambda value: value / 100,
+    "degree": lambda value: _mul(value, +_mp().pi, Fraction(1, 180)),
+    "ratio": lambda *terms: _mul(terms[0], _inv(terms[1])) if len(terms) == 2 else _no_ratio(),
+    "arcsin": functools.partial(_analytic, "asin"),
+    "arccos": functools.partial(_analytic, "acos"),
+    "arctan": functools.partial(_analytic, "atan"),
+    "arccot": functools.partial(_analytic, "acot"),
+    **{
+        name: functools.partial(_analytic, name)
+        for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth")
+    },
+}
+
+
+def _no_ratio() -> Value:
+    raise UnreadableError("a ratio of more than two")
