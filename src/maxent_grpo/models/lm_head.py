@@ -1,11 +1,12 @@
 """Log-prob of the chosen token and entropy of the next-token distribution, without keeping the logits.
 
-Logits [M, V] of a micro-batch are by far its largest tensor where V is 150,000. Here they exist a chunk of tokens at a
-time, in forward and backward, and the gradient is written out by hand. Where all probabilities together fit `KEEP_BYTES`
-(small vocabularies), they are kept for the backward; where not, the backward makes each chunk's logits again. Nothing
-is approximated. Liger's fused losses and Apple's cut cross-entropy recompute in the same way.
+Logits [M, V] of a micro-batch are by far its largest tensor where V is 150,000. Here they exist a chunk of tokens at
+a time, in forward and backward, and the gradient is written out by hand. Where all probabilities together fit
+`KEEP_BYTES` (small vocabularies), they are kept for the backward; where not, the backward makes each chunk's logits
+again, as Liger's fused losses and Apple's cut cross-entropy do. Nothing is approximated.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 EntropyMode = Literal["none", "measure", "differentiate"]
 
-CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
-"""Logits that exist at once, by device type: about a core's share of cache, or enough to fill a GPU."""
+CHUNK_BYTES = {"cpu": 8 * 2**20}
+GPU_CHUNK_BYTES = 256 * 2**20
+"""Logits that exist at once: about a core's share of cache, or enough to fill a GPU."""
 LEAST_CHUNK = 64
 """Tokens that a chunk holds at least: with fewer, reading the head's weight would cost more than multiplying by it."""
 KEEP_BYTES = 256 * 2**20
@@ -115,24 +117,20 @@ class _TokenLogps(torch.autograd.Function):
         kept = torch.empty(tokens, vocabulary, dtype=work, device=hidden.device) if keep else None
         with torch.autocast(hidden.device.type, enabled=False):
             states, matrix = hidden.to(precision), weight.to(precision)
-            for rows in _chunks(tokens, vocabulary, work, hidden.device):
-                logits = _logits(states[rows], matrix, bias, work, None if kept is None else kept[rows])
+            for rows, (first, second) in _chunks(hidden, tokens, vocabulary, work, 2):
+                logits = _logits(states[rows], matrix, bias, first if kept is None else kept[rows])
                 scale.apply_(logits, temperature)
                 chosen = logits.gather(1, ids[rows, None]).squeeze(1)
-                if kept is None and entropy == "none":
-                    lse[rows] = logits.logsumexp(dim=1)
-                    logps[rows] = chosen - lse[rows]
-                    continue
-                top = logits.amax(dim=1, keepdim=True)
-                powers = torch.exp(logits.sub_(top), out=logits if entropy == "none" else None)
+                top = logits.amax(dim=1)
+                powers = torch.exp(logits.sub_(top[:, None]), out=logits if entropy == "none" else second)
                 total = powers.sum(dim=1)
-                chosen, log_total = chosen - top.squeeze(1), total.log()
-                lse[rows] = log_total + top.squeeze(1)
-                logps[rows] = chosen - log_total
+                log_total = total.log()
+                lse[rows] = log_total + top
+                logps[rows] = chosen - top - log_total
                 if entropy != "none":
                     entropies[rows] = log_total - torch.linalg.vecdot(powers, logits) / total
                 if kept is not None:
-                    torch.div(powers, total.unsqueeze(1), out=kept[rows])
+                    torch.div(powers, total[:, None], out=kept[rows])
         if training:
             ctx.save_for_backward(hidden, weight, bias, ids, lse, entropies, kept)
             ctx.settings = (temperature, scale, entropy, precision, work)
@@ -151,20 +149,20 @@ class _TokenLogps(torch.autograd.Function):
         d_bias = torch.zeros(bias.shape, dtype=work, device=weight.device) if for_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             states, matrix = hidden.to(precision), weight.to(precision)
-            for rows in _chunks(ids.shape[0], weight.shape[0], work, hidden.device):
+            for rows, (first, second, third) in _chunks(hidden, *ids.shape, weight.shape[0], work, 3):
                 up = grad_logps[rows, None]
                 logits = None
                 if kept is not None:
-                    grad = kept[rows] * -up
+                    grad = torch.mul(kept[rows], -up, out=first)
                 else:
-                    logits = scale.apply_(_logits(states[rows], matrix, bias, work), temperature)
-                    log_p = logits - lse[rows, None]
-                    probabilities = log_p.exp()
+                    logits = scale.apply_(_logits(states[rows], matrix, bias, first), temperature)
+                    log_p = torch.sub(logits, lse[rows, None], out=second)
                     if entropy == "differentiate":  # dH/dz = −p·(log p + H)
+                        probabilities = torch.exp(log_p, out=third)
                         log_p.add_(entropies[rows, None]).mul_(grad_entropies[rows, None]).add_(up)
-                        grad = probabilities.mul_(log_p).neg_()
+                        grad = log_p.mul_(probabilities).neg_()
                     else:
-                        grad = probabilities.mul_(-up)
+                        grad = log_p.exp_().mul_(-up)
                 grad.scatter_add_(1, ids[rows, None], up)
                 scale.backward_(grad, logits, temperature)
                 if d_bias is not None:
@@ -184,24 +182,24 @@ class _TokenLogps(torch.autograd.Function):
         )
 
 
-def _chunks(tokens: int, vocabulary: int, work: torch.dtype, device: torch.device) -> list[slice]:
-    budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
-    size = max(LEAST_CHUNK, budget // (vocabulary * work.itemsize))
-    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+def _chunks(
+    like: Tensor, tokens: int, vocabulary: int, work: torch.dtype, buffers: int
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Slices of the tokens, each with ``buffers`` tensors [m, V] to write on: allocated once, as fresh memory is slow."""
+    budget = CHUNK_BYTES.get(like.device.type, GPU_CHUNK_BYTES)
+    size = min(tokens, max(LEAST_CHUNK, budget // (vocabulary * work.itemsize)))
+    space = [torch.empty(size, vocabulary, dtype=work, device=like.device) for _ in range(buffers)]
+    for start in range(0, tokens, max(1, size)):
+        rows = slice(start, min(start + size, tokens))
+        yield rows, [buffer[: rows.stop - rows.start] for buffer in space]
 
 
-def _logits(
-    states: Tensor, matrix: Tensor, bias: Tensor | None, work: torch.dtype, out: Tensor | None = None
-) -> Tensor:
-    """The head's product [m, V] in ``work``'s precision, accumulated there where the device can."""
-    if states.dtype == work:
-        product = torch.mm(states, matrix.t(), out=out)
+def _logits(states: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """The head's product [m, V] in ``out``, accumulated in its precision where the device can."""
+    if states.dtype == out.dtype:
+        torch.mm(states, matrix.t(), out=out)
     elif states.device.type == "cuda":
-        product = torch.mm(states, matrix.t(), out_dtype=work)
+        torch.mm(states, matrix.t(), out_dtype=out.dtype, out=out)
     else:
-        product = (states @ matrix.t()).to(work)
-    if bias is not None:
-        product += bias.to(work)
-    if out is not None and product.data_ptr() != out.data_ptr():
-        return out.copy_(product)
-    return product
+        out.copy_(states @ matrix.t())
+    return out if bias is None else out.add_(bias)

@@ -51,8 +51,12 @@ class Packing:
     prompts: tuple[Bucket, ...]
     completions: tuple[Bucket, ...]
     prefixes: tuple[Prefix, ...]
-    predicting: Tensor  # [M] for each real completion token, row by row: the packed token whose output predicts it
-    own: Tensor | None  # [M] the packed token that it is; None where last tokens, which predict nothing, are left out
+    predicting: (
+        Tensor  # [M] for each real completion token, row by row: the packed token whose output predicts it
+    )
+    own: (
+        Tensor | None
+    )  # [M] the packed token that it is; None where last tokens, which predict nothing, are left out
 
 
 def pack(batch: Batch, *, keep_last: bool = False) -> Packing:
@@ -61,7 +65,11 @@ def pack(batch: Batch, *, keep_last: bool = False) -> Packing:
     prompt_lengths = batch.prompt_mask.sum(dim=1)
     prompt_of = batch.prompt_rows
     lengths = (batch.lengths - (0 if keep_last else 1)).clamp(min=0)
-    prompts, rows, owner = prompt_lengths.tolist(), lengths.tolist(), prompt_of.tolist()  # one wait for the device
+    prompts, rows, owner = (
+        prompt_lengths.tolist(),
+        lengths.tolist(),
+        prompt_of.tolist(),
+    )  # one wait for the device
     order = sorted(range(len(rows)), key=lambda row: (owner[row], rows[row]))
 
     prompt_starts = _starts(prompts)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from maxent_grpo.models.lm_head import EntropyMode, LogitScale, logps_of_logits, token_logps
-from maxent_grpo.models.logps import left_padded, positions
+from maxent_grpo.models.logps import left_padded
 from maxent_grpo.models.packing import Packing, pack
 from maxent_grpo.models.prefix_attention import IMPLEMENTATION
 from maxent_grpo.types import Batch
@@ -87,16 +87,23 @@ class PolicyForward(nn.Module):
         packing = pack(batch, keep_last=self.pool != "none")
         # Four dimensions tell Transformers to build no mask: the packing says what attends to what.
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.ids.device)
-        return packing.predicting, packing.own, _inputs(packing.ids[None], packing.positions[None], no_mask, packing)
+        return (
+            packing.predicting,
+            packing.own,
+            _inputs(packing.ids[None], packing.positions[None], no_mask, packing),
+        )
 
     def _padded(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """The same, every row by itself."""
-        width = batch.completion_ids.shape[1]
-        mask = torch.cat([batch.prompt_mask[batch.prompt_rows], batch.completion_mask], dim=1)
+        """The same, every row by itself: prompt, completion, and padding on the right."""
+        prompt_mask = batch.prompt_mask[batch.prompt_rows]
         ids = torch.cat([batch.prompt_ids[batch.prompt_rows], batch.completion_ids], dim=1)
-        places = torch.arange(mask.numel(), device=mask.device).view_as(mask)
-        own = places[:, -width:][batch.completion_mask]
-        return own - 1, own, _inputs(ids, positions(mask), mask.long())
+        real = torch.cat([prompt_mask, batch.completion_mask], dim=1)
+        steps = torch.arange(int(real.sum(dim=1).max()), device=ids.device)
+        ids = ids.gather(1, (~real).long().argsort(dim=1, stable=True)[:, : len(steps)])
+        mask = steps < real.sum(dim=1, keepdim=True)
+        completions = mask & (steps >= prompt_mask.sum(dim=1, keepdim=True))
+        own = completions.flatten().nonzero().squeeze(1)
+        return own - 1, own, _inputs(ids, steps.expand_as(ids), mask.long())
 
     @torch.no_grad()
     def _probe(self) -> None:
@@ -108,7 +115,9 @@ class PolicyForward(nn.Module):
         expected = self(batch)[0]
         if "packed" not in self.obstacles:
             model.set_attn_implementation(IMPLEMENTATION)
-        tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 0.1  # of rounding; a wrong formula is far off
+        tolerance = (
+            1e-3 if torch.finfo(model.dtype).bits >= 32 else 0.1
+        )  # of rounding; a wrong formula is far off
         serving: set[Shortcut] = set()
         shortcuts: tuple[Shortcut, ...] = ("packed", "head")
         for shortcut in shortcuts:
@@ -168,7 +177,9 @@ def _obstacles(model: Any) -> dict[Shortcut, str]:
     return obstacles
 
 
-def _inputs(ids: Tensor, position_ids: Tensor, mask: Tensor, packing: Packing | None = None) -> dict[str, Any]:
+def _inputs(
+    ids: Tensor, position_ids: Tensor, mask: Tensor, packing: Packing | None = None
+) -> dict[str, Any]:
     inputs = {"input_ids": ids, "position_ids": position_ids, "attention_mask": mask, "use_cache": False}
     return inputs if packing is None else inputs | {"packing": packing}
 

@@ -46,10 +46,13 @@ def attention(
             raise ValueError(f"attention over a packed batch has no {name}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [N, heads, d]
+    kind = q.device.type
+    if torch.is_autocast_enabled(kind):  # as `scaled_dot_product_attention` does
+        q, k, v = (states.to(torch.get_autocast_dtype(kind)) for states in (q, k, v))
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    if q.device.type == "cpu":
+    if kind == "cpu":
         out = _PrefixAttention.apply(q, k, v, packing, scale)
     else:
         out = expanded_attention(q, k, v, packing, scale)
@@ -93,7 +96,9 @@ class _PrefixAttention(torch.autograd.Function):
         for bucket in (*packing.prompts, *packing.completions):
             states = [_heads_first(_take(x, bucket)) for x in (grad, q, k, v, out)]
             bucket_lse = _take(lse, bucket)
-            if bucket.padding is not None:  # an infinite normaliser makes its attention, and so its gradient, 0
+            if (
+                bucket.padding is not None
+            ):  # an infinite normaliser makes its attention, and so its gradient, 0
                 bucket_lse = bucket_lse.masked_fill(bucket.padding.unsqueeze(-1), torch.inf)
             parts = _flash_backward(*states, bucket_lse.transpose(1, 2), 0.0, True, scale=ctx.scale)
             for total, part in zip((dq, dk, dv), parts, strict=True):
@@ -118,7 +123,9 @@ def expanded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale:
         states = (_heads_first(_take(x, bucket)) for x in (q, k, v))
         part = scaled_dot_product_attention(*states, is_causal=True, scale=scale).transpose(1, 2)
         out = _with(out, part, bucket)
-    prompt_of = torch.zeros(q.shape[0], 2, dtype=torch.long, device=q.device)  # first token and length of its prompt
+    prompt_of = torch.zeros(
+        q.shape[0], 2, dtype=torch.long, device=q.device
+    )  # first token and length of its prompt
     for prefix in packing.prefixes:
         prompt_of[prefix.rows, 0] = prefix.prompt.start
         prompt_of[prefix.rows, 1] = prefix.prompt.stop - prefix.prompt.start
