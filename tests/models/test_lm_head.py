@@ -74,7 +74,7 @@ def test_gradcheck(scale):
 
     def both(hidden, weight, bias):
         return lm_head._TokenLogps.apply(
-            hidden, weight, bias, ids, 0.7, scale, "differentiate", torch.float64
+            hidden, weight, bias, ids, 0.7, scale, "differentiate", torch.float64, True
         )
 
     assert torch.autograd.gradcheck(both, (hidden, head.weight, head.bias))
@@ -96,8 +96,15 @@ def test_a_frozen_head_gets_no_gradient_and_no_grad_keeps_nothing():
     token_logps(hidden, head, ids)[0].sum().backward()
     assert hidden.grad.abs().sum() > 0
     assert head.weight.grad is None
-    with torch.no_grad():
-        assert token_logps(hidden, head, ids)[0].grad_fn is None
+
+
+def test_nothing_is_kept_where_nothing_is_learnt(monkeypatch):
+    monkeypatch.setattr(lm_head, "LEAST_CHUNK", 2)
+    monkeypatch.setattr(lm_head, "CHUNK_BYTES", {"cpu": 1})
+    head, hidden = make_head(False, vocabulary=1000), torch.randn(M, D, dtype=torch.float64)
+    with torch.no_grad(), LargestTensor() as seen:
+        token_logps(hidden, head, torch.zeros(M, dtype=torch.long))
+    assert seen.bytes < M * 1000 * 8  # the weight is larger than a chunk here
 
 
 def test_extreme_logits_stay_finite():

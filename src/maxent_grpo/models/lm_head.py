@@ -69,8 +69,10 @@ def token_logps(
     """
     device = hidden.device.type
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+    leaves = (hidden, head.weight, head.bias)
+    training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
     logps, entropies = _TokenLogps.apply(
-        hidden, head.weight, head.bias, ids, temperature, scale or LogitScale(), entropy, precision
+        *leaves, ids, temperature, scale or LogitScale(), entropy, precision, training
     )
     return logps, None if entropy == "none" else entropies
 
@@ -101,12 +103,12 @@ class _TokenLogps(torch.autograd.Function):
         scale: LogitScale,
         entropy: EntropyMode,
         precision: torch.dtype,
+        training: bool,
     ) -> tuple[Tensor, Tensor]:
         work = torch.promote_types(precision, torch.float32)
         tokens, vocabulary = ids.shape[0], weight.shape[0]
         logps = torch.empty(tokens, dtype=work, device=hidden.device)
         lse, entropies = torch.empty_like(logps), torch.zeros_like(logps)
-        training = any(ctx.needs_input_grad[:3])
         # With a cap or an entropy gradient the backward needs logits beside probabilities: it makes both again.
         keep = (
             training
@@ -149,7 +151,7 @@ class _TokenLogps(torch.autograd.Function):
         d_bias = torch.zeros(bias.shape, dtype=work, device=weight.device) if for_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             states, matrix = hidden.to(precision), weight.to(precision)
-            for rows, (first, second, third) in _chunks(hidden, *ids.shape, weight.shape[0], work, 3):
+            for rows, (first, second, third) in _chunks(hidden, ids.shape[0], weight.shape[0], work, 3):
                 up = grad_logps[rows, None]
                 logits = None
                 if kept is not None:
@@ -178,14 +180,14 @@ class _TokenLogps(torch.autograd.Function):
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            *(None,) * 5,
+            *(None,) * 6,
         )
 
 
 def _chunks(
     like: Tensor, tokens: int, vocabulary: int, work: torch.dtype, buffers: int
 ) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Slices of the tokens, each with ``buffers`` tensors [m, V] to write on: allocated once, as fresh memory is slow."""
+    """Slices of the tokens, each with ``buffers`` tensors [m, V] to write on, allocated once: fresh memory is slow."""
     budget = CHUNK_BYTES.get(like.device.type, GPU_CHUNK_BYTES)
     size = min(tokens, max(LEAST_CHUNK, budget // (vocabulary * work.itemsize)))
     space = [torch.empty(size, vocabulary, dtype=work, device=like.device) for _ in range(buffers)]

@@ -12,6 +12,7 @@ A shortcut serves if nothing in the configuration rules it out, and if on a smal
 model's own forward; both are decided once, and `PolicyForward.obstacles` keeps the reasons against.
 """
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -130,6 +131,12 @@ class PolicyForward(nn.Module):
             else:
                 self.obstacles[shortcut] = f"its log-probs differ by {error:.2g} from the model's own forward"
         self.shortcuts = frozenset(serving)
+        for shortcut, reason in self.obstacles.items():
+            cost = {
+                "packed": "each prompt runs once per completion, with padding",
+                "head": "its logits are held in memory as a whole",
+            }[shortcut]
+            warnings.warn(f"{type(model).__name__}: {cost}, as {reason}", stacklevel=3)
         model.train(was_training)
 
 
