@@ -5,7 +5,7 @@ Shape legend, used in every signature and docstring: ``P`` prompts, ``G`` comple
 ``V`` vocabulary. Log-probs are natural logarithms and entropies are in nats.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -83,19 +83,34 @@ class Batch:
         """Completion lengths in tokens, [B] int64."""
         return self.completion_mask.sum(dim=1)
 
-    def groups(self, start: int, stop: int) -> "Batch":
-        """Groups ``start`` to ``stop`` with padding no longer than they need."""
-        rows = slice(start * self.group_size, stop * self.group_size)
-        variants = self.prompt_ids.shape[0] // self.utilities.shape[0]
-        prompts = slice(start * variants, stop * variants)
+    @property
+    def variants(self) -> int:
+        """Prompt rows per group."""
+        return self.prompt_ids.shape[0] // self.utilities.shape[0]
+
+    @property
+    def group_tokens(self) -> Tensor:
+        """Real tokens of each group, its prompts counted once and its completions whole: [P] int64."""
+        prompts = self.prompt_mask.sum(dim=1).view(-1, self.variants).sum(dim=1)
+        return prompts + self.lengths.view(-1, self.group_size).sum(dim=1)
+
+    def select(self, groups: Sequence[int]) -> "Batch":
+        """These groups, in this order, with padding no longer than they need."""
+        picked_groups = torch.tensor(groups, device=self.utilities.device)
+        rows = _members(picked_groups, self.group_size)
+        prompts = _members(picked_groups, self.variants)
         prompt_from = self.prompt_mask.shape[1] - int(self.prompt_mask[prompts].sum(dim=1).max())
         width = int(self.completion_mask[rows].sum(dim=1).max())
         picked: dict[str, Any] = {
             "prompt_ids": self.prompt_ids[prompts, prompt_from:],
             "prompt_mask": self.prompt_mask[prompts, prompt_from:],
-            "utilities": self.utilities[start:stop],
-            "prompt_of": None if self.prompt_of is None else self.prompt_of[rows] - prompts.start,
+            "utilities": self.utilities[picked_groups],
         }
+        if self.prompt_of is not None:  # a group's prompt rows keep their order within the group
+            moved = torch.arange(len(groups), device=rows.device) - picked_groups
+            picked["prompt_of"] = self.prompt_of[rows] + self.variants * moved.repeat_interleave(
+                self.group_size
+            )
         for name in ("completion_ids", "completion_mask", "behaviour_logps", "reference_logps", "old_logps"):
             value = getattr(self, name)
             picked[name] = None if value is None else value[rows, :width]
@@ -103,12 +118,22 @@ class Batch:
 
     def split(self, groups: int) -> Iterator["Batch"]:
         """Consecutive parts of at most ``groups`` whole groups."""
-        for start in range(0, self.utilities.shape[0], groups):
-            yield self.groups(start, start + groups)
+        for part in consecutive(self.utilities.shape[0], groups):
+            yield self.select(part)
 
     def to(self, device: torch.device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return replace(self, **{name: value.to(device) for name, value in moved.items()})
+
+
+def consecutive(count: int, size: int) -> list[list[int]]:
+    """0 … count − 1 in parts of at most ``size``."""
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def _members(groups: Tensor, size: int) -> Tensor:
+    """The rows of the groups, ``size`` in each: [N] → [N·size]."""
+    return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
 
 
 @dataclass(frozen=True)
@@ -130,19 +155,16 @@ class Signal:
         None  # [P, G], reference log-prob of each completion as the weights read it
     )
 
+    def select(self, groups: Sequence[int]) -> "Signal":
+        """The part that belongs to ``Batch.select(groups)``."""
+        index = torch.tensor(groups, device=self.advantages.device)
+        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(self, **{name: value[index] for name, value in present.items()})
+
     def split(self, groups: int) -> Iterator["Signal"]:
         """The parts that belong to ``Batch.split(groups)``."""
-
-        def part(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[start : start + groups]
-
-        for start in range(0, self.advantages.shape[0], groups):
-            yield Signal(
-                advantages=self.advantages[start : start + groups],
-                weights=part(self.weights),
-                log_q=part(self.log_q),
-                reference_scores=part(self.reference_scores),
-            )
+        for part in consecutive(self.advantages.shape[0], groups):
+            yield self.select(part)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.objectives.catalog import Objective
 from maxent_grpo.train import drivers
 from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.learner import Learner
 from maxent_grpo.train.run import Given, train
 from maxent_grpo.train.step import step
 
@@ -17,9 +19,8 @@ def make_run(configure, tmp_path):
     """A run in float64, assembled and with a rollout collected."""
 
     def build(**settings):
-        config = configure(
-            max_grad_norm=1e9, optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", **settings
-        )
+        plain = {"max_grad_norm": 1e9, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
+        config = configure(**plain | settings)
         run = assemble(config, Given(), start_accelerator(config), tmp_path)
         run.learner.model.double()
         if run.reference is not None:
@@ -47,6 +48,9 @@ SETTINGS = {
         "beta": 0.1,
         "entropy_coef": 0.01,
     },
+    "grpo": {"command": "train-baseline", "objective": "grpo"},
+    "gspo": {"command": "train-baseline", "objective": "gspo"},
+    "tilted": {"command": "train-maxent", "objective": "tilted"},
 }
 
 
@@ -59,22 +63,68 @@ def test_the_gradient_does_not_depend_on_the_micro_batch_size(make_run, name):
     assert whole.norm() > 0
 
 
-def test_the_gradient_does_not_depend_on_the_shared_prefix(make_run):
-    shared, plain = make_run(**SETTINGS["maxent"]), make_run(**SETTINGS["maxent"])
-    plain.learner.shared_prefix = False
+def test_the_gradient_does_not_depend_on_shortcuts_through_the_model(make_run):
+    short, plain = make_run(**SETTINGS["maxent"]), make_run(**SETTINGS["maxent"])
+    plain.learner.policy.shortcuts = frozenset()
     expected = moved(plain)
-    assert (moved(shared) - expected).norm() <= 1e-6 * expected.norm()
+    assert (moved(short) - expected).norm() <= 1e-6 * expected.norm()
 
 
-def test_metrics_do_not_depend_on_the_micro_batch_size(make_run):
+@pytest.mark.parametrize("name", SETTINGS)
+def test_gradient_signal_and_metrics_do_not_depend_on_the_token_budget(make_run, name):
+    run = make_run(**SETTINGS[name])
+    groups = [one_utility(run.rollout[0]), *run.rollout[1:]]
+    lengths = [sum(map(len, g.rollout.token_ids)) + len(g.rollout.prompt.token_ids) for g in groups]
+    start = {key: value.clone() for key, value in run.learner.model.state_dict().items()}
     results = []
-    for micro_groups in (1, 4):
-        run = make_run(**SETTINGS["maxent"])
-        run.plan = replace(run.plan, micro_groups=micro_groups)
-        results.append(step(run, run.rollout).metrics)
-    assert results[0].keys() == results[1].keys()
-    for name, value in results[0].items():
-        assert value == pytest.approx(results[1][name], rel=1e-5, abs=1e-7), name
+    for budget in (None, 1, max(lengths), 2 * max(lengths), sum(lengths)):
+        run.learner.model.load_state_dict(start)
+        run.plan, run.step = replace(run.plan, micro_groups=4, micro_tokens=budget), 0
+        run.meter.reduced()  # drop what sampling left there
+        result = step(run, groups)
+        now = run.learner.model.state_dict()
+        results.append((result, torch.cat([(now[key] - start[key]).flatten() for key in start])))
+    (whole, whole_moved), *others = results
+    assert whole_moved.norm() > 0
+    for result, change in others:
+        assert (change - whole_moved).norm() <= 1e-6 * whole_moved.norm()
+        torch.testing.assert_close(result.signal.advantages, whole.signal.advantages)
+        assert result.metrics.keys() == whole.metrics.keys()
+        for key, value in whole.metrics.items():
+            assert result.metrics[key] == pytest.approx(value, rel=1e-5, abs=1e-7), key
+
+
+def one_utility(group):
+    """The group, all of whose completions did equally well."""
+    return replace(group, utilities=(0.5,) * len(group.utilities))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("silent", [2, 4])
+def test_groups_without_signal_are_not_missed(make_run, monkeypatch, name, silent):
+    backwards, real = [], Learner.backward
+    monkeypatch.setattr(Learner, "backward", lambda self, loss: (backwards.append(loss), real(self, loss))[1])
+    results = []
+    for skipping in (True, False):
+        run = make_run(
+            **SETTINGS[name] | {"optim": "adamw_torch", "learning_rate": 1e-3, "weight_decay": 0.1}
+        )
+        run.plan = replace(run.plan, micro_groups=1)
+        if not skipping:
+            monkeypatch.setattr(
+                Objective, "teaching", lambda self, batch, *_: torch.ones_like(batch.utilities[:, 0]).bool()
+            )
+        groups = [one_utility(g) for g in run.rollout[:silent]] + list(run.rollout[silent:])
+        for once in (run.rollout, groups, groups):
+            backwards.clear()
+            result = step(run, once)
+        everything = torch.cat([p.detach().flatten() for p in run.learner.model.parameters()])
+        results.append((everything, result.metrics, len(backwards)))
+    (short, short_metrics, short_count), (full, full_metrics, full_count) = results
+    assert (short - full).abs().max() <= 1e-10
+    assert short_metrics == pytest.approx(full_metrics, rel=1e-9, abs=1e-9)
+    assert full_count == 4
+    assert short_count == (4 if "KL" in name else max(1, 4 - silent))
 
 
 def test_a_non_finite_loss_steps_nothing_and_is_reported(make_run, monkeypatch):
@@ -94,8 +144,6 @@ def test_a_non_finite_loss_steps_nothing_and_is_reported(make_run, monkeypatch):
 
 
 def test_a_run_of_non_finite_steps_ends_with_a_remedy(configure, monkeypatch):
-    from maxent_grpo.objectives.catalog import Objective
-
     real = Objective.loss
     monkeypatch.setattr(Objective, "loss", lambda self, *a: (real(self, *a)[0] * torch.nan, {}))
     with pytest.raises(RunError, match=r"step 2: 2 updates in a row .* lower learning_rate"):
@@ -111,5 +159,5 @@ def test_activation_checkpointing_gives_the_same_gradient(make_run):
     expected = moved(make_run(**SETTINGS["maxent"]))
     run = make_run(**SETTINGS["maxent"], gradient_checkpointing=True)
     assert run.learner.model.is_activation_checkpointing
-    assert not run.learner.shared_prefix
+    assert run.learner.policy.shortcuts == {"packed", "head"}
     assert (moved(run) - expected).norm() <= 1e-6 * expected.norm()

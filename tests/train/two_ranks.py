@@ -19,14 +19,13 @@ def main() -> None:
     model = torch.nn.Linear(2, 2)  # no forward here
     learner = Learner(
         model=model,
+        policy=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
         learning_rate=LearningRate(1.0, "constant", 0, 1, {}),
         accelerator=accelerator,
-        temperature=1.0,
         max_grad_norm=0.0,
         max_completion_length=8,
         differentiate_entropy=False,
-        shared_prefix=True,
     )
     mask = torch.ones(4, 3 + rank, dtype=torch.bool)
     blank = torch.zeros(4, 3 + rank)

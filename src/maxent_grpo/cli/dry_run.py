@@ -61,7 +61,11 @@ def plan_of(config: RunConfig) -> dict[str, Any]:
             "prompts_per_step": plan.prompts_per_step,
             "completions_per_step": plan.prompts_per_step * group,
             "prompts_per_rollout": plan.prompts_per_rollout,
-            "groups_per_micro_batch": plan.micro_groups,
+            **(
+                {"groups_per_micro_batch": plan.micro_groups}
+                if plan.micro_tokens is None
+                else {"tokens_per_micro_batch": plan.micro_tokens}
+            ),
             "updates_per_rollout": plan.updates_per_rollout * plan.num_iterations,
             "on_policy": plan.on_policy,
         }

@@ -278,6 +278,11 @@ class TrainingFields:
     )
 
     # The run
+    micro_batch_tokens: int | None = setting(
+        None,
+        "Most real tokens in one forward and backward pass, each prompt counted once and padding not at all; "
+        "a larger group is a pass by itself; unset: per_device_train_batch_size completions.",
+    )
     max_nonfinite_steps: int = setting(
         3,
         "Consecutive steps with a non-finite loss or gradient, none of them applied, after which the run "
@@ -296,8 +301,8 @@ class TrainingFields:
     )
     gradient_checkpointing: bool | None = setting(
         None,
-        "Recompute activations in the backward pass; unset: false (TRL: true), since it rules out computing"
-        " a group's prompt once.",
+        "Recompute activations in the backward pass; unset: false (TRL: true), since it adds a forward pass "
+        "that only a model near the memory limit needs.",
     )
     bf16: bool | None = setting(
         None,

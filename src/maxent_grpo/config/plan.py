@@ -53,6 +53,7 @@ class BatchPlan:
     micro_groups: int  # whole groups in one forward and backward pass of one process
     updates_per_rollout: int  # optimiser steps that one pass over a rollout takes
     num_iterations: int  # passes over each rollout
+    micro_tokens: int | None = None  # real tokens in one forward and backward pass, instead of `micro_groups`
 
     @property
     def on_policy(self) -> bool:
@@ -88,6 +89,7 @@ def batch_plan(training: GRPOConfig, world_size: int) -> BatchPlan:
         prompts_per_step=prompts_per_step,
         prompts_per_rollout=prompts_per_step * updates,
         micro_groups=max(1, training.per_device_train_batch_size // group),
+        micro_tokens=training.micro_batch_tokens,
         updates_per_rollout=updates,
         num_iterations=training.num_iterations,
     )

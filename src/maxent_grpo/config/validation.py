@@ -30,6 +30,7 @@ POSITIVE = (
     "controller_meta_analytic_steps",
     "controller_meta_truncation_steps",
     "max_nonfinite_steps",
+    "micro_batch_tokens",
     "eval_steps",
 )
 NOT_NEGATIVE = (

@@ -1,85 +1,8 @@
-"""Log-probs of sampled completions under a policy: each prompt is read once, not once per completion.
-
-The group's G completions share their prompt, so the prompt runs through the model once with a key/value cache, the
-cache is expanded over the group, and only the completions run G times. Gradients flow through the cache, and the
-result equals the plain forward (`plain_logits`) up to rounding. What was left out: nothing is approximated.
-"""
-
-from typing import Literal
+"""Token ids as padded tensors, and the pass over the prompts that sampling starts from."""
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-
-from maxent_grpo.types import Batch, Forward
-
-EntropyMode = Literal["none", "measure", "differentiate"]
-
-
-def completion_logps(
-    model: PreTrainedModel,
-    batch: Batch,
-    *,
-    temperature: float,
-    entropy: EntropyMode = "none",
-    shared_prefix: bool = True,
-) -> Forward:
-    """Log-probs of the completion tokens, and the entropy of each next-token distribution if asked.
-
-    ``temperature`` divides the logits, as in sampling, so that a policy's log-probs are those it samples from.
-    ``entropy`` "measure" computes it without gradient. Padding positions hold 0.
-    """
-    logits = shared_prefix_logits(model, batch) if shared_prefix else plain_logits(model, batch)
-    return from_logits(logits.float() / temperature, batch.completion_ids, batch.completion_mask, entropy)
-
-
-def from_logits(logits: Tensor, ids: Tensor, mask: Tensor, entropy: EntropyMode) -> Forward:
-    """Log-probs of ``ids`` [B, T] (and entropies) under ``logits`` [B, T, V]; 0 where ``mask`` is false."""
-    normaliser = logits.logsumexp(dim=-1)
-    chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - normaliser
-    zero = chosen.new_zeros(())
-    logps = torch.where(mask, chosen, zero)
-    if entropy == "none":
-        return Forward(logps)
-    with torch.set_grad_enabled(entropy == "differentiate"):
-        probabilities = (logits - normaliser.unsqueeze(-1)).exp()
-        entropies = normaliser - (probabilities * logits).sum(dim=-1)
-        return Forward(logps, torch.where(mask, entropies, zero))
-
-
-def shared_prefix_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Next-token logits at each completion token, [B, T, V], with one pass over each prompt."""
-    first, cache = read_prompts(model, batch.prompt_ids, batch.prompt_mask)
-    first = first[batch.prompt_rows].unsqueeze(1)
-    width = batch.completion_ids.shape[1]
-    if width == 1:
-        return first
-    cache.batch_select_indices(batch.prompt_rows)
-    prompt_mask = batch.prompt_mask[batch.prompt_rows]
-    rest = model(
-        input_ids=batch.completion_ids[:, :-1],
-        attention_mask=torch.cat([prompt_mask, batch.completion_mask[:, :-1]], dim=1).long(),
-        position_ids=prompt_mask.sum(dim=1, keepdim=True)
-        + torch.arange(width - 1, device=prompt_mask.device),
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
-    return torch.cat([first, rest], dim=1)
-
-
-def plain_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The same logits by reading every prompt G times: for gradient checkpointing and models without a usable cache."""
-    width = batch.completion_ids.shape[1]
-    mask = torch.cat([batch.prompt_mask[batch.prompt_rows], batch.completion_mask], dim=1)
-    ids = torch.cat([batch.prompt_ids[batch.prompt_rows], batch.completion_ids], dim=1)
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=positions(mask),
-        use_cache=False,
-        logits_to_keep=width + 1,
-    ).logits
-    return logits[:, :-1]
 
 
 def read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache]:

@@ -218,6 +218,15 @@ class Objective:
         metrics |= {"loss": sum_stat(loss), "loss/policy": sum_stat(policy)}
         return loss, metrics | reference_metrics | behaviour_metrics | entropy_metrics
 
+    def teaching(self, batch: Batch, signal: Signal, knobs: Knobs) -> Tensor:
+        """Which groups can have a gradient at all: [P] bool. The others' share of `loss` is constant."""
+        spec = self.spec
+        if (spec.kl_in_loss and knobs.beta > 0) or spec.behaviour_kl_coef != 0.0 or spec.needs_entropy:
+            return torch.ones_like(batch.utilities[:, 0], dtype=torch.bool)
+        if spec.policy_loss in ("listwise", "likelihood"):
+            return self._taught(batch.utilities)
+        return (signal.advantages != 0).any(dim=1)
+
     def _scaled_advantages(self, utilities: Tensor, utility_std: Tensor | None) -> Tensor:
         match self.spec.scale_rewards:
             case "group":

@@ -40,7 +40,8 @@ METRIC_DEFINITIONS: dict[str, str] = {
     "tis/mean": "mean truncated importance weight between the learner's and the sampler's log-probs",
     "tis/capped": "fraction of tokens whose importance weight reached the cap",
 }
-"""Metric name without its ``train/`` prefix → definition. Means are over the whole optimiser batch."""
+"""Metric name without its ``train/`` prefix → definition. Means are over the whole optimiser batch, the groups that
+teach nothing included: those run without a backward pass, and are measured all the same."""
 
 
 def sum_stat(value: Tensor) -> Stat:

@@ -20,6 +20,7 @@ from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.evaluation import Evaluation
 from maxent_grpo.models.loading import ModelSource, frozen_copy, load_policy, load_tokenizer, with_pad_token
+from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.objectives.catalog import Objective
 from maxent_grpo.observe.metrics_log import git_sha
 from maxent_grpo.randomness import integer_seed
@@ -227,17 +228,18 @@ def needs_reference(config: RunConfig) -> bool:
     return objective_spec(training).needs_reference(training.beta) or training.kl_target > 0
 
 
-def make_reference(config: RunConfig, policy: PreTrainedModel) -> PreTrainedModel:
+def make_reference(config: RunConfig, policy: PreTrainedModel) -> PolicyForward:
     """The frozen anchor: the named model, or the policy as it is before the first step."""
     name = config.training.reference_model_name_or_path
+    temperature = config.training.temperature
     if name is None:
-        return frozen_copy(policy)
+        return PolicyForward(frozen_copy(policy), temperature=temperature)
     source = model_source(config)
     revision = config.training.reference_model_revision
     named = ModelSource(name, revision, source.dtype, source.attn_implementation, source.trust_remote_code)
     reference = load_policy(named)
     reference.to(policy.device)  # type: ignore[arg-type]  # Transformers wraps Module.to untyped
-    return frozen_copy(reference)
+    return PolicyForward(frozen_copy(reference), temperature=temperature)
 
 
 def prepared(config: RunConfig, model: PreTrainedModel) -> PreTrainedModel:
@@ -257,6 +259,7 @@ def make_learner(
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
     return Learner(
         model=model,
+        policy=PolicyForward(model, temperature=training.temperature),
         optimizer=make_optimizer(model, optimizer_class, options, training.weight_decay),
         learning_rate=LearningRate(
             base=training.learning_rate,
@@ -266,11 +269,9 @@ def make_learner(
             options=training.lr_scheduler_kwargs or {},  # type: ignore[arg-type]  # parsed from text by TRL
         ),
         accelerator=accelerator,
-        temperature=training.temperature,
         max_grad_norm=training.max_grad_norm,
         max_completion_length=training.max_completion_length,
         differentiate_entropy=training.entropy_coef != 0,
-        shared_prefix=not training.activation_checkpointing,
     )
 
 

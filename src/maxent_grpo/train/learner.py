@@ -1,18 +1,23 @@
 """The learner: the one place that holds the policy's parameters, their gradients and their optimiser."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from maxent_grpo.models.logps import completion_logps
+from maxent_grpo.config.plan import BatchPlan
+from maxent_grpo.train.micro_batches import scoring_batches
 from maxent_grpo.train.schedule import LearningRate
 from maxent_grpo.types import Batch, Denominators, Forward, Signal
+
+Reference = Callable[[Batch], tuple[Tensor, ...]]
+"""What scores the reference: a batch → log-probs [B, T] first. A `PolicyForward` of a frozen model, or a call of the
+policy with its adapters switched off."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +32,14 @@ class Update:
 class Learner:
     """Forward, backward, update. The interface is that of many ranks; a micro-batch is a number of whole groups."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel  # what is saved and sampled from
+    policy: nn.Module  # what runs: `models.policy.PolicyForward` of the model, or a wrapper of it
     optimizer: Optimizer
     learning_rate: LearningRate
     accelerator: Accelerator
-    temperature: float
     max_grad_norm: float
     max_completion_length: int
     differentiate_entropy: bool
-    shared_prefix: bool
     _loss_is_finite: bool = field(default=True, init=False)
 
     @property
@@ -52,18 +56,17 @@ class Learner:
     def forward(self, batch: Batch) -> Forward:
         """The policy's log-probs of the batch's completion tokens, with gradient, and their entropy."""
         with self.accelerator.autocast():
-            return completion_logps(
-                self.model,
-                batch,
-                temperature=self.temperature,
-                entropy="differentiate" if self.differentiate_entropy else "measure",
-                shared_prefix=self.shared_prefix,
-            )
+            return Forward(*self.policy(batch, "differentiate" if self.differentiate_entropy else "measure"))
 
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's gradient. The loss carries global denominators, and ranks' gradients are averaged."""
         self._loss_is_finite &= bool(torch.isfinite(loss))
         self.accelerator.backward(loss * self.accelerator.num_processes)
+
+    def most(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of each number over all ranks."""
+        tensor = torch.tensor([numbers], device=self.device)
+        return [int(number) for number in self.accelerator.gather(tensor).amax(dim=0)]
 
     def gathered(self, signal: Signal) -> Signal:
         """The signal of the groups of all ranks, in rank order."""
@@ -99,15 +102,17 @@ class Learner:
 
 
 @torch.no_grad()
-def with_reference(batch: Batch, reference: PreTrainedModel, learner: Learner, micro_groups: int) -> Batch:
+def with_reference(batch: Batch, reference: Reference, learner: Learner, plan: BatchPlan) -> Batch:
     """The batch with the frozen reference policy's log-probs [B, T] of its completions."""
-    width = batch.completion_ids.shape[1]
-    parts = []
-    for micro in batch.split(micro_groups):
+    shape = (*batch.utilities.shape, batch.completion_ids.shape[1])
+    logps = torch.zeros(shape, device=learner.device)
+    for part in scoring_batches(batch, plan, learner.most):
         with learner.accelerator.autocast():
-            logps = completion_logps(reference, micro, temperature=learner.temperature).logps
-        parts.append(torch.nn.functional.pad(logps, (0, width - logps.shape[1])))
-    return replace(batch, reference_logps=torch.cat(parts))
+            scored = reference(batch.select(part.groups))[0]
+        logps[part.groups, :, : scored.shape[1]] = scored.view(len(part.groups), batch.group_size, -1).to(
+            logps
+        )
+    return replace(batch, reference_logps=logps.flatten(0, 1))
 
 
 def make_optimizer(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from maxent_grpo.config.plan import BatchPlan
 from maxent_grpo.controllers.controller import Controllers
@@ -13,7 +13,7 @@ from maxent_grpo.evaluate.evaluation import Evaluation
 from maxent_grpo.objectives.catalog import Objective
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
-from maxent_grpo.train.learner import Learner
+from maxent_grpo.train.learner import Learner, Reference
 from maxent_grpo.train.meter import Meter
 from maxent_grpo.types import Group
 
@@ -43,7 +43,7 @@ class Run:
     sampling: SamplingSettings
     tokenizer: PreTrainedTokenizerBase
     learner: Learner
-    reference: PreTrainedModel | None
+    reference: Reference | None
     sampler: Sampler
     scorer: Scorer
     stream: PromptStream

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from maxent_grpo.controllers.controller import Measurement
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.learner import with_reference
+from maxent_grpo.train.micro_batches import micro_batches
 from maxent_grpo.train.state import Run
 from maxent_grpo.types import Group, Signal
 
@@ -28,18 +30,22 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
     """
     batch = collate(groups, pad_id=run.pad_id, on_policy=run.plan.on_policy).to(run.learner.device)
     if run.reference is not None:
-        batch = with_reference(batch, run.reference, run.learner, run.plan.micro_groups)
+        batch = with_reference(batch, run.reference, run.learner, run.plan)
     knobs = run.controllers.knobs()  # τ and β of this step
     signal, metrics = run.objective.signal(batch, knobs)  # advantages, weights: whole groups, no gradient
     run.meter.add(metrics)
 
     denominators = run.learner.denominators(batch)
-    micro_batches = zip(batch.split(run.plan.micro_groups), signal.split(run.plan.micro_groups), strict=True)
-    for micro, micro_signal in micro_batches:
-        forward = run.learner.forward(micro)
-        loss, metrics = run.objective.loss(forward, micro, micro_signal, knobs, denominators)
-        run.learner.backward(loss)
-        run.meter.add(metrics)
+    teaching = run.objective.teaching(batch, signal, knobs)  # the other groups need no backward pass
+    for part in micro_batches(batch, run.plan, teaching, run.learner.most):  # groups stay whole
+        micro, micro_signal = batch.select(part.groups), signal.select(part.groups)
+        with torch.set_grad_enabled(part.teaches):
+            forward = run.learner.forward(micro)
+            loss, metrics = run.objective.loss(forward, micro, micro_signal, knobs, denominators)
+        if part.teaches:
+            run.learner.backward(loss if part.counts else 0.0 * loss)
+        if part.counts:
+            run.meter.add(metrics)
     update = run.learner.update(run.step)
 
     measured = run.meter.reduced()  # over micro-batches and ranks

@@ -1,0 +1,196 @@
+"""The policy as the learner calls it: a batch in, log-probs of its completion tokens out, in one forward of one module.
+
+`PolicyForward` is the module that DistributedDataParallel, FSDP2 or DeepSpeed wrap: per micro-batch it runs every
+layer exactly once, so that each wrapper sees one forward per backward. Two shortcuts make it fast, both exact:
+
+- ``packed``: every prompt once and every completion once, without padding, as one row of tokens (`models.packing`,
+  `models.prefix_attention`). Activation checkpointing works with it, as there is no cache. Otherwise each row runs by
+  itself, prompt and completion, padded.
+- ``head``: log-probs from the last hidden states in chunks (`models.lm_head`). Otherwise the model makes its logits.
+
+A shortcut serves if nothing in the configuration rules it out, and if on a small probe it gives the log-probs of the
+model's own forward; both are decided once, and `PolicyForward.obstacles` keeps the reasons against.
+"""
+
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from maxent_grpo.models.lm_head import EntropyMode, LogitScale, logps_of_logits, token_logps
+from maxent_grpo.models.logps import left_padded
+from maxent_grpo.models.packing import Packing, pack
+from maxent_grpo.models.prefix_attention import IMPLEMENTATION
+from maxent_grpo.types import Batch
+
+Pool = Literal["none", "mean", "last"]
+Shortcut = Literal["packed", "head"]
+
+
+class PolicyForward(nn.Module):
+    """``policy(batch, entropy)`` → log-probs [B, T], entropies [B, T] or None, pooled states [B, D] or None.
+
+    The three are the fields of `types.Forward`, as a plain tuple, in which wrappers find the tensors that they hook.
+
+    Args:
+        model: a causal language model, or PEFT's wrapper of one whose adapters sit in its layers (LoRA).
+        temperature: divides the logits, as in sampling, so that a policy's log-probs are those it samples from.
+        pool: how the last hidden states of a completion's tokens, its last one included, become one vector.
+    """
+
+    def __init__(self, model: nn.Module, *, temperature: float = 1.0, pool: Pool = "none") -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.pool = pool
+        self.scale = LogitScale.of(self.language_model.config)
+        self.shortcuts: frozenset[Shortcut] = frozenset()
+        self.obstacles = _obstacles(self.language_model)
+        self._probe()
+
+    @property
+    def language_model(self) -> Any:
+        """The Transformers model itself."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    def forward(
+        self, batch: Batch, entropy: EntropyMode = "none"
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """See the class. ``entropy`` "measure" computes it without gradient. Padding positions hold 0."""
+        mask = batch.completion_mask
+        ids = batch.completion_ids[mask]
+        predicting, own, inputs = self._packed(batch) if "packed" in self.shortcuts else self._padded(batch)
+        if "head" in self.shortcuts:
+            states = self.language_model.get_decoder()(**inputs).last_hidden_state.flatten(0, 1)
+            head = self.language_model.get_output_embeddings()
+            logps, entropies = token_logps(
+                states.index_select(0, predicting),
+                head,
+                ids,
+                temperature=self.temperature,
+                scale=self.scale,
+                entropy=entropy,
+            )
+        else:
+            out = self.language_model(**inputs, output_hidden_states=self.pool != "none")
+            states = out.hidden_states[-1].flatten(0, 1) if self.pool != "none" else None
+            logits = out.logits.flatten(0, 1).index_select(0, predicting)
+            logps, entropies = logps_of_logits(logits, ids, self.temperature, entropy)
+        return (
+            _padded_again(logps, mask),
+            None if entropies is None else _padded_again(entropies, mask),
+            None if self.pool == "none" else pooled(states.index_select(0, own), mask, self.pool),
+        )
+
+    def _packed(self, batch: Batch) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """For each real completion token, where its prediction and where itself is in the model's output; the input."""
+        packing = pack(batch, keep_last=self.pool != "none")
+        # Four dimensions tell Transformers to build no mask: the packing says what attends to what.
+        no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.ids.device)
+        return (
+            packing.predicting,
+            packing.own,
+            _inputs(packing.ids[None], packing.positions[None], no_mask, packing),
+        )
+
+    def _padded(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """The same, every row by itself: prompt, completion, and padding on the right."""
+        prompt_mask = batch.prompt_mask[batch.prompt_rows]
+        ids = torch.cat([batch.prompt_ids[batch.prompt_rows], batch.completion_ids], dim=1)
+        real = torch.cat([prompt_mask, batch.completion_mask], dim=1)
+        steps = torch.arange(int(real.sum(dim=1).max()), device=ids.device)
+        ids = ids.gather(1, (~real).long().argsort(dim=1, stable=True)[:, : len(steps)])
+        mask = steps < real.sum(dim=1, keepdim=True)
+        completions = mask & (steps >= prompt_mask.sum(dim=1, keepdim=True))
+        own = completions.flatten().nonzero().squeeze(1)
+        return own - 1, own, _inputs(ids, steps.expand_as(ids), mask.long())
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """Take the shortcuts that nothing rules out and that give the model's own log-probs."""
+        model = self.language_model
+        was_training = model.training
+        model.eval()
+        batch = probe_batch(model)
+        expected = self(batch)[0]
+        if "packed" not in self.obstacles:
+            model.set_attn_implementation(IMPLEMENTATION)
+        tolerance = (
+            1e-3 if torch.finfo(model.dtype).bits >= 32 else 0.1
+        )  # of rounding; a wrong formula is far off
+        serving: set[Shortcut] = set()
+        shortcuts: tuple[Shortcut, ...] = ("packed", "head")
+        for shortcut in shortcuts:
+            if shortcut in self.obstacles:
+                continue
+            self.shortcuts = frozenset({shortcut})
+            error = float((self(batch)[0] - expected).abs().max())
+            if error <= tolerance * max(1.0, float(expected.abs().max())):
+                serving.add(shortcut)
+            else:
+                self.obstacles[shortcut] = f"its log-probs differ by {error:.2g} from the model's own forward"
+        self.shortcuts = frozenset(serving)
+        for shortcut, reason in self.obstacles.items():
+            cost = {
+                "packed": "each prompt runs once per completion, with padding",
+                "head": "its logits are held in memory as a whole",
+            }[shortcut]
+            warnings.warn(f"{type(model).__name__}: {cost}, as {reason}", stacklevel=3)
+        model.train(was_training)
+
+
+def pooled(states: Tensor, mask: Tensor, pool: Pool) -> Tensor:
+    """States of the real completion tokens [M, D], row by row → [B, D] in float32 at least; 0 for an empty row."""
+    lengths = mask.sum(dim=1)
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    empty = states.new_zeros(mask.shape[0], states.shape[1])
+    if pool == "last":
+        filled = (lengths > 0).nonzero().squeeze(1)
+        return empty.index_copy(0, filled, states.index_select(0, lengths.cumsum(0)[filled] - 1))
+    rows = torch.arange(mask.shape[0], device=mask.device).repeat_interleave(lengths)
+    return empty.index_add(0, rows, states) / lengths.clamp(min=1).unsqueeze(1)
+
+
+def probe_batch(model: Any) -> Batch:
+    """Two prompts, of one and three tokens, with completions of one to three: what shortcuts are checked on."""
+    vocabulary = model.config.get_text_config().vocab_size
+    prompt_ids, prompt_mask = left_padded([(1,), (2, 3, 4)], pad_id=0)
+    mask = torch.tensor([[True, False, False], [True] * 3, [True, True, False], [True] * 3])
+    ids = torch.arange(5, 17).view(4, 3) * mask
+    return Batch(
+        prompt_ids % vocabulary, prompt_mask, ids % vocabulary, mask, torch.zeros(4, 3), torch.zeros(2, 2)
+    ).to(model.device)
+
+
+def _obstacles(model: Any) -> dict[Shortcut, str]:
+    """What rules a shortcut out beforehand."""
+    config, obstacles = model.config.get_text_config(), {}
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    sliding = getattr(config, "sliding_window", None) is not None and not hasattr(config, "layer_types")
+    if config._attn_implementation not in ("sdpa", IMPLEMENTATION):
+        obstacles["packed"] = f"attn_implementation={config._attn_implementation}, and it extends sdpa"
+    elif not model._supports_attention_backend:
+        obstacles["packed"] = "its architecture takes no attention function from outside"
+    elif sliding or layer_types != {"full_attention"}:
+        obstacles["packed"] = "some of its layers do not attend to all tokens"
+    elif getattr(config, "attn_logit_softcapping", None):
+        obstacles["packed"] = "its attention scores are soft-capped"
+    elif getattr(config, "attention_dropout", 0.0):
+        obstacles["packed"] = "it has attention dropout"
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        obstacles["head"] = f"its head is a {type(head).__name__}, not a plain linear layer"
+    return obstacles
+
+
+def _inputs(
+    ids: Tensor, position_ids: Tensor, mask: Tensor, packing: Packing | None = None
+) -> dict[str, Any]:
+    inputs = {"input_ids": ids, "position_ids": position_ids, "attention_mask": mask, "use_cache": False}
+    return inputs if packing is None else inputs | {"packing": packing}
+
+
+def _padded_again(values: Tensor, mask: Tensor) -> Tensor:
+    """[M] values of the real tokens → [B, T], 0 at padding."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
