@@ -55,12 +55,12 @@ class ScriptFields:
     )
     eval_reward_funcs: list[str] = setting([], "Reward functions of the evaluation; empty: reward_funcs.")
     eval_reward_weights: list[float] = setting([], "One weight per evaluation reward; empty: 1.0 each.")
-    cosine_min_value_wrong: float = setting(
-        0.0, "Reward cosine: limit of a wrong answer at length cosine_max_len."
+    cosine_min_value_wrong: float = setting(0.0, "Reward cosine: value of a wrong answer at length 0.")
+    cosine_max_value_wrong: float = setting(
+        -0.5, "Reward cosine: value of a wrong answer at length cosine_max_len."
     )
-    cosine_max_value_wrong: float = setting(-0.5, "Reward cosine: value of a wrong answer at length 0.")
     cosine_min_value_correct: float = setting(
-        0.5, "Reward cosine: limit of a right answer at length cosine_max_len."
+        0.5, "Reward cosine: value of a right answer at length cosine_max_len."
     )
     cosine_max_value_correct: float = setting(1.0, "Reward cosine: value of a right answer at length 0.")
     cosine_max_len: int = setting(1000, "Reward cosine: characters over which the value falls.")

@@ -23,6 +23,7 @@ class Builtin:
     rowwise: bool = True  # a score depends on its own completion and columns, and on nothing else
     options: tuple[str, ...] = ()  # settings that it takes as keyword arguments
     preload: tuple[str, ...] = ()  # what it imports when called: a worker does so before the first deadline
+    check: str | None = None  # module:function that raises `UsageError` where something is not installed
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ BUILTIN_REWARDS = {
         "maxent_grpo.rewards.ifeval:ifeval",
         isolated=True,
         preload=("maxent_grpo.rewards.ifeval_checkers",),
+        check="maxent_grpo.rewards.ifeval_data:ensure_ifeval",
     ),
     "code": Builtin(f"{_CODE}:python_unit_tests", isolated=True),
     "python_unit_tests": Builtin(f"{_CODE}:python_unit_tests", isolated=True),
@@ -173,6 +175,9 @@ def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptio
     function = _import(spec, module, attribute)
     if builtin is None:
         return RewardFunction(attribute, function, weight, Location(path) if options.isolation else None)
+    if builtin.check is not None:
+        checking, _, name = builtin.check.partition(":")
+        getattr(importlib.import_module(checking), name)()
     bound = tuple((name, options.values[name]) for name in builtin.options if name in options.values)
     isolated = builtin.isolated and options.isolation
     return RewardFunction(
