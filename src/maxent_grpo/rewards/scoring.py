@@ -147,7 +147,7 @@ class Scorer:
                 step,
                 prompt.index,
                 one_line(error),
-                exc_info=error,
+                exc_info=None if isinstance(error, LOST) else error,
             )
 
     def _utilities(self, rollout: Rollout, rewards: dict[str, tuple[float, ...]]) -> tuple[float, ...]:
