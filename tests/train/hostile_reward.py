@@ -7,8 +7,8 @@ import time
 def fragile(completions, **_):
     """The checksum of each text in [0, 1]; the process hangs on some texts and dies on others."""
     sums = [sum(map(ord, c)) % 7 for c in completions]
-    if len(completions) == 1 and sums[0] == 0:
+    if 0 in sums:
         time.sleep(60)
-    if any(s == 1 for s in sums):
+    if 1 in sums:
         os._exit(1)
     return [s / 6 for s in sums]

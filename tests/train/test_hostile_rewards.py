@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from maxent_grpo.train import journal
 from maxent_grpo.train.run import train
 
 
@@ -11,7 +12,8 @@ def children():
     return {pid for path in mine for pid in path.read_text().split()}
 
 
-def test_hangs_and_crashes_cost_completions_and_not_the_run(configure, tmp_path):
+def test_hangs_and_crashes_cost_completions_and_not_the_run(configure, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "SAMPLED_GROUPS", 4)  # all of a step
     before = children()
     config = configure(
         reward_funcs=["hostile_reward:fragile"],

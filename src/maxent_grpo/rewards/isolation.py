@@ -150,7 +150,9 @@ class Pending:
         except MiscountedScoresError as error:
             raise miscounted(self._reward.name, error) from error
         except (*LOST, RewardRaisedError) as error:
-            return Scores((math.nan,), {0: error.with_traceback(None)})  # this process's part of it says nothing
+            return Scores(
+                (math.nan,), {0: error.with_traceback(None)}
+            )  # this process's part of it says nothing
 
 
 def _rows(arguments: Arguments, part: slice) -> Arguments:
