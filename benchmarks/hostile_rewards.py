@@ -81,7 +81,7 @@ def grade(names: Sequence[str], count: int, timeout: float, workers: int) -> dic
                 start,
                 f"Q{start}",
                 (0,),
-                {"answer": "42", "solution": "$42$", "test_list": ["pass"]},
+                {"answer": "42", "solution": "$42$", "test_list": ["assert True"]},
                 messages=[{"role": "user", "content": "?"}],
             ),
             ((0,),) * len(part),
@@ -123,7 +123,8 @@ def main() -> None:
         result = grade([name], args.count, args.timeout, args.workers)
         print(
             f"{name:30} {args.count} completions in {result['seconds']:5.1f} s: {result['timeouts']:.0f} overran "
-            f"{args.timeout:g} s, {result['errors'] - result['timeouts']:.0f} failed otherwise, {result['right']:.0f} right"
+            f"{args.timeout:g} s, {result['errors'] - result['timeouts']:.0f} failed otherwise, "
+            f"{result['right']:.0f} right"
         )
 
 

@@ -92,9 +92,17 @@ def python_unit_tests(
     return rewards
 
 
-def binary_code(completions: Sequence[Completion], **columns: Any) -> list[float]:
+def binary_code(
+    completions: Sequence[Completion],
+    test_list: Sequence[Sequence[str]] | None = None,
+    test: Sequence[str] | None = None,
+    entry_point: Sequence[str] | None = None,
+    input_output: Sequence[str | Mapping[str, Any]] | None = None,
+    **columns: Any,
+) -> list[float]:
     """1.0 where `python_unit_tests` gives more than 0.99, else 0.0."""
-    return [float(share > BINARY_THRESHOLD) for share in python_unit_tests(completions, **columns)]
+    shares = python_unit_tests(completions, test_list, test, entry_point, input_output)
+    return [float(share > BINARY_THRESHOLD) for share in shares]
 
 
 def program_in(text: str) -> str:

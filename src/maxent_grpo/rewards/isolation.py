@@ -160,7 +160,7 @@ def _rows(arguments: Arguments, part: slice) -> Arguments:
 
 
 def _read_by(reward: RewardFunction, arguments: Arguments) -> Sequence[str]:
-    """The arguments that a call needs: of a built-in function those it names, and of any other all."""
+    """The arguments that a call needs, and a verdict depends on: of a built-in function those it names, else all."""
     if not reward.rowwise:
         return list(arguments)
     named = inspect.signature(reward.function).parameters

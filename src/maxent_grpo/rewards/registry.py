@@ -20,7 +20,9 @@ class Builtin:
 
     path: str  # module:function, imported when asked for
     isolated: bool = False  # runs in a worker, since a completion could make it hang or crash
-    rowwise: bool = True  # a score depends on its own completion and columns, and on nothing else
+    rowwise: bool = (
+        True  # a score depends on its completion and the columns that it names, and on nothing else
+    )
     options: tuple[str, ...] = ()  # settings that it takes as keyword arguments
     preload: tuple[str, ...] = ()  # what it imports when called: a worker does so before the first deadline
     check: str | None = None  # module:function that raises `UsageError` where something is not installed
