@@ -22,6 +22,9 @@ class Prompt:
     token_ids: tuple[int, ...]
     columns: Mapping[str, Any]  # the dataset row, handed to reward functions by column name
     epoch: int = 0  # how often the stream had run through the dataset before this draw
+    messages: Sequence[Mapping[str, Any]] | None = (
+        None  # the chat, where the dataset gave one instead of a text
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.rewards.calling import TrainerState
 from maxent_grpo.rewards.registry import RewardFunction, load_rewards
 from maxent_grpo.rewards.scoring import REWARD_METRICS, Scorer
 from maxent_grpo.types import Prompt, Rollout
@@ -70,6 +71,9 @@ def test_a_function_gets_aligned_lists_of_everything_trl_passes():
 
     rollouts = [rollout_of(i, t, prompt="raw", kind=i) for i, t in ((3, ["a", "bb"]), (5, ["ccc", "dddd"]))]
     score(spy, rollouts)
+    assert {name: seen.pop(name) for name in ("trainer_state",)} == {"trainer_state": TrainerState(3, 0)}
+    assert callable(seen.pop("log_extra"))
+    assert callable(seen.pop("log_metric"))
     assert seen == {
         "prompts": ["Q3:", "Q3:", "Q5:", "Q5:"],
         "completions": ["a", "bb", "ccc", "dddd"],
@@ -107,8 +111,10 @@ def test_our_arguments_are_those_of_trls_trainer():
     method(trainer, rows, [row["prompt"] for row in rows], texts, ids)
     score(spy)
     theirs, ours = calls
-    only_theirs = {"trainer_state", "log_extra", "log_metric"}
-    assert {k: v for k, v in theirs.items() if k not in only_theirs} == ours
+    live = {"trainer_state", "log_extra", "log_metric"}
+    assert theirs.keys() == ours.keys()
+    assert all(theirs[name] == ours[name] for name in theirs.keys() - live)
+    assert ours["trainer_state"].global_step == theirs["trainer_state"].global_step + 3  # scored for step 4
 
 
 def test_the_utility_is_the_weighted_sum_of_the_scores_given():
@@ -263,7 +269,9 @@ def test_the_metrics_are_those_documented_and_add_up_over_ranks():
     ]
     whole = score(length, rollouts)[2]
     first, second = score(length, rollouts[:1])[2], score(length, rollouts[1:])[2]
-    assert {name.replace("/f/", "/<name>/") for name in whole} == set(REWARD_METRICS)
+    assert {name.replace("/f/", "/<name>/") for name in whole} == set(REWARD_METRICS) - {
+        "reward/logged/<name>"
+    }
     expected = {
         "rewards/f/mean": 14 / 6,
         "rewards/f/std": (math.sqrt(2) + 0 + math.sqrt(8)) / 3,
@@ -273,6 +281,7 @@ def test_the_metrics_are_those_documented_and_add_up_over_ranks():
         "completions/mean_length_terminated": 13 / 5,
         "completions/clipped_frac": 1 / 6,
         "reward/errors": 0,
+        "reward/timeouts": 0,
         "reward/unscored": 0,
     }
     for name, number in expected.items():

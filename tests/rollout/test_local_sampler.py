@@ -143,3 +143,12 @@ def test_sampling_leaves_the_model_in_training_mode(sampler, prompts, policy):
     policy.train()
     sampler.sample(prompts, SETTINGS, KEY, 0)
     assert policy.training
+
+
+def test_temperature_zero_takes_the_likeliest_token_whatever_the_draw_and_the_truncation():
+    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    settings = replace(SETTINGS, temperature=0.0, top_p=0.1, top_k=3)
+    for draw in (0.0, 0.5, 1.0):
+        chosen, logps = draw_tokens(logits, torch.full((50,), draw, dtype=torch.float64), settings)
+        assert chosen.equal(logits.argmax(dim=-1))
+        torch.testing.assert_close(logps, logits.log_softmax(dim=-1).max(dim=-1).values)

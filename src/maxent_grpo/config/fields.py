@@ -53,6 +53,24 @@ class ScriptFields:
         "One weight per reward function; empty: 1.0 each. May be given as a training setting instead, not "
         "as both.",
     )
+    eval_reward_funcs: list[str] = setting([], "Reward functions of the evaluation; empty: reward_funcs.")
+    eval_reward_weights: list[float] = setting([], "One weight per evaluation reward; empty: 1.0 each.")
+    cosine_min_value_wrong: float = setting(0.0, "Reward cosine: value of a wrong answer at length 0.")
+    cosine_max_value_wrong: float = setting(
+        -0.5, "Reward cosine: value of a wrong answer at length cosine_max_len."
+    )
+    cosine_min_value_correct: float = setting(
+        0.5, "Reward cosine: value of a right answer at length cosine_max_len."
+    )
+    cosine_max_value_correct: float = setting(1.0, "Reward cosine: value of a right answer at length 0.")
+    cosine_max_len: int = setting(1000, "Reward cosine: characters over which the value falls.")
+    repetition_n_grams: int = setting(3, "Reward repetition_penalty: words in an n-gram.")
+    repetition_max_penalty: float = setting(
+        -1.0, "Reward repetition_penalty: value if all n-grams repeat, ≤ 0."
+    )
+    missing_boxed_answer_penalty: float = setting(
+        -0.05, "Reward missing_boxed_answer_penalty_math: value without a boxed answer, ≤ 0."
+    )
 
 
 @dataclass
@@ -236,6 +254,22 @@ class TrainingFields:
     )
 
     # Rewards and prompts
+    reward_timeout: float = setting(
+        10.0,
+        "Seconds of wall clock that an isolated reward function has for a completion, or it loses its score.",
+    )
+    reward_memory_mb: int = setting(
+        2048,
+        "Memory of a reward worker in MB; what asks for more loses its completion the score; 0: no limit.",
+    )
+    reward_workers: int = setting(
+        2, "Processes per rank that run isolated reward functions; scores do not depend on it."
+    )
+    reward_isolation: bool = setting(
+        True,
+        "Run module:function rewards, and built-in ones that may not end, in worker processes; false: all in the "
+        "trainer's, without deadline.",
+    )
     zero_truncated_completion_rewards: bool = setting(
         False, "Give utility 0 to a completion that ran to max_completion_length without ending."
     )
@@ -250,6 +284,19 @@ class TrainingFields:
     benchmarks: list[str] = setting(
         [],
         "Benchmarks to run after training; must be empty: evaluate a checkpoint with the math-eval command.",
+    )
+
+    # Evaluation during training
+    eval_temperature: float = setting(
+        0.6, "Temperature of sampled evaluation, whatever training samples at; 0: the likeliest token."
+    )
+    eval_top_p: float = setting(0.95, "Nucleus of sampled evaluation, in (0, 1]; 1 keeps every token.")
+    eval_top_k: int = setting(0, "Tokens that sampled evaluation keeps; 0: all.")
+    eval_min_p: float | None = setting(
+        None, "Least probability relative to the likeliest token in sampled evaluation; unset: none."
+    )
+    greedy_eval_enabled: bool = setting(
+        False, "Also evaluate one greedy completion per prompt, under eval/greedy/."
     )
 
     # InfoSeed

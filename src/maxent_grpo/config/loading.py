@@ -231,6 +231,10 @@ def _checked_config(command: str, merged: Layer, path: Path | None, environ: Map
             "give one each"
         )
     chosen = route_of(command, training)
+    if chosen != "native" and (script.eval_reward_funcs or script.eval_reward_weights):
+        raise UsageError(
+            "eval_reward_funcs: TRL's trainer evaluates with reward_funcs; set force_custom_loop=true"
+        )
     refuse_unsupported(training, chosen)
     if chosen == "native":
         plan.batch_plan(training, training.world_size)

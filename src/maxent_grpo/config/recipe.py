@@ -21,7 +21,12 @@ Layer = dict[str, dict[str, Any]]
 """Section → key → value, from one source."""
 
 BETA_ALIASES = ("init_kl_coeff", "init_kl_coef", "kl_penalty_beta")
-RENAMED = {"evaluation_strategy": "eval_strategy", "torch_dtype": "dtype", "warmup_ratio": "warmup_steps"}
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "eval_before_train": "eval_on_start",
+    "torch_dtype": "dtype",
+    "warmup_ratio": "warmup_steps",
+}
 """Older name → present name. Transformers 5 reads a ``warmup_steps`` below 1 as ``warmup_ratio`` was read."""
 
 ALIASES = {**dict.fromkeys(BETA_ALIASES, "beta"), **RENAMED}

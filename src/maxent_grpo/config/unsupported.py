@@ -134,6 +134,8 @@ NATIVE_ONLY = _by_name(
             controller_resume_from controller_overwrite_from_config reference_model_name_or_path
             stop_sequences zero_truncated_completion_rewards max_nonfinite_steps
             micro_batch_tokens
+            reward_timeout reward_memory_mb reward_workers reward_isolation
+            eval_temperature eval_top_p eval_top_k eval_min_p greedy_eval_enabled
         """,
         "TRL's trainer does not read it; export WANDB_PROJECT": "wandb_project",
         "TRL's trainer does not read it; export WANDB_ENTITY": "wandb_entity",

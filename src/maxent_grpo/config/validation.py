@@ -32,6 +32,8 @@ POSITIVE = (
     "max_nonfinite_steps",
     "micro_batch_tokens",
     "eval_steps",
+    "reward_timeout",
+    "reward_workers",
 )
 NOT_NEGATIVE = (
     "beta",
@@ -60,8 +62,12 @@ NOT_NEGATIVE = (
     "info_seed_lambda",
     "info_seed_alpha_entropy",
     "warmup_steps",
+    "reward_memory_mb",
+    "eval_temperature",
 )
 ENTROPY_TARGETS = tuple(f"maxent_target_weight_entropy{suffix}" for suffix in ("", "_start", "_final"))
+AT_LEAST_ONE = ("cosine_max_len", "repetition_n_grams")
+PENALTIES = ("repetition_max_penalty", "missing_boxed_answer_penalty")
 LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo")
 CHOICES = {
     "loss_type": LOSS_TYPES,
@@ -92,6 +98,17 @@ def script_problems(script: "GRPOScriptArguments") -> list[str]:
         problems.append("dataset_mixture: names no datasets; add `datasets: [{id: …}]`")
     if not script.reward_funcs:
         problems.append("reward_funcs: is empty; name at least one reward function")
+    weights, functions = script.eval_reward_weights, script.eval_reward_funcs or script.reward_funcs
+    if weights and len(weights) != len(functions):
+        problems.append(
+            f"eval_reward_weights: {len(weights)} weights for {len(functions)} reward functions; give one each"
+        )
+    problems += [
+        f"{name}: {getattr(script, name)} must be ≥ 1" for name in AT_LEAST_ONE if getattr(script, name) < 1
+    ]
+    problems += [
+        f"{name}: {getattr(script, name)} must be ≤ 0" for name in PENALTIES if getattr(script, name) > 0
+    ]
     return problems
 
 
@@ -201,12 +218,14 @@ def _range_problems(training: "GRPOConfig") -> list[str]:
             f"maxent_tau_max: {training.maxent_tau_max} is below maxent_tau_min={training.maxent_tau_min}; "
             "raise it, or use 0 for no bound"
         )
-    if not 0 < training.top_p <= 1:
-        problems.append(f"top_p: {training.top_p} must be in (0, 1]")
-    if training.min_p is not None and not 0 <= training.min_p <= 1:
-        problems.append(f"min_p: {training.min_p} must be in [0, 1]")
-    if training.top_k < 0:
-        problems.append(f"top_k: {training.top_k} must be ≥ 0; 0 keeps every token")
+    for prefix in ("", "eval_"):
+        top_p, min_p, top_k = (getattr(training, f"{prefix}{name}") for name in ("top_p", "min_p", "top_k"))
+        if not 0 < top_p <= 1:
+            problems.append(f"{prefix}top_p: {top_p} must be in (0, 1]")
+        if min_p is not None and not 0 <= min_p <= 1:
+            problems.append(f"{prefix}min_p: {min_p} must be in [0, 1]")
+        if top_k < 0:
+            problems.append(f"{prefix}top_k: {top_k} must be ≥ 0; 0 keeps every token")
     return problems
 
 

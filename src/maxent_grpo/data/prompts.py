@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.errors import UsageError
@@ -46,6 +46,7 @@ def build_prompts(
 
     ``Prompt.columns`` is the row, with the gold also under ``answer``. User messages are clipped to
     ``char_limit`` characters *before* templating, so that the template's own text is never cut.
+    ``Prompt.messages`` is the clipped chat where the row has one in place of a text.
     ``Prompt.text`` holds all special tokens that the model reads, a beginning-of-sequence token included,
     and ``Prompt.token_ids`` encodes exactly this text.
 
@@ -63,7 +64,7 @@ def build_prompts(
     prompt_column = _prompt_column(names, settings.prompt_column)
     solution_column = _solution_column(names, settings.solution_column)
     begin = _plain_begin(tokenizer, settings)
-    kept: list[tuple[int, str, Mapping[str, Any]]] = []
+    kept: list[Prompt] = []  # as yet without tokens
     empty = clipped = 0
     for index, row in enumerate(rows):
         if row.keys() != set(names):
@@ -77,7 +78,9 @@ def build_prompts(
         chat, was_clipped = _clip(chat, settings.char_limit)
         clipped += was_clipped
         columns = row if solution_column is None else {**row, "answer": row[solution_column]}
-        kept.append((index, begin + _render(chat, tokenizer, settings, index), columns))
+        messages = chat if isinstance(row[prompt_column], list) else None
+        text = begin + _render(chat, tokenizer, settings, index)
+        kept.append(Prompt(index, text, (), columns, messages=messages))
     _warn(empty, "rows without a prompt or a gold answer left out of %d", len(rows))
     _warn(clipped, "prompts clipped: their user text has more than %d characters", settings.char_limit)
     prompts = _tokenise(kept, tokenizer, settings.max_prompt_length)
@@ -180,17 +183,17 @@ def _plain_begin(tokenizer: "PreTrainedTokenizerBase", settings: PromptSettings)
 
 
 def _tokenise(
-    kept: Sequence[tuple[int, str, Mapping[str, Any]]],
+    kept: Sequence[Prompt],
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int | None,
 ) -> list[Prompt]:
     if not kept:
         return []
     # The text already holds its special tokens; adding them here would double the first.
-    encoded = tokenizer([text for _, text, _ in kept], add_special_tokens=False)["input_ids"]
+    encoded = tokenizer([prompt.text for prompt in kept], add_special_tokens=False)["input_ids"]
     prompts = [
-        Prompt(index, text, tuple(ids), columns)
-        for (index, text, columns), ids in zip(kept, encoded, strict=True)
+        replace(prompt, token_ids=tuple(ids))
+        for prompt, ids in zip(kept, encoded, strict=True)
         if max_length is None or len(ids) <= max_length
     ]
     _warn(len(kept) - len(prompts), "prompts of more than %d tokens left out (max_prompt_length)", max_length)

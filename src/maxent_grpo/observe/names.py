@@ -37,6 +37,8 @@ DEFINITIONS: Final[Mapping[str, str]] = {
     "eval/pass_at_<k>": "fraction of held-out prompts with at least one right completion among k",
     "eval/distinct_at_<k>": "distinct answer modes among k completions; mean over held-out prompts",
     "eval/coverage_at_<k>": "distinct answer modes among k completions / all modes of the prompt; mean over prompts",
+    "eval/rewards/<name>/mean": "mean score of reward function <name> over the completions that it gave a score",
+    "eval/greedy/<metric>": "the metric for one greedy completion per held-out prompt",
     "eval/<metric>_se": "standard error of the metric over held-out prompts",
     "time/<phase>": "wall-clock seconds of one phase of the step (timings.jsonl)",
     TOKENS_PER_SECOND: "sampled completion tokens per wall-clock second of the step (timings.jsonl)",

@@ -6,8 +6,10 @@ writes anything.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from maxent_grpo.rewards.completions import text_of
 
 MAX_ANSWER_CHARS = 4096
 """A longer answer is compared as it stands: no gold is that long, and normalising it would only cost time."""
@@ -57,7 +59,7 @@ def pure_accuracy_math(
         answer: N golds; see `gold_answers` for what a gold may be.
         columns: the other dataset columns, not read.
     """
-    return [_score(_text(c), gold) for c, gold in zip(completions, answer, strict=True)]
+    return [_score(text_of(c), gold) for c, gold in zip(completions, answer, strict=True)]
 
 
 def answer_body(text: str) -> str | None:
@@ -128,7 +130,3 @@ def _score(text: str, gold: Any) -> float | None:
     if body is None:
         return 0.0
     return float(canonical_answer(body) in {canonical_answer(g) for g in golds})
-
-
-def _text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    return completion if isinstance(completion, str) else str(completion[0]["content"])

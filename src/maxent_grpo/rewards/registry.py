@@ -1,20 +1,81 @@
-"""From the names in a recipe to reward functions."""
+"""From the names in a recipe to reward functions.
+
+Worker processes import this module: it must not import torch.
+"""
 
 import difflib
 import functools
 import importlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from maxent_grpo.errors import UsageError
 
+
+@dataclass(frozen=True)
+class Builtin:
+    """A reward function that a recipe names by one word."""
+
+    path: str  # module:function, imported when asked for
+    isolated: bool = False  # runs in a worker, since a completion could make it hang or crash
+    rowwise: bool = (
+        True  # a score depends on its completion and the columns that it names, and on nothing else
+    )
+    options: tuple[str, ...] = ()  # settings that it takes as keyword arguments
+    preload: tuple[str, ...] = ()  # what it imports when called: a worker does so before the first deadline
+    check: str | None = None  # module:function that raises `UsageError` where something is not installed
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a worker process finds a function."""
+
+    path: str
+    options: tuple[tuple[str, Any], ...] = ()
+    preload: tuple[str, ...] = ()
+
+
+_RULES = "maxent_grpo.rewards.rules"
+_MATH = "maxent_grpo.rewards.math_accuracy"
+_CODE = "maxent_grpo.rewards.code"
+_COSINE = tuple(
+    f"cosine_{name}"
+    for name in ("min_value_wrong", "max_value_wrong", "min_value_correct", "max_value_correct", "max_len")
+)
+_GRADER = ("maxent_grpo.rewards.math_grader", "math_verify")
+
 BUILTIN_REWARDS = {
-    "pure_accuracy_math": "maxent_grpo.rewards.math:pure_accuracy_math",
-    "task_reward": "maxent_grpo.tasks.registry:task_reward",
+    "pure_accuracy_math": Builtin("maxent_grpo.rewards.math:pure_accuracy_math"),
+    "task_reward": Builtin("maxent_grpo.tasks.registry:task_reward"),
+    "countdown": Builtin(f"{_RULES}:countdown"),
+    "gsm8k": Builtin(f"{_RULES}:gsm8k"),
+    "format": Builtin(f"{_RULES}:format_reward"),
+    "tag_count": Builtin(f"{_RULES}:tag_count"),
+    "reasoning_steps": Builtin(f"{_RULES}:reasoning_steps"),
+    "repetition_penalty": Builtin(
+        f"{_RULES}:repetition_penalty", options=("repetition_n_grams", "repetition_max_penalty")
+    ),
+    "missing_boxed_answer_penalty_math": Builtin(
+        f"{_RULES}:missing_boxed_answer_penalty_math", options=("missing_boxed_answer_penalty",)
+    ),
+    "code_format": Builtin(f"{_RULES}:code_format"),
+    "accuracy": Builtin(f"{_MATH}:accuracy", isolated=True, preload=_GRADER),
+    "boxed_accuracy_math": Builtin(f"{_MATH}:boxed_accuracy_math", isolated=True, preload=_GRADER),
+    "cosine": Builtin(f"{_MATH}:cosine", isolated=True, options=_COSINE, preload=_GRADER),
+    "length": Builtin(f"{_MATH}:length", isolated=True, rowwise=False, preload=_GRADER),
+    "ifeval": Builtin(
+        "maxent_grpo.rewards.ifeval:ifeval",
+        isolated=True,
+        preload=("maxent_grpo.rewards.ifeval_checkers",),
+        check="maxent_grpo.rewards.ifeval_data:ensure_ifeval",
+    ),
+    "code": Builtin(f"{_CODE}:python_unit_tests", isolated=True),
+    "python_unit_tests": Builtin(f"{_CODE}:python_unit_tests", isolated=True),
+    "binary_code": Builtin(f"{_CODE}:binary_code", isolated=True),
 }
-"""Short name → ``module:function``. Imported when asked for."""
+"""Short name → the function behind it. docs/guides/rewards.md lists their values."""
 
 
 @dataclass(frozen=True)
@@ -22,25 +83,46 @@ class RewardFunction:
     """A reward function, the name under which its scores are reported, and its weight in the utility.
 
     The function is called the way TRL calls one: ``function(prompts=…, completions=…, completion_ids=…,
-    **columns)``, all lists of N aligned entries, with every dataset column passed by its name; it must
-    therefore accept ``**kwargs``. ``prompts`` and ``completions`` are plain texts, the prompt with its chat
-    template applied. It returns N scores: finite numbers, or ``None`` where it does not apply. It may be
-    ``async``.
+    **columns, trainer_state=…, log_extra=…, log_metric=…)``. The first ones are lists of N aligned entries, with
+    every dataset column passed by its name; it must therefore accept ``**kwargs``. ``prompts`` and ``completions``
+    are plain texts, the prompt with its chat template applied, or chats where the dataset's prompts are chats. It
+    returns N scores: finite numbers, or ``None`` where it does not apply. It may be ``async``.
     """
 
     name: str
     function: Callable[..., Any]
     weight: float = 1.0
+    location: Location | None = None  # where a worker process finds it; None: it runs in this process
+    rowwise: bool = False  # see `Builtin`
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it runs in worker processes."""
+        return self.location is not None
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """What a configuration says about reward functions besides their names."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)  # setting → value, for functions that take it
+    isolation: bool = True  # False: everything runs in this process, without deadline
 
 
 def load_rewards(
-    specs: Sequence[str | Callable[..., Any]], weights: Sequence[float] | None = None
+    specs: Sequence[str | Callable[..., Any]],
+    weights: Sequence[float] | None = None,
+    options: RewardOptions | None = None,
 ) -> list[RewardFunction]:
     """The reward functions of a run, in the order given.
+
+    Functions given by ``module:function`` run in worker processes, as do built-in ones that a completion could make
+    hang. A callable runs in this process: it may hold a model, a client, or a counter that the caller reads.
 
     Args:
         specs: each a name of `BUILTIN_REWARDS`, an importable ``module:function``, or a callable.
         weights: one finite weight per function; ``None`` weighs each function 1.
+        options: parameters of built-in functions; ``None`` leaves them at the functions' own defaults.
 
     Raises:
         UsageError: nothing given, an unknown name, something that cannot be imported or called, two
@@ -55,7 +137,8 @@ def load_rewards(
             f"reward_weights has {len(weights)} entries for {len(specs)} reward functions: "
             "give one weight per function, or leave reward_weights out to weigh all by 1"
         )
-    rewards = [_resolve(spec, float(weight)) for spec, weight in zip(specs, weights, strict=True)]
+    options = options or RewardOptions()
+    rewards = [_resolve(spec, float(weight), options) for spec, weight in zip(specs, weights, strict=True)]
     names = [reward.name for reward in rewards]
     for reward in rewards:
         if not math.isfinite(reward.weight):
@@ -76,12 +159,13 @@ def one_line(error: Exception, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _resolve(spec: str | Callable[..., Any], weight: float) -> RewardFunction:
+def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptions) -> RewardFunction:
     if not isinstance(spec, str):
         if not callable(spec):
             raise UsageError(f"reward_funcs: {spec!r} is neither a name nor a callable")
         return RewardFunction(_callable_name(spec), spec, weight)
-    path = BUILTIN_REWARDS.get(spec, spec)
+    builtin = BUILTIN_REWARDS.get(spec)
+    path = builtin.path if builtin else spec
     module, colon, attribute = path.partition(":")
     if not (colon and module and attribute):
         known = ", ".join(sorted(BUILTIN_REWARDS))
@@ -91,7 +175,20 @@ def _resolve(spec: str | Callable[..., Any], weight: float) -> RewardFunction:
             f"unknown reward function '{spec}': {hint}known are {known}; your own is 'module:function'"
         )
     function = _import(spec, module, attribute)
-    return RewardFunction(spec if spec in BUILTIN_REWARDS else attribute, function, weight)
+    if builtin is None:
+        return RewardFunction(attribute, function, weight, Location(path) if options.isolation else None)
+    if builtin.check is not None:
+        checking, _, name = builtin.check.partition(":")
+        getattr(importlib.import_module(checking), name)()
+    bound = tuple((name, options.values[name]) for name in builtin.options if name in options.values)
+    isolated = builtin.isolated and options.isolation
+    return RewardFunction(
+        spec,
+        functools.partial(function, **dict(bound)) if bound else function,
+        weight,
+        Location(path, bound, builtin.preload) if isolated else None,
+        builtin.rowwise,
+    )
 
 
 def _import(spec: str, module: str, attribute: str) -> Callable[..., Any]:

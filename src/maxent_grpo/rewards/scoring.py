@@ -3,13 +3,15 @@
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.rewards.calling import Arguments, Caller, Scores
+from maxent_grpo.rewards.calling import Arguments, CallContext, Caller, Scores, TrainerState
+from maxent_grpo.rewards.isolation import LOST, Isolation, IsolationSettings, Pending
+from maxent_grpo.rewards.pool import RewardTimeoutError
 from maxent_grpo.rewards.registry import RewardFunction, one_line
 from maxent_grpo.types import Group, Metrics, Rollout, Stat, extreme_stat, mean_stat
 
@@ -18,7 +20,10 @@ logger = logging.getLogger(__name__)
 REWARD_METRICS: dict[str, str] = {
     "rewards/<name>/mean": "mean score of reward function <name> over the completions that it gave a score",
     "rewards/<name>/std": "mean over groups of the within-group standard deviation (n − 1; 0 for one score)",
-    "reward/errors": "scores lost in the step because a reward function raised or returned no finite number",
+    "reward/errors": "scores lost in the step: a reward function raised, returned no finite number, overran its "
+    "deadline, or took its worker process down",
+    "reward/timeouts": "those of reward/errors that were lost to the deadline reward_timeout",
+    "reward/logged/<name>": "what reward functions reported as log_metric(name, value), averaged",
     "reward/unscored": "completions that no reward function gave a score: their utility is 0",
     "completions/mean_length_sampled": "mean length of the completions in tokens, end-of-sequence token included",
     "completions/min_length_sampled": "shortest completion in tokens",
@@ -28,57 +33,102 @@ REWARD_METRICS: dict[str, str] = {
 }
 """What `Scorer.score` reports → its definition."""
 
-_RESERVED = frozenset({"prompt", "prompts", "completion", "completions", "completion_ids"})
+# Names that mean something else in a call; a dataset column of such a name is not passed.
+_RESERVED = frozenset(
+    {"prompt", "prompts", "completion", "completions", "completion_ids"}
+    | {"trainer_state", "log_extra", "log_metric", "is_eval"}
+)
 
 
 class Scorer:
     """Scores rollouts with the reward functions of a run.
 
     Args:
-        functions: called in this order, one after the other; see `RewardFunction` for how.
+        functions: see `RewardFunction` for how they are called. Isolated ones work while the others are called,
+            one after the other.
         zero_truncated: give completions that were cut off at the length limit utility 0, whatever their
             scores.
+        isolation: the worker processes of isolated functions, which scorers may share; they start when needed.
+        max_steps: optimiser steps of the run, for functions that follow a schedule; 0: not known.
     """
 
-    def __init__(self, functions: Sequence[RewardFunction], zero_truncated: bool = False) -> None:
+    def __init__(
+        self,
+        functions: Sequence[RewardFunction],
+        zero_truncated: bool = False,
+        isolation: Isolation | None = None,
+        max_steps: int = 0,
+    ) -> None:
         self.functions = tuple(functions)
         self.zero_truncated = zero_truncated
+        self.max_steps = max_steps
         self._caller = Caller()
+        self._isolation = isolation or Isolation(IsolationSettings())
         self._reported: set[str] = set()
 
+    @property
+    def cache_hits(self) -> int:
+        """Completions so far whose verdict an isolated function had given before."""
+        return self._isolation.cache_hits
+
     def close(self) -> None:
-        """Release the event loop that async reward functions ran on."""
+        """End the worker processes, and the event loop that async reward functions ran on."""
+        self._isolation.close()
         self._caller.close()
 
-    def score(self, rollouts: Sequence[Rollout], step: int) -> tuple[list[Group], Metrics]:
+    def score(
+        self, rollouts: Sequence[Rollout], step: int, is_eval: bool = False
+    ) -> tuple[list[Group], Metrics]:
         """Score all completions of a step, at least one.
 
-        Each function is called once over all of them. Where that raises it is called again for each
-        completion alone, so that only the offending ones lose its score; they are counted, and the first of
-        each function is logged. A completion's utility is the weighted sum of the scores that it got, 0
+        Each function is called once over all of them (an isolated one as `Isolation` says). Where that raises it is
+        called again for each completion alone, so that only the offending ones lose its score; they are counted, and
+        the first of each function is logged. A completion's utility is the weighted sum of the scores that it got, 0
         where it got none.
 
+        Args:
+            rollouts: the completions.
+            step: the step that they are for, counted from 1; on evaluation the steps done.
+            is_eval: say so to the functions, by a keyword of this name.
+
         Raises:
-            RunError: a function failed on every completion, or returned a wrong number of scores.
+            RunError: a function raised on every completion, or returned a wrong number of scores.
         """
         arguments = _arguments(rollouts)
-        scores = {
-            reward.name: self._checked_scores(reward, arguments, rollouts, step) for reward in self.functions
+        context = CallContext(TrainerState(step if is_eval else max(0, step - 1), self.max_steps), is_eval)
+        rows = [rows for _, rows in _groups(rollouts)]
+        pending: dict[str, Pending] = {
+            reward.name: self._isolation.submit(reward, arguments, rows, context)
+            for reward in self.functions
+            if reward.isolated
         }
+        scores = {
+            reward.name: self._caller.scores(reward, arguments, context)
+            for reward in self.functions
+            if not reward.isolated
+        } | {name: scores.scores() for name, scores in pending.items()}
+        for reward in self.functions:
+            self._report(reward, scores[reward.name], arguments, rollouts, step)
         groups: list[Group] = []
-        for rollout, rows in _groups(rollouts):
-            rewards = {name: given.values[rows] for name, given in scores.items()}
+        for rollout, part in _groups(rollouts):
+            rewards = {reward.name: scores[reward.name].values[part] for reward in self.functions}
             groups.append(Group(rollout, rewards, self._utilities(rollout, rewards)))
-        return groups, _metrics(groups, sum(len(given.errors) for given in scores.values()))
+        return groups, _metrics(groups) | _call_metrics(scores.values())
 
-    def _checked_scores(
-        self, reward: RewardFunction, arguments: Arguments, rollouts: Sequence[Rollout], step: int
-    ) -> Scores:
-        scores = self._caller.scores(reward, arguments)
+    def _report(
+        self,
+        reward: RewardFunction,
+        scores: Scores,
+        arguments: Arguments,
+        rollouts: Sequence[Rollout],
+        step: int,
+    ) -> None:
+        """Log what failed for the first time. Raises `RunError` where the function itself seems broken."""
         if not scores.errors:
-            return scores
+            return
         row, error = next(iter(scores.errors.items()))
-        if len(scores.errors) == len(scores.values):
+        lost = all(isinstance(error, LOST) for error in scores.errors.values())
+        if len(scores.errors) == len(scores.values) and not lost:
             raise RunError(
                 f"reward function '{reward.name}' failed on all {len(scores.values)} completions "
                 f"at step {step} ({one_line(error)}): it is called as {reward.name}("
@@ -97,9 +147,8 @@ class Scorer:
                 step,
                 prompt.index,
                 one_line(error),
-                exc_info=error,
+                exc_info=None if isinstance(error, LOST) else error,
             )
-        return scores
 
     def _utilities(self, rollout: Rollout, rewards: dict[str, tuple[float, ...]]) -> tuple[float, ...]:
         utilities = []
@@ -113,9 +162,11 @@ class Scorer:
 def _arguments(rollouts: Sequence[Rollout]) -> Arguments:
     """The keyword arguments of TRL's convention: an entry per completion, with its prompt's columns."""
     prompts = [rollout.prompt for rollout in rollouts for _ in rollout.texts]
+    texts = [text for rollout in rollouts for text in rollout.texts]
+    chats = prompts[0].messages is not None  # a dataset has chats throughout, or texts
     arguments: dict[str, list[Any]] = {
-        "prompts": [prompt.text for prompt in prompts],
-        "completions": [text for rollout in rollouts for text in rollout.texts],
+        "prompts": [[dict(m) for m in prompt.messages or ()] if chats else prompt.text for prompt in prompts],
+        "completions": [[{"role": "assistant", "content": text}] for text in texts] if chats else texts,
         "completion_ids": [list(ids) for rollout in rollouts for ids in rollout.token_ids],
     }
     columns = [name for name in prompts[0].columns if name not in _RESERVED]
@@ -130,7 +181,7 @@ def _groups(rollouts: Sequence[Rollout]) -> Iterator[tuple[Rollout, slice]]:
         start += len(rollout.texts)
 
 
-def _metrics(groups: Sequence[Group], errors: int) -> Metrics:
+def _metrics(groups: Sequence[Group]) -> Metrics:
     metrics: Metrics = {}
     for name in groups[0].rewards:
         scored = [[s for s in group.rewards[name] if not math.isnan(s)] for group in groups]
@@ -138,7 +189,6 @@ def _metrics(groups: Sequence[Group], errors: int) -> Metrics:
         metrics[f"rewards/{name}/mean"] = mean_stat(_tensor([s for given in scored for s in given]))
         metrics[f"rewards/{name}/std"] = mean_stat(_tensor(stds))
     unscored = sum(all(map(math.isnan, row)) for g in groups for row in zip(*g.rewards.values(), strict=True))
-    metrics["reward/errors"] = _sum_stat(errors)
     metrics["reward/unscored"] = _sum_stat(unscored)
     lengths = _tensor([len(ids) for group in groups for ids in group.rollout.token_ids])
     clipped = [reason == "length" for group in groups for reason in group.rollout.finish_reasons]
@@ -148,6 +198,18 @@ def _metrics(groups: Sequence[Group], errors: int) -> Metrics:
     metrics["completions/mean_length_terminated"] = mean_stat(lengths, ~torch.tensor(clipped))
     metrics["completions/clipped_frac"] = mean_stat(_tensor(clipped))
     return metrics
+
+
+def _call_metrics(scores: Collection[Scores]) -> Metrics:
+    errors = [error for given in scores for error in given.errors.values()]
+    logged: dict[str, list[float]] = {}
+    for given in scores:
+        for name, value in given.logged:
+            logged.setdefault(name, []).append(value)
+    return {
+        "reward/errors": _sum_stat(len(errors)),
+        "reward/timeouts": _sum_stat(sum(isinstance(error, RewardTimeoutError) for error in errors)),
+    } | {f"reward/logged/{name}": mean_stat(_tensor(values)) for name, values in logged.items()}
 
 
 def _tensor(values: Sequence[float]) -> torch.Tensor:

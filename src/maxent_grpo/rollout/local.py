@@ -141,8 +141,12 @@ def draw_tokens(logits: Tensor, draws: Tensor, settings: SamplingSettings) -> tu
     """One token per row of ``logits`` [N, V] from the uniforms ``draws`` [N], and its log-prob.
 
     Sampling follows the truncated distribution; the log-prob is that of the whole one at the sampling temperature,
-    which is what the learner computes and importance ratios compare.
+    which is what the learner computes and importance ratios compare. At temperature 0 it is that at temperature 1.
     """
+    if settings.temperature == 0:  # greedy: the draws and the truncation have no say
+        logps = logits.log_softmax(dim=-1)
+        chosen = logits.argmax(dim=-1)
+        return chosen, logps.gather(1, chosen.unsqueeze(1)).squeeze(1)
     logps = (logits / settings.temperature).log_softmax(dim=-1)
     cumulative = truncate(logps, settings).exp().cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1]

@@ -14,7 +14,7 @@ class SamplingSettings:
 
     num_generations: int  # G
     max_completion_length: int  # tokens
-    temperature: float = 1.0  # > 0
+    temperature: float = 1.0  # > 0; 0 takes the likeliest token, the first one of equals
     top_p: float = 1.0  # in (0, 1]; 1 keeps every token
     top_k: int = 0  # 0 keeps every token
     min_p: float | None = None  # keep tokens with at least this fraction of the likeliest token's probability

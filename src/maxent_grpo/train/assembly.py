@@ -1,6 +1,7 @@
 """Builds a `Run` from a resolved configuration: the only place where settings become parts."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.objectives.catalog import Objective
 from maxent_grpo.observe.metrics_log import git_sha
 from maxent_grpo.randomness import integer_seed
-from maxent_grpo.rewards.registry import load_rewards
+from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
+from maxent_grpo.rewards.registry import RewardFunction, RewardOptions, load_rewards
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
@@ -55,13 +57,23 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
     training = config.training
     source = model_source(config)
     tokenizer = with_pad_token(given.tokenizer) if given.tokenizer is not None else load_tokenizer(source)
-    functions = load_rewards(given.reward_funcs or config.script.reward_funcs, training.reward_weights)
-    scorer = Scorer(functions, zero_truncated=training.zero_truncated_completion_rewards)
+    functions = load_rewards(
+        given.reward_funcs or config.script.reward_funcs, training.reward_weights, reward_options(config)
+    )
     prompts = training_prompts(config, given, tokenizer)
     plan = batch_plan(training, accelerator.num_processes)
     cadence = make_cadence(config, plan, len(prompts))
     sampling = sampling_settings(config, training.num_generations)
-    evaluation = make_evaluation(config, evaluation_prompts(config, given, tokenizer), scorer)
+    held_out = evaluation_prompts(config, given, tokenizer)
+    isolation = Isolation(
+        IsolationSettings(training.reward_timeout, training.reward_memory_mb, training.reward_workers)
+    )
+    zero_truncated = training.zero_truncated_completion_rewards
+    scorer = Scorer(functions, zero_truncated, isolation, cadence.total_steps)
+    eval_scorer = Scorer(
+        evaluation_rewards(config, functions), zero_truncated, isolation, cadence.total_steps
+    )
+    evaluation = make_evaluation(config, held_out, eval_scorer)
 
     torch.manual_seed(integer_seed(training.seed, "model"))
     model = (given.model if given.model is not None else load_policy(source)).to(accelerator.device)
@@ -161,10 +173,27 @@ def make_evaluation(config: RunConfig, prompts: list[Prompt] | None, scorer: Sco
     k = config.training.num_generations_eval or config.training.num_generations
     return Evaluation(
         prompts=prompts,
-        sampling=sampling_settings(config, k),
+        sampling=evaluation_sampling(config, k),
         scorer=scorer,
         prompts_per_batch=max(1, config.training.per_device_eval_batch_size // k),
+        greedy=config.training.greedy_eval_enabled,
     )
+
+
+def reward_options(config: RunConfig) -> RewardOptions:
+    """What the configuration says about reward functions besides their names."""
+    return RewardOptions(vars(config.script), config.training.reward_isolation)
+
+
+def evaluation_rewards(config: RunConfig, training_rewards: list[RewardFunction]) -> list[RewardFunction]:
+    """The evaluation's own reward functions, or those of training, with the weights that the evaluation names."""
+    script = config.script
+    weights = script.eval_reward_weights or None
+    if script.eval_reward_funcs:
+        return load_rewards(script.eval_reward_funcs, weights, reward_options(config))
+    if weights is None:
+        return training_rewards
+    return [replace(reward, weight=w) for reward, w in zip(training_rewards, weights, strict=True)]
 
 
 def prompt_settings(config: RunConfig, prompt_column: str, solution_column: str) -> PromptSettings:
@@ -188,6 +217,18 @@ def sampling_settings(config: RunConfig, num_generations: int) -> SamplingSettin
         top_k=training.top_k,
         min_p=training.min_p,
         stop=tuple(training.stop_sequences or ()),
+    )
+
+
+def evaluation_sampling(config: RunConfig, num_generations: int) -> SamplingSettings:
+    """As in training, but with the evaluation's own temperature and truncation."""
+    training = config.training
+    return replace(
+        sampling_settings(config, num_generations),
+        temperature=training.eval_temperature,
+        top_p=training.eval_top_p,
+        top_k=training.eval_top_k,
+        min_p=training.eval_min_p,
     )
 
 

@@ -60,11 +60,14 @@ def train(config: RunConfig, given: Given | None = None) -> TrainResult:
         steps = train_with_trl(config, given or Given(), output_dir, checkpoint)
         return TrainResult(output_dir, steps, last_metrics(logs))
     run = assemble(config, given or Given(), start_accelerator(config), output_dir)
-    if checkpoint is not None:
-        load_checkpoint(run, checkpoint)
-    if run.learner.accelerator.is_main_process:
-        start_records(config, logs, run.step)
-    train_and_save(run, config, logs)
+    try:
+        if checkpoint is not None:
+            load_checkpoint(run, checkpoint)
+        if run.learner.accelerator.is_main_process:
+            start_records(config, logs, run.step)
+        train_and_save(run, config, logs)
+    finally:
+        run.close()
     return TrainResult(output_dir, run.step, last_metrics(logs))
 
 

@@ -56,6 +56,11 @@ class Run:
     updates_done: int = 0  # optimiser steps already made on `rollout`
     tokens_seen: int = 0  # completion tokens trained on
 
+    def close(self) -> None:
+        """End what runs beside this process: the reward workers."""
+        for scorer in {self.scorer, self.evaluation.scorer if self.evaluation else self.scorer}:
+            scorer.close()
+
     @property
     def updates_left(self) -> int:
         """Optimiser steps that the current rollout still serves."""

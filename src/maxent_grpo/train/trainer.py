@@ -21,8 +21,9 @@ class GRPOTrainer:
 
     Args:
         model: a loaded causal language model, or a directory, hub id or ``bundled:tiny-policy``.
-        reward_funcs: one or several: a registered name, or a callable with TRL's signature that gets ``completions``,
-            ``prompts`` and every dataset column by name and returns one number per completion.
+        reward_funcs: one or several: a registered name, an importable ``module:function``, or a callable with TRL's
+            signature that gets ``completions``, ``prompts`` and every dataset column by name and returns one number
+            per completion. A callable runs in this process; a path runs in worker processes with a deadline.
         args: the configuration; its ``output_dir`` receives the policy, checkpoints and ``metrics.jsonl``.
         train_dataset: prompts as plain strings, or rows (a list of mappings, or a ``datasets.Dataset``) with the
             question in a column ``problem``, ``prompt`` or ``question``.

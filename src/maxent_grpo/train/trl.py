@@ -17,7 +17,7 @@ from maxent_grpo.models.loading import load_policy, load_tokenizer
 from maxent_grpo.observe import names
 from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.rewards.registry import load_rewards
-from maxent_grpo.train.assembly import evaluation_prompts, model_source, training_prompts
+from maxent_grpo.train.assembly import evaluation_prompts, model_source, reward_options, training_prompts
 from maxent_grpo.types import Prompt
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ def train_with_trl(config: RunConfig, given: "Given", output_dir: Path, checkpoi
     """
     source = model_source(config)
     tokenizer = given.tokenizer or load_tokenizer(source)
-    rewards = load_rewards(given.reward_funcs or config.script.reward_funcs, config.training.reward_weights)
+    rewards = load_rewards(
+        given.reward_funcs or config.script.reward_funcs,
+        config.training.reward_weights,
+        reward_options(config),
+    )
     training_set = _dataset(training_prompts(config, given, tokenizer))
     held_out = evaluation_prompts(config, given, tokenizer)
     trainer = GRPOTrainer(
