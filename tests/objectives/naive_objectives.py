@@ -40,7 +40,6 @@ def ranks(scores: list[float]) -> list[float]:
 
 def shaped(spec: ObjectiveSpec, batch: Batch) -> list[list[float]]:
     result = []
-    every = batch.utilities.flatten().tolist()
     for p, group in enumerate(batch.utilities.tolist()):
         size = len(group)
         rows = range(p * size, (p + 1) * size)
@@ -55,17 +54,22 @@ def shaped(spec: ObjectiveSpec, batch: Batch) -> list[list[float]]:
             for g, row in enumerate(rows):
                 over = len(tokens_of(batch, row)) - (MAX_LENGTH - spec.overlong_buffer)
                 values[g] -= spec.overlong_penalty * min(1, max(0, over / spec.overlong_buffer))
-        if spec.entropy_bonus_coef:
-            mean = sum(every) / len(every)
-            spread = math.sqrt(sum((u - mean) ** 2 for u in every) / len(every)) or 1.0
-            surprise = [-score(batch, batch.behaviour_logps, row, True).item() for row in rows]
-            centre = sum(surprise) / size
-            deviation = max(math.sqrt(sum((x - centre) ** 2 for x in surprise) / size), 1e-6)
-            values = [
-                u + spec.entropy_bonus_coef * spread * (x - centre) / deviation
-                for u, x in zip(values, surprise, strict=True)
-            ]
         result.append(values)
+    return with_entropy_bonus(spec, batch, result) if spec.entropy_bonus_coef else result
+
+
+def with_entropy_bonus(spec: ObjectiveSpec, batch: Batch, groups: list[list[float]]) -> list[list[float]]:
+    every, size = [u for group in groups for u in group], batch.group_size
+    mean = sum(every) / len(every)
+    spread = math.sqrt(sum((u - mean) ** 2 for u in every) / len(every)) or 1.0
+    result = []
+    for p, group in enumerate(groups):
+        rows = range(p * size, (p + 1) * size)
+        surprise = [-score(batch, batch.behaviour_logps, row, True).item() for row in rows]
+        centre = sum(surprise) / size
+        deviation = max(math.sqrt(sum((x - centre) ** 2 for x in surprise) / size), 1e-6)
+        bonus = [spec.entropy_bonus_coef * spread * (x - centre) / deviation for x in surprise]
+        result.append([u + b for u, b in zip(group, bonus, strict=True)])
     return result
 
 

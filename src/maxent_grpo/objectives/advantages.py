@@ -125,8 +125,8 @@ def pass_at_k(utilities: Tensor, k: int) -> Tensor:
             continue
         sigma = math.sqrt(all_fail * (1.0 - all_fail))
         rest_fails = math.comb(wrong - 1, k - 1) / math.comb(size - 1, k - 1)
-        good, bad = all_fail / sigma, (all_fail - rest_fails) / sigma
-        values[row] = torch.where(right[row], good, bad)
+        values[row] = (all_fail - rest_fails) / sigma
+        values[row, right[row]] = all_fail / sigma
     return values
 
 

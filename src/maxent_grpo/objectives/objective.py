@@ -137,7 +137,7 @@ class Objective:
         if spec.overlong_buffer:
             longest = spec.max_completion_length
             assert longest is not None, "ObjectiveSpec refuses this"
-            lengths = batch.lengths.view_as(utilities)
+            lengths = batch.lengths.view_as(utilities).to(utilities.dtype)
             utilities = utilities + shaping.soft_overlong(
                 lengths, longest, spec.overlong_buffer, spec.overlong_penalty
             )
@@ -185,7 +185,7 @@ class Objective:
         if self.spec.mode_adaptive_tau:
             if batch.mode_counts is None:
                 raise ValueError("mode_adaptive_tau needs Batch.mode_counts, and it is None")
-            factor = mode_adaptive_factor(batch.mode_counts).to(tilt.dtype)
+            factor = mode_adaptive_factor(batch.mode_counts.to(tilt.dtype))
         tau = knobs.tau if factor is None else knobs.tau * factor
         weights = tilted_weights(tilt, tau, reference, knobs.beta)
         if knobs.tau != math.inf:  # at τ = ∞ it is the backbone itself, to the last bit

@@ -23,8 +23,8 @@ def semantic_entropy(clusters: Tensor, scores: Tensor) -> Tensor:
     p = torch.softmax(scores, dim=1)
     same = clusters.unsqueeze(2) == clusters.unsqueeze(1)  # [P, G, G]
     mass = (same.to(p.dtype) * p.unsqueeze(1)).sum(dim=2)
-    # A group of one cluster has mass 1 up to rounding, and its entropy must not be negative.
-    return -(p * mass.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(dim=1).clamp(min=0.0)
+    information = -mass.clamp(min=torch.finfo(p.dtype).tiny, max=1.0).log()  # rounding must not make it negative
+    return (p * information).sum(dim=1)
 
 
 def effective_alpha(alpha: float, group_size: int, normalize_by_max_entropy: bool) -> float:

@@ -16,7 +16,7 @@ def soft_overlong(lengths: Tensor, max_length: int, buffer: int, penalty: float 
     0 up to ``max_length − buffer`` tokens, then linearly down to ``−penalty`` at ``max_length``, and no further.
 
     Args:
-        lengths: completion lengths in tokens, any shape.
+        lengths: completion lengths in tokens, floating point, any shape.
         max_length: longest allowed completion.
         buffer: tokens over which the punishment grows, > 0.
         penalty: its largest size.
@@ -40,7 +40,7 @@ def unlikeliness(utilities: Tensor, scores: Tensor, coefficient: float) -> Tenso
     size = utilities.shape[1]
     likelier = (scores.unsqueeze(1) > scores.unsqueeze(2)).sum(dim=2)
     equal = (scores.unsqueeze(1) == scores.unsqueeze(2)).sum(dim=2) - 1
-    rank = likelier + 0.5 * equal
+    rank = likelier + 0.5 * equal.to(utilities.dtype)
     shaped = utilities * (1.0 - coefficient * (size - rank) / size)
     return torch.where(has_spread(utilities).unsqueeze(1), shaped, utilities)
 

@@ -86,8 +86,13 @@ def sapo(ratio: Tensor, advantages: Tensor, temperature_pos: float, temperature_
     where A > 0 and ``temperature_neg``, larger and hence stricter, elsewhere.
     """
     scale = advantages.unsqueeze(1)
-    temperature = torch.where(scale > 0, temperature_pos, temperature_neg)
+    temperature = _by_sign(scale > 0, temperature_pos, temperature_neg, scale)
     return -torch.sigmoid(temperature * (ratio - 1.0)) * 4.0 / temperature * scale
+
+
+def _by_sign(positive: Tensor, if_positive: float, otherwise: float, like: Tensor) -> Tensor:
+    """One of two numbers for each entry, in the precision of ``like``."""
+    return torch.where(positive, like.new_tensor(if_positive), like.new_tensor(otherwise))
 
 
 LOG_WEIGHT_RANGE = (math.log(1e-8), 20.0)
@@ -109,8 +114,8 @@ def vespo_weights(
         [B, 1], constants.
     """
     log_weight = log_ratio_sums.clamp(*LOG_WEIGHT_RANGE)
-    k = torch.where(advantages >= 0, pos[0], neg[0])
-    rate = torch.where(advantages >= 0, pos[1], neg[1]).clamp(min=1e-4)
+    k = _by_sign(advantages >= 0, pos[0], neg[0], advantages)
+    rate = _by_sign(advantages >= 0, pos[1], neg[1], advantages).clamp(min=1e-4)
     return (rate + k * log_weight - rate * log_weight.exp()).exp().unsqueeze(1)
 
 

@@ -119,9 +119,9 @@ def mode_adaptive_factor(mode_counts: Tensor) -> Tensor:
     """``1 / ln(1 + κ_x)``: what τ is multiplied by for a prompt with κ_x ≥ 1 right answers. [P] → [P, 1].
 
     Where more answers are right, less entropy of the weights is needed to keep them all, as xDr.GRPO's
-    mode-adaptive arm τ_x = τ₀ / ln(1 + κ_x) has it.
+    mode-adaptive arm τ_x = τ₀ / ln(1 + κ_x) has it. Counts come as floating point.
     """
-    return 1.0 / torch.log1p(mode_counts.clamp(min=1).to(torch.float32)).unsqueeze(1)
+    return 1.0 / torch.log1p(mode_counts.clamp(min=1)).unsqueeze(1)
 
 
 def weight_entropy(weights: Tensor) -> Tensor:
