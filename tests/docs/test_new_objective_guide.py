@@ -1,4 +1,4 @@
-"""The guide for adding an objective, followed to the letter: its files are written, its test run, its recipe trained."""
+"""The guide for adding an objective, followed to the letter: its files written, its test run, its recipe trained."""
 
 import json
 import re

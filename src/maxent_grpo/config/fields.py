@@ -282,6 +282,17 @@ class TrainingFields:
     )
     kl_horizon: int = setting(0, "Time constant of the β controller in optimiser steps; 0: β stays.")
     kl_ctl_step_size: float = setting(0.0, "Largest relative KL error that one β update may use; 0: β stays.")
+    entropy_kl_threshold: float | None = setting(
+        None,
+        "KL to the reference in nats per token at which entropy_coef counts once: more below, less above; unset: "
+        "whatever the KL.",
+    )
+    entropy_kl_gain: float = setting(
+        1.0, "How strongly the KL scales entropy_coef, within a factor of 2 either way; ≥ 0."
+    )
+    entropy_kl_trust_zone: bool = setting(
+        False, "No entropy bonus at all above entropy_kl_threshold, instead of a smaller one."
+    )
     controller_meta_enabled: bool = setting(
         False,
         "Move τ and β by gradient on ½(H − H*)² + ½(KL − KL*)² instead of by the two controllers above.",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from maxent_grpo.config.schema import MAXENT_SETTINGS, OBJECTIVE_SETTINGS, SAME_AS_TRL, GRPOConfig
+from maxent_grpo.controllers.entropy import EntropySettings
 from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
@@ -42,6 +43,20 @@ CONTROLLER_KEYS = {
     "tau_warmup_steps": "maxent_tau_warmup_steps",
 }
 """`ControllerSettings` field → setting."""
+
+
+ENTROPY_KEYS = {
+    "adaptive": "use_adaptive_entropy",
+    "coef": "entropy_coef",
+    "coef_min": "entropy_coef_min",
+    "coef_max": "entropy_coef_max",
+    "coef_delta": "entropy_coef_delta",
+    "target": "entropy_target",
+    "kl_threshold": "entropy_kl_threshold",
+    "kl_gain": "entropy_kl_gain",
+    "kl_trust_zone": "entropy_kl_trust_zone",
+}
+"""`EntropySettings` field → setting."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +120,10 @@ def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
     numbers |= {key: getattr(training, key) for key in SAME_AS_TRL}
     numbers |= {
         "entropy_coef": training.entropy_coef,
+        "adaptive_entropy": training.use_adaptive_entropy,
         "behaviour_kl_coef": training.behaviour_kl_coef,
         "tis_cap": training.tis_cap,
-        "log_reference_kl": training.log_reference_kl,
+        "log_reference_kl": training.log_reference_kl or training.entropy_kl_threshold is not None,
         "max_completion_length": training.max_completion_length,
     }
     if entry.has_weights:
@@ -126,7 +142,10 @@ def controller_settings(training: GRPOConfig, total_steps: int) -> ControllerSet
     meta = {name: getattr(training, key) for name, key in META_KEYS.items()}
     numbers = {name: getattr(training, key) for name, key in CONTROLLER_KEYS.items()}
     numbers["lr_warmup_steps"] = warmup_steps(training, total_steps)
-    return _as_usage_error(lambda: ControllerSettings(**numbers, meta=MetaSettings(**meta)))
+    entropy = {name: getattr(training, key) for name, key in ENTROPY_KEYS.items()}
+    return _as_usage_error(
+        lambda: ControllerSettings(**numbers, meta=MetaSettings(**meta), entropy=EntropySettings(**entropy))
+    )
 
 
 def warmup_steps(training: GRPOConfig, total_steps: int) -> int:
@@ -140,6 +159,7 @@ def _as_usage_error(build: Callable[[], ControllerSettings]) -> ControllerSettin
         return build()
     except ValueError as error:
         names = {f"meta.{name}": key for name, key in META_KEYS.items()} | CONTROLLER_KEYS
+        names |= {f"entropy.{name}": key for name, key in ENTROPY_KEYS.items()}
         pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
         message = re.sub(rf"(?<![\w.])({pattern})(?![\w.])", lambda match: names[match.group()], str(error))
         raise UsageError(re.sub(r"^meta is", "controller_meta_enabled is true:", message)) from error

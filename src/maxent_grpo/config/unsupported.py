@@ -33,6 +33,7 @@ HONOURED = _by_name(
             importance_sampling_level loss_type scale_rewards entropy_coef use_cpu trust_remote_code
             sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg
             vespo_lambda_neg top_entropy_quantile off_policy_mask_threshold
+            use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target
         """
     }
 ).keys()
@@ -71,9 +72,6 @@ REFUSED = _by_name(
         "this loss belongs to TRL's trainer": """
             use_bias_correction_kl mask_truncated_completions multi_objective_aggregation router_aux_loss_coef
             label_smoothing_factor
-        """,
-        "the native loop knows a constant entropy_coef only": """
-            use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target
         """,
         "the reference policy is frozen": "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
         "the native sampler takes temperature, top_p, top_k and min_p": """
@@ -139,6 +137,7 @@ NATIVE_ONLY = _by_name(
             seed_grpo_enabled seed_grpo_alpha seed_grpo_alpha_normalize_by_max_entropy
             seed_grpo_length_normalize_logprobs surrogate clip_cov_fraction clip_cov_low clip_cov_high
             kl_cov_fraction kl_cov_coef flow_reward_scale
+            entropy_kl_threshold entropy_kl_gain entropy_kl_trust_zone
         """,
         "TRL's trainer does not read it; export WANDB_PROJECT": "wandb_project",
         "TRL's trainer does not read it; export WANDB_ENTITY": "wandb_entity",

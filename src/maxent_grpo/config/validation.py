@@ -37,6 +37,7 @@ POSITIVE = (
     "sapo_temperature_pos",
     "sapo_temperature_neg",
     "off_policy_mask_threshold",
+    "entropy_kl_threshold",
 )
 NOT_NEGATIVE = (
     "beta",
@@ -71,6 +72,7 @@ NOT_NEGATIVE = (
     "overlong_buffer",
     "overlong_penalty",
     "kl_cov_coef",
+    "entropy_kl_gain",
 )
 ENTROPY_TARGETS = tuple(f"maxent_target_weight_entropy{suffix}" for suffix in ("", "_start", "_final"))
 LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "luspo", "cispo", "sapo", "vespo")

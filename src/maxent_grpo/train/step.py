@@ -54,6 +54,7 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
             step=run.step,
             kl=measured.get("kl"),
             weight_entropy=measured.get("weight_entropy"),
+            entropy=measured.get("entropy"),
             lr_scale=run.learner.learning_rate.factor(run.step - 1),
             weights=weights_of(run, signal) if run.controllers.needs_weights(run.step) else None,
         )
