@@ -71,7 +71,7 @@ def batch_scaled(utilities: Tensor, batch_std: Tensor | None = None) -> Tensor:
 
 
 def rloo(utilities: Tensor) -> Tensor:
-    """``U_i − mean of the other utilities`` (RLOO, Ahmadian et al. 2024, arXiv 2402.14740, eq. 7).
+    """``U_i − mean of the other utilities`` (RLOO, Ahmadian et al. 2024, arXiv 2402.14740).
 
     Leaving a completion out of its own baseline makes the policy gradient unbiased. It is Dr. GRPO's advantage times
     G / (G − 1).
@@ -131,7 +131,7 @@ def pass_at_k(utilities: Tensor, k: int) -> Tensor:
 
 
 def risk_sensitive(utilities: Tensor, sensitivity: float) -> Tensor:
-    """``(e^{βU} / mean(e^{βU}) − 1) / β`` (RS-GRPO, Jiang et al. 2025, arXiv 2509.24261, eq. 6).
+    """``(e^{βU} / mean(e^{βU}) − 1) / β`` (RS-GRPO, Jiang et al. 2025, arXiv 2509.24261).
 
     The policy gradient of ``log E[e^{βU}] / β``, which lies between the mean (β → 0) and the best utility (β → ∞).
     """

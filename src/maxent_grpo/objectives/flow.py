@@ -7,7 +7,7 @@ from torch import Tensor
 def flow_residuals(scores: Tensor, log_target: Tensor, reference_scores: Tensor, weights: Tensor) -> Tensor:
     """How far each completion is from trajectory balance: [P, G] nats per token.
 
-    ``log Ẑ + log π/T − log target − log π_ref/T``. FlowRL (Zhu et al. 2025, arXiv 2509.15207, eq. 9) learns log Z
+    ``log Ẑ + log π/T − log target − log π_ref/T``. FlowRL (Zhu et al. 2025, arXiv 2509.15207) learns log Z
     with a network of its own. Here it is the value that minimises the group's loss, the weighted mean of what it
     balances: the log-partition variance loss of VarGrad (Richter et al. 2020, arXiv 2010.10436) and of trajectory
     balance with asynchrony (Bartoldson et al. 2025, arXiv 2503.18929). Being the minimiser, it passes no gradient.

@@ -26,7 +26,7 @@ def covariance(advantages: Tensor, logps: Tensor, mask: Tensor, group_size: int)
     """``(A − mean A)·(log π − mean log π)``, means over the tokens of the group: [B], [B, T] → [B, T]; 0 at padding.
 
     Its mean is the covariance that drives the entropy of a softmax policy down (Cui et al. 2025, "The entropy
-    mechanism", arXiv 2505.22617, theorem 1, whose covariance is within one prompt, too).
+    mechanism", arXiv 2505.22617, whose covariance is within one prompt, too).
     """
     logps = torch.where(mask, logps.detach(), 0.0)
     spread_out = torch.where(mask, advantages.unsqueeze(1).expand_as(logps), 0.0)
@@ -52,7 +52,7 @@ def largest(values: Tensor, candidates: Tensor, mask: Tensor, group_size: int, s
 def clip_cov(
     cov: Tensor, clipped: Tensor, mask: Tensor, group_size: int, share: float, low: float, high: float
 ) -> Tensor:
-    """Clip-Cov: the tokens to leave without gradient (Cui et al. 2025, arXiv 2505.22617, eq. 10–11).
+    """Clip-Cov: the tokens to leave without gradient (Cui et al. 2025, arXiv 2505.22617).
 
     Candidates have a covariance in (low, high) and are not clipped already. The paper draws among them at random;
     here the largest go, so that a step is a function of its batch.
@@ -67,7 +67,7 @@ def clip_cov(
 
 
 def kl_cov(cov: Tensor, mask: Tensor, group_size: int, share: float) -> Tensor:
-    """KL-Cov: the tokens to hold by a KL, those of largest covariance (Cui et al. 2025, eq. 12–13)."""
+    """KL-Cov: the tokens to hold by a KL, those of largest covariance (Cui et al. 2025)."""
     return largest(cov, mask, mask, group_size, share)
 
 

@@ -10,7 +10,7 @@ def semantic_entropy(clusters: Tensor, scores: Tensor) -> Tensor:
     """Entropy of the answers of each group, completions with the same answer counted as one.
 
     ``H = −Σ_c p_c·log p_c`` with ``p_c = Σ_{i∈c} e^{s_i} / Σ_i e^{s_i}`` (Kuhn et al. 2023, arXiv 2302.09664;
-    Chen et al. 2025, arXiv 2505.12346, section 3.2, who average −log p_c over clusters instead of weighting it).
+    Chen et al. 2025, arXiv 2505.12346, who average −log p_c over clusters instead of weighting it).
     As ``p_c`` is the mass of every member's cluster, the sum over clusters is ``−Σ_i p_i·log p_{c(i)}``.
 
     Args:

@@ -26,7 +26,7 @@ def soft_overlong(lengths: Tensor, max_length: int, buffer: int, penalty: float 
 
 
 def unlikeliness(utilities: Tensor, scores: Tensor, coefficient: float) -> Tensor:
-    """Unlikeliness reward ``U_i·(1 − β_rank·(G − rank_i)/G)`` (He et al. 2025, arXiv 2506.02355, eq. 4).
+    """Unlikeliness reward ``U_i·(1 − β_rank·(G − rank_i)/G)`` (He et al. 2025, arXiv 2506.02355).
 
     rank 0 is the completion of highest probability: of two right answers the rarer earns more, while a utility of
     0 stays 0. Equal scores share the mean of their ranks. A group with equal utilities is left alone, so that it

@@ -19,7 +19,7 @@ def ratio(logps: Tensor, old_logps: Tensor, mask: Tensor, level: RatioLevel) -> 
         mask: [B, T] bool.
         level: ``token``: π/π_old of each token. ``sequence``: the geometric mean over the completion's
             tokens, one number for all of them (GSPO, Zheng et al. 2025, arXiv 2507.18071, eq. 7).
-            ``sequence_token``: that number as value, the gradient of the single token (GSPO-token, eq. 14).
+            ``sequence_token``: that number as value, the gradient of the single token (GSPO-token, in the same paper).
 
     Returns:
         [B, T] for ``token`` (1 at padding) and ``sequence_token``, [B, 1] for ``sequence``.
@@ -67,7 +67,7 @@ def unclipped(ratio: Tensor, advantages: Tensor) -> Tensor:
 def cispo(ratio: Tensor, logps: Tensor, advantages: Tensor, cap: float) -> Tensor:
     """``−sg[min(ρ, cap)]·A·log π``: the weight is clipped, the gradient never (CISPO, MiniMax 2025, arXiv 2506.13585).
 
-    Equation 4 there clips to [1 − ε_low, 1 + ε_high] and sets ε_low so large that it does nothing; as in TRL, ``cap``
+    The paper clips to [1 − ε_low, 1 + ε_high] and sets ε_low so large that it does nothing; as in TRL, ``cap``
     is 1 + ε_high itself (ScaleRL, Khatri et al. 2025, arXiv 2510.13786: 4 to 5).
 
     Args:
