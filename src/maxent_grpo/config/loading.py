@@ -179,7 +179,7 @@ def _log_level(environ: Mapping[str, str]) -> str | None:
 def _settle_command(command: str, merged: Layer, place: str) -> None:
     """Fill ``train_grpo_objective`` as the command implies; refuse settings that contradict the command."""
     training = merged["training"]
-    train_grpo, objective = training.get("train_grpo_objective"), training.get("objective")
+    train_grpo, objective = training.get("train_grpo_objective"), training.get("objective") or ""
     seeded = training.get("info_seed_enabled", False)
     if command == "train-infoseed" and not seeded:
         raise UsageError(f"{place}: train-infoseed requires info_seed_enabled=true")
@@ -187,7 +187,7 @@ def _settle_command(command: str, merged: Layer, place: str) -> None:
         raise UsageError(f"{place}: InfoSeed is not supported for this command; use train-infoseed")
     if not seeded:
         _refuse_set(training, "info_seed_", "InfoSeed", "info_seed_enabled=true", place)
-    named = objective in CATALOG or ":" in (objective or "")
+    named = objective in CATALOG or ":" in objective
     if named and train_grpo is None:
         train_grpo = not find_objective(objective).has_weights
     elif train_grpo is None:

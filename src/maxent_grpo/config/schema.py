@@ -105,6 +105,7 @@ class GRPOConfig(TrainingFields, TRLConfig):
         scale_rewards: Any = "group"
         importance_sampling_level: Any = "token"
         top_entropy_quantile: float = 1.0
+        pass_k: int = 4
         num_generations: int = 8
         max_completion_length: int = 512
         steps_per_generation: int = 1
