@@ -67,6 +67,8 @@ class Batch:
     prompt_of: Tensor | None = (
         None  # [B] int64, the prompt row that each row continues; None: row b continues b // G
     )
+    answer_clusters: Tensor | None = None  # [P, G] int64, equal within a group where the answers are
+    mode_counts: Tensor | None = None  # [P] int64, distinct right answers of each prompt, at least 1
 
     @property
     def group_size(self) -> int:
@@ -117,6 +119,9 @@ class Batch:
         for name in ("completion_ids", "completion_mask", "behaviour_logps", "reference_logps", "old_logps"):
             value = getattr(self, name)
             picked[name] = None if value is None else value[rows, :width]
+        for name in ("answer_clusters", "mode_counts"):
+            value = getattr(self, name)
+            picked[name] = None if value is None else value[picked_groups]
         return replace(self, **picked)
 
     def split(self, groups: int) -> Iterator["Batch"]:
@@ -145,6 +150,9 @@ class Knobs:
 
     tau: float  # weight of the candidate entropy, ≥ 0
     beta: float  # weight of the reference policy, ≥ 0
+    entropy_coef: float | None = (
+        None  # weight of the token entropy where it adapts; None: the objective's own
+    )
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,7 @@ class Signal:
     reference_scores: Tensor | None = (
         None  # [P, G], reference log-prob of each completion as the weights read it
     )
+    tau_factor: Tensor | None = None  # [P, 1], what τ is multiplied by for each group; None: by 1
 
     def select(self, groups: Sequence[int]) -> "Signal":
         """The part that belongs to ``Batch.select(groups)``."""

@@ -5,10 +5,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from maxent_grpo.config.schema import MAXENT_SETTINGS, OBJECTIVE_SETTINGS, GRPOConfig
+from maxent_grpo.config.schema import MAXENT_SETTINGS, OBJECTIVE_SETTINGS, SAME_AS_TRL, GRPOConfig
+from maxent_grpo.controllers.entropy import EntropySettings
 from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
 from maxent_grpo.errors import UsageError
-from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec
+from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
 
 META_KEYS = {
     "enabled": "controller_meta_enabled",
@@ -44,6 +45,20 @@ CONTROLLER_KEYS = {
 """`ControllerSettings` field → setting."""
 
 
+ENTROPY_KEYS = {
+    "adaptive": "use_adaptive_entropy",
+    "coef": "entropy_coef",
+    "coef_min": "entropy_coef_min",
+    "coef_max": "entropy_coef_max",
+    "coef_delta": "entropy_coef_delta",
+    "target": "entropy_target",
+    "kl_threshold": "entropy_kl_threshold",
+    "kl_gain": "entropy_kl_gain",
+    "kl_trust_zone": "entropy_kl_trust_zone",
+}
+"""`EntropySettings` field → setting."""
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """How prompts become optimiser steps. A rollout is sampled at once and serves one or more steps."""
@@ -54,6 +69,8 @@ class BatchPlan:
     updates_per_rollout: int  # optimiser steps that one pass over a rollout takes
     num_iterations: int  # passes over each rollout
     micro_tokens: int | None = None  # real tokens in one forward and backward pass, instead of `micro_groups`
+    dynamic_sampling: bool = False  # whether groups with equal utilities are replaced before a step
+    sampling_rounds: int = 1  # how often prompts may be drawn for one rollout
 
     @property
     def on_policy(self) -> bool:
@@ -92,18 +109,23 @@ def batch_plan(training: GRPOConfig, world_size: int) -> BatchPlan:
         micro_tokens=training.micro_batch_tokens,
         updates_per_rollout=updates,
         num_iterations=training.num_iterations,
+        dynamic_sampling=training.dynamic_sampling,
+        sampling_rounds=training.dynamic_sampling_max_rounds if training.dynamic_sampling else 1,
     )
 
 
 def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
     """What the steps optimise. Raises `UsageError` on settings that contradict each other."""
-    entry = CATALOG[training.objective]
-    numbers = {key: getattr(training, key) for key in OBJECTIVE_SETTINGS}
+    entry = find_objective(training.objective)
+    given = {key: getattr(training, key) for key in OBJECTIVE_SETTINGS}
+    numbers = {key: value for key, value in given.items() if value is not None}
+    numbers |= {key: getattr(training, key) for key in SAME_AS_TRL}
     numbers |= {
         "entropy_coef": training.entropy_coef,
+        "adaptive_entropy": training.use_adaptive_entropy,
         "behaviour_kl_coef": training.behaviour_kl_coef,
         "tis_cap": training.tis_cap,
-        "log_reference_kl": training.log_reference_kl,
+        "log_reference_kl": training.log_reference_kl or training.entropy_kl_threshold is not None,
         "max_completion_length": training.max_completion_length,
     }
     if entry.has_weights:
@@ -122,7 +144,10 @@ def controller_settings(training: GRPOConfig, total_steps: int) -> ControllerSet
     meta = {name: getattr(training, key) for name, key in META_KEYS.items()}
     numbers = {name: getattr(training, key) for name, key in CONTROLLER_KEYS.items()}
     numbers["lr_warmup_steps"] = warmup_steps(training, total_steps)
-    return _as_usage_error(lambda: ControllerSettings(**numbers, meta=MetaSettings(**meta)))
+    entropy = {name: getattr(training, key) for name, key in ENTROPY_KEYS.items()}
+    return _as_usage_error(
+        lambda: ControllerSettings(**numbers, meta=MetaSettings(**meta), entropy=EntropySettings(**entropy))
+    )
 
 
 def warmup_steps(training: GRPOConfig, total_steps: int) -> int:
@@ -136,6 +161,7 @@ def _as_usage_error(build: Callable[[], ControllerSettings]) -> ControllerSettin
         return build()
     except ValueError as error:
         names = {f"meta.{name}": key for name, key in META_KEYS.items()} | CONTROLLER_KEYS
+        names |= {f"entropy.{name}": key for name, key in ENTROPY_KEYS.items()}
         pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
         message = re.sub(rf"(?<![\w.])({pattern})(?![\w.])", lambda match: names[match.group()], str(error))
         raise UsageError(re.sub(r"^meta is", "controller_meta_enabled is true:", message)) from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from maxent_grpo.controllers.beta import next_beta
+from maxent_grpo.controllers.entropy import EntropyState, after, applied_coef
 from maxent_grpo.controllers.meta import Potential, WeightsOf, meta_update
 from maxent_grpo.controllers.settings import ControllerSettings
 from maxent_grpo.controllers.snapshot import ControllerState, from_json, from_numbers, to_json, to_numbers
@@ -30,6 +31,7 @@ CONTROLLER_METRICS: dict[str, str] = {
     "kl_controller/target": "its KL target, nats",
     "kl_controller/horizon": "its horizon, optimiser steps",
     "kl_controller/step_size": "bound on its relative KL error",
+    "entropy_coef": "coefficient of the token-entropy bonus that the step used, where a controller sets it",
     "controller/skipped": "values of this step that were not finite and therefore moved nothing",
     "meta/enabled": "1 if the meta-controller runs, else 0",
     "meta/lr": "its learning rate before the schedule",
@@ -55,12 +57,15 @@ class Measurement:
     weight_entropy: float | None  # nats; None where the objective has no weights
     lr_scale: float  # learning rate now / base learning rate
     weights: WeightsOf | None = None  # of the step's groups, captured tensors made outside inference mode
+    entropy: float | None = None  # mean token entropy of the policy, nats; None where the step measured none
 
     def without_non_finite(self) -> tuple["Measurement", int]:
         """The measurement with None for what is NaN or infinite, and how often that was."""
         kl, weight_entropy = _finite(self.kl), _finite(self.weight_entropy)
         dropped = (kl is None) - (self.kl is None) + (weight_entropy is None) - (self.weight_entropy is None)
-        return replace(self, kl=kl, weight_entropy=weight_entropy), dropped
+        entropy = _finite(self.entropy)
+        dropped += (entropy is None) - (self.entropy is None)
+        return replace(self, kl=kl, weight_entropy=weight_entropy, entropy=entropy), dropped
 
 
 def _finite(value: float | None) -> float | None:
@@ -76,11 +81,14 @@ class Controllers:
 
     @classmethod
     def start(cls, settings: ControllerSettings) -> "Controllers":
-        return cls(settings, ControllerState(tau=settings.tau, beta=settings.beta))
+        entropy = EntropyState(settings.entropy.coef) if settings.entropy.enabled else None
+        return cls(settings, ControllerState(tau=settings.tau, beta=settings.beta, entropy=entropy))
 
     def knobs(self) -> Knobs:
-        """τ and β for the next step."""
-        return Knobs(tau=self.state.tau, beta=self.state.beta)
+        """τ, β and the entropy coefficient for the next step."""
+        entropy = self.state.entropy
+        coef = None if entropy is None else applied_coef(entropy, self.settings.entropy)
+        return Knobs(tau=self.state.tau, beta=self.state.beta, entropy_coef=coef)
 
     def needs_weights(self, step: int) -> bool:
         """Whether the update after ``step`` differentiates the weights of an objective that has them."""
@@ -98,6 +106,9 @@ class Controllers:
         state = self.state
         if seen.weight_entropy is not None:
             state = replace(state, entropy_ema=next_ema(state.entropy_ema, seen.weight_entropy))
+        if state.entropy is not None:
+            entropy = after(state.entropy, seen.entropy, seen.kl, self.settings.entropy)
+            state = replace(state, entropy=entropy)
         metrics: dict[str, float] = {}
         if self.settings.meta.enabled:
             state, metrics, meta_skipped = self._meta_updated(state, seen)
@@ -179,6 +190,9 @@ class Controllers:
             "kl_controller/enabled": float(s.adapts_beta),
             "meta/enabled": float(s.meta.enabled),
         }
+        coef = self.knobs().entropy_coef
+        if coef is not None:
+            metrics["entropy_coef"] = coef
         if before.tau_log is not None:
             metrics["tau_log"] = before.tau_log
         if after.entropy_ema is not None:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
+from maxent_grpo.controllers.entropy import EntropySettings
+
 METHOD_ALIASES = {
     "analytic_grad": "analytic",
     "potential": "analytic",
@@ -96,6 +98,7 @@ class ControllerSettings:
     tau_warmup_steps: int = -1  # τ is held for so many steps; -1: for lr_warmup_steps
     lr_warmup_steps: int = 0
     meta: MetaSettings = field(default_factory=MetaSettings)
+    entropy: EntropySettings = field(default_factory=EntropySettings)
 
     def __post_init__(self) -> None:
         names = ("tau", "beta", "kl_target", "kl_horizon", "kl_ctl_step_size", "tau_lr", "tau_min", "tau_max")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from maxent_grpo.controllers.entropy import EntropyState
 from maxent_grpo.controllers.meta import MetaState
 from maxent_grpo.controllers.meta_optimizer import Moments
 from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
@@ -32,6 +33,7 @@ class ControllerState:
     tau_log: float | None = None  # what the τ controller integrates; derived from tau where not given
     entropy_ema: float | None = None  # nats; None until an entropy was measured
     meta: MetaState = field(default_factory=MetaState)
+    entropy: EntropyState | None = None  # None where the coefficient of the token entropy is constant
 
     def __post_init__(self) -> None:
         if self.tau_log is None:
@@ -50,6 +52,8 @@ def to_json(state: ControllerState, meta: MetaSettings) -> dict[str, Any]:
         "tau_log": state.tau_log,
         "tau_entropy_ema": state.entropy_ema,
     }
+    if state.entropy is not None:
+        plain["entropy"] = asdict(state.entropy)
     if meta.enabled:
         controller = {key: getattr(meta, name) for key, name in SETTING_KEYS.items()}
         controller["last_tau_grad"] = state.meta.last_tau_grad
@@ -76,6 +80,8 @@ def from_json(
             _number(plain, "tau_entropy_ema", source) if plain.get("tau_entropy_ema") is not None else None
         ),
     )
+    if settings.entropy.enabled:
+        state = replace(state, entropy=_entropy_from_json(plain, settings, source))
     try:
         settings.refuse_stuck(tau, beta)
     except ValueError as error:
@@ -84,6 +90,18 @@ def from_json(
         return state, settings.meta
     memory, meta = _meta_from_json(_block(plain, "meta", source), f"{source}: meta")
     return replace(state, meta=memory), meta
+
+
+def _entropy_from_json(plain: dict[str, Any], settings: ControllerSettings, source: str) -> EntropyState:
+    """The saved state; the start where a run without the controller saved none."""
+    if "entropy" not in plain:
+        return EntropyState(settings.entropy.coef)
+    block = _block(plain, "entropy", source)
+    last = {
+        name: None if block.get(name) is None else _number(block, name, f"{source}: entropy")
+        for name in ("entropy", "kl")
+    }
+    return EntropyState(_number(block, "coef", f"{source}: entropy", least=0.0), **last)
 
 
 def _meta_from_json(block: dict[str, Any], source: str) -> tuple[MetaState, MetaSettings]:
@@ -146,16 +164,22 @@ def to_numbers(state: ControllerState) -> list[float]:
     numbers += [state.meta.last_tau_grad, state.meta.last_beta_grad]
     for moments in (state.meta.tau_moments, state.meta.beta_moments):
         numbers += [moments.first, moments.second, float(moments.count)]
+    entropy = state.entropy
+    for optional in (None, None, None) if entropy is None else (entropy.coef, entropy.entropy, entropy.kl):
+        numbers += [0.0, 0.0] if optional is None else [1.0, optional]
     return numbers
 
 
 def from_numbers(numbers: Sequence[float]) -> ControllerState:
     """The inverse of `to_numbers`. Raises ``ValueError`` on another length."""
-    tau, beta, has_log, tau_log, has_ema, ema, tau_grad, beta_grad, t1, t2, tn, b1, b2, bn = numbers
+    *head, has_coef, coef, has_entropy, entropy, has_kl, kl = numbers
+    tau, beta, has_log, tau_log, has_ema, ema, tau_grad, beta_grad, t1, t2, tn, b1, b2, bn = head
+    last = EntropyState(coef, entropy if has_entropy else None, kl if has_kl else None)
     return ControllerState(
         tau=tau,
         beta=beta,
         tau_log=tau_log if has_log else None,
         entropy_ema=ema if has_ema else None,
         meta=MetaState(tau_grad, beta_grad, Moments(t1, t2, int(tn)), Moments(b1, b2, int(bn))),
+        entropy=last if has_coef else None,
     )

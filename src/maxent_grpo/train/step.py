@@ -28,7 +28,9 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
     Signals come from whole groups and denominators from the whole optimiser batch, so the gradient depends neither
     on the micro-batch size, nor on padding, nor on the number of ranks.
     """
-    batch = collate(groups, pad_id=run.pad_id, on_policy=run.plan.on_policy).to(run.learner.device)
+    answers = run.objective.spec.needs_answers
+    batch = collate(groups, pad_id=run.pad_id, on_policy=run.plan.on_policy, answers=answers)
+    batch = batch.to(run.learner.device)
     if run.reference is not None:
         batch = with_reference(batch, run.reference, run.learner, run.plan)
     knobs = run.controllers.knobs()  # τ and β of this step
@@ -58,6 +60,7 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
             step=run.step,
             kl=measured.get("kl"),
             weight_entropy=measured.get("weight_entropy"),
+            entropy=measured.get("entropy"),
             lr_scale=run.learner.learning_rate.factor(run.step - 1),
             weights=weights_of(run, signal) if run.controllers.needs_weights(run.step) else None,
         )
