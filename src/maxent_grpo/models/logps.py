@@ -5,6 +5,9 @@ cache is expanded over the group, and only the completions run G times. Gradient
 result equals the plain forward (`plain_logits`) up to rounding. What was left out: nothing is approximated.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -14,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from maxent_grpo.types import Batch, Forward
 
 EntropyMode = Literal["none", "measure", "differentiate"]
+Pooling = Literal["none", "mean", "last"]
 
 
 def completion_logps(
@@ -23,14 +27,47 @@ def completion_logps(
     temperature: float,
     entropy: EntropyMode = "none",
     shared_prefix: bool = True,
+    pool: Pooling = "none",
 ) -> Forward:
     """Log-probs of the completion tokens, and the entropy of each next-token distribution if asked.
 
     ``temperature`` divides the logits, as in sampling, so that a policy's log-probs are those it samples from.
     ``entropy`` "measure" computes it without gradient. Padding positions hold 0.
+
+    ``pool`` asks for one vector per completion: of the last hidden states that predict its tokens (those before the
+    LM head), the "mean" or the "last", with gradient.
     """
-    logits = shared_prefix_logits(model, batch) if shared_prefix else plain_logits(model, batch)
-    return from_logits(logits.float() / temperature, batch.completion_ids, batch.completion_mask, entropy)
+    with recorded_states(model) as states:
+        logits = shared_prefix_logits(model, batch) if shared_prefix else plain_logits(model, batch)
+    forward = from_logits(logits.float() / temperature, batch.completion_ids, batch.completion_mask, entropy)
+    if pool == "none":
+        return forward
+    hidden = (
+        torch.cat([states[0][batch.prompt_rows], *states[1:]], dim=1) if shared_prefix else states[0][:, :-1]
+    )
+    return replace(forward, pooled=pooled_states(hidden, batch.completion_mask, pool))
+
+
+def pooled_states(hidden: Tensor, mask: Tensor, pool: Pooling) -> Tensor:
+    """The mean or the last of each row's states where ``mask`` [B, T] is true: [B, T, D] → [B, D]."""
+    if pool == "last":
+        last = (mask.sum(dim=1) - 1).clamp(min=0)
+        return hidden[torch.arange(len(last), device=last.device), last]
+    kept = torch.where(mask.unsqueeze(2), hidden, 0.0)
+    return kept.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+@contextmanager
+def recorded_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Collects what the LM head reads, [rows, tokens, D], one tensor per pass of the model."""
+    states: list[Tensor] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _module, inputs: states.append(inputs[0])
+    )
+    try:
+        yield states
+    finally:
+        handle.remove()
 
 
 def from_logits(logits: Tensor, ids: Tensor, mask: Tensor, entropy: EntropyMode) -> Forward:

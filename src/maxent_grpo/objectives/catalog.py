@@ -17,6 +17,7 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives import advantages as advantage
 from maxent_grpo.objectives import surrogates
 from maxent_grpo.objectives.corrections import truncated_importance
+from maxent_grpo.objectives.infoseed import InfoSeedSpec, seed_term
 from maxent_grpo.objectives.metrics import (
     METRIC_DEFINITIONS,
     correction_metrics,
@@ -101,6 +102,8 @@ class ObjectiveSpec:
     Its target is uniform and says nothing about the task: the loss would only pull the policy's distribution
     over the group towards the uniform one (β = 0) or towards a flattened reference (β > 0). The denominators
     count the group all the same, as do the statistics of the weights."""
+    info_seed: InfoSeedSpec | None = None
+    """What InfoSeed adds, on batches with seeded completions. None: nothing."""
 
     def __post_init__(self) -> None:
         if self.tis_cap is not None and self.policy_loss in ("listwise", "likelihood"):
@@ -215,6 +218,10 @@ class Objective:
         behaviour, behaviour_metrics = self._behaviour_term(forward, batch, denominators)
         entropy, entropy_metrics = self._entropy_term(forward, batch, denominators)
         loss = policy + reference + behaviour + entropy
+        if self.spec.info_seed is not None:
+            seed, seed_metrics = seed_term(self.spec.info_seed, forward, batch, signal, denominators)
+            loss = loss + seed
+            metrics |= seed_metrics
         metrics |= {"loss": sum_stat(loss), "loss/policy": sum_stat(policy)}
         return loss, metrics | reference_metrics | behaviour_metrics | entropy_metrics
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl.trainer.utils import disable_dropout_in_model
 
@@ -15,6 +16,7 @@ from maxent_grpo.controllers.controller import Controllers
 from maxent_grpo.controllers.state_file import read_state
 from maxent_grpo.data.mixture import load_mixture
 from maxent_grpo.data.prompts import PromptSettings, build_prompts
+from maxent_grpo.data.seeds import SeedPrompts
 from maxent_grpo.data.sources import load_rows
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import UsageError
@@ -60,7 +62,9 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
     plan = batch_plan(training, accelerator.num_processes)
     cadence = make_cadence(config, plan, len(prompts))
     sampling = sampling_settings(config, training.num_generations)
-    evaluation = make_evaluation(config, evaluation_prompts(config, given, tokenizer), scorer)
+    held_out = evaluation_prompts(config, given, tokenizer)
+    seeds = make_seeds(config, tokenizer, prompts, config.script.dataset_prompt_column)
+    evaluation = make_evaluation(config, held_out, scorer, tokenizer)
 
     torch.manual_seed(integer_seed(training.seed, "model"))
     model = (given.model if given.model is not None else load_policy(source)).to(accelerator.device)
@@ -85,6 +89,7 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
         meter=Meter(accelerator),
         evaluation=evaluation,
         controllers=controllers,
+        seeds=seeds,
     )
 
 
@@ -154,7 +159,9 @@ def evaluation_prompts(
     return build_prompts(rows, tokenizer, prompt_settings(config, *columns))
 
 
-def make_evaluation(config: RunConfig, prompts: list[Prompt] | None, scorer: Scorer) -> Evaluation | None:
+def make_evaluation(
+    config: RunConfig, prompts: list[Prompt] | None, scorer: Scorer, tokenizer: PreTrainedTokenizerBase
+) -> Evaluation | None:
     if prompts is None:
         return None
     k = config.training.num_generations_eval or config.training.num_generations
@@ -163,7 +170,26 @@ def make_evaluation(config: RunConfig, prompts: list[Prompt] | None, scorer: Sco
         sampling=sampling_settings(config, k),
         scorer=scorer,
         prompts_per_batch=max(1, config.training.per_device_eval_batch_size // k),
+        seeds=make_seeds(
+            config,
+            tokenizer,
+            prompts,
+            config.script.eval_dataset_prompt_column or config.script.dataset_prompt_column,
+        ),
     )
+
+
+def make_seeds(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], prompt_column: str
+) -> SeedPrompts | None:
+    """What makes InfoSeed's variants of ``prompts``; None without InfoSeed."""
+    training = config.training
+    if not training.info_seed_enabled:
+        return None
+    settings = prompt_settings(config, prompt_column, config.script.dataset_solution_column)
+    seeds = SeedPrompts(training.info_seed_prompt_template, training.info_seed_num_seeds, tokenizer, settings)
+    seeds.check(prompts)
+    return seeds
 
 
 def prompt_settings(config: RunConfig, prompt_column: str, solution_column: str) -> PromptSettings:
@@ -255,9 +281,10 @@ def make_learner(
 ) -> Learner:
     training = config.training
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+    seed_head = make_seed_head(config, model)
     return Learner(
         model=model,
-        optimizer=make_optimizer(model, optimizer_class, options, training.weight_decay),
+        optimizer=make_optimizer(model, optimizer_class, options, training.weight_decay, seed_head),
         learning_rate=LearningRate(
             base=training.learning_rate,
             name=str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)),
@@ -271,7 +298,19 @@ def make_learner(
         max_completion_length=training.max_completion_length,
         differentiate_entropy=training.entropy_coef != 0,
         shared_prefix=not training.activation_checkpointing,
+        pool=training.info_seed_pooling if training.info_seed_enabled else "none",
+        seed_head=seed_head,
     )
+
+
+def make_seed_head(config: RunConfig, model: PreTrainedModel) -> nn.Linear | None:
+    """The classifier of pooled states that ``info_seed_loss_type=ce`` trains; None where nothing reads it."""
+    training = config.training
+    if not (training.info_seed_enabled and training.info_seed_loss_type == "ce"):
+        return None
+    torch.manual_seed(integer_seed(training.seed, "seed head"))
+    width = model.get_output_embeddings().in_features
+    return nn.Linear(width, training.info_seed_num_seeds, device=model.device)
 
 
 def run_header(config: RunConfig) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """The learner: the one place that holds the policy's parameters, their gradients and their optimiser."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from maxent_grpo.models.logps import completion_logps
+from maxent_grpo.models.logps import EntropyMode, Pooling, completion_logps
 from maxent_grpo.train.schedule import LearningRate
 from maxent_grpo.types import Batch, Denominators, Forward, Signal
 
@@ -36,11 +36,21 @@ class Learner:
     max_completion_length: int
     differentiate_entropy: bool
     shared_prefix: bool
+    pool: Pooling = "none"  # how completions' hidden states become one vector, where the objective reads it
+    seed_head: nn.Linear | None = (
+        None  # InfoSeed's classifier of pooled states: trained here, no part of the policy
+    )
     _loss_is_finite: bool = field(default=True, init=False)
 
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All that is trained."""
+        yield from self.model.parameters()
+        if self.seed_head is not None:
+            yield from self.seed_head.parameters()
 
     def denominators(self, batch: Batch) -> Denominators:
         """Counts over all ranks: what every micro-batch's loss is divided by."""
@@ -50,14 +60,32 @@ class Learner:
         return Denominators(groups, sequences, tokens, self.max_completion_length)
 
     def forward(self, batch: Batch) -> Forward:
-        """The policy's log-probs of the batch's completion tokens, with gradient, and their entropy."""
+        """The policy's view of the batch's completions, with gradient: log-probs, entropy, and what InfoSeed reads."""
+        forward = self._completions(batch, "differentiate" if self.differentiate_entropy else "measure")
+        if self.seed_head is None or forward.pooled is None:
+            return forward
+        return replace(forward, seed_logits=self.seed_head(forward.pooled.to(self.seed_head.weight.dtype)))
+
+    @torch.no_grad()
+    def pooled(self, batch: Batch, micro_groups: int) -> Tensor:
+        """The pooled states [B, D] of a whole batch, bit for bit those of `forward` on its micro-batches.
+
+        The generators of dropout are put back, so that the forwards that follow drop the same units.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            parts = [self._completions(micro, "none").pooled for micro in batch.split(micro_groups)]
+        return torch.cat([part for part in parts if part is not None])
+
+    def _completions(self, batch: Batch, entropy: EntropyMode) -> Forward:
         with self.accelerator.autocast():
             return completion_logps(
                 self.model,
                 batch,
                 temperature=self.temperature,
-                entropy="differentiate" if self.differentiate_entropy else "measure",
+                entropy=entropy,
                 shared_prefix=self.shared_prefix,
+                pool=self.pool,
             )
 
     def backward(self, loss: Tensor) -> None:
@@ -85,7 +113,8 @@ class Learner:
 
         A non-finite loss or gradient steps nothing: parameters and optimiser state stay as they were.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or float("inf"))
+        self._average_head_gradient()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or float("inf"))
         applied = self._loss_is_finite and bool(torch.isfinite(norm))
         rate = self.learning_rate.base * self.learning_rate.factor(step)
         if applied:
@@ -96,6 +125,13 @@ class Learner:
         self._loss_is_finite = True
         metrics = {"learning_rate": rate, "update_skipped": float(not applied)}
         return Update(applied, metrics | ({"grad_norm": float(norm)} if bool(torch.isfinite(norm)) else {}))
+
+    def _average_head_gradient(self) -> None:
+        """Average the seed head's gradients over ranks, as the policy's are in its backward pass."""
+        if self.seed_head is not None:
+            for parameter in self.seed_head.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
 
 
 @torch.no_grad()
@@ -111,10 +147,15 @@ def with_reference(batch: Batch, reference: PreTrainedModel, learner: Learner, m
 
 
 def make_optimizer(
-    model: PreTrainedModel, optimizer_class: type[Optimizer], options: dict, weight_decay: float
+    model: PreTrainedModel,
+    optimizer_class: type[Optimizer],
+    options: dict,
+    weight_decay: float,
+    seed_head: nn.Linear | None = None,
 ) -> Optimizer:
     """An optimiser that decays matrices and leaves vectors (norms and biases) alone."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    head = [] if seed_head is None else list(seed_head.parameters())
+    trained = [p for p in [*model.parameters(), *head] if p.requires_grad]
     return optimizer_class(
         [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},

@@ -8,6 +8,7 @@ from torch import Tensor
 from maxent_grpo.controllers.controller import Measurement
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.learner import with_reference
+from maxent_grpo.train.seeds import seed_metrics, with_contrast
 from maxent_grpo.train.state import Run
 from maxent_grpo.types import Group, Signal
 
@@ -32,14 +33,18 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
     knobs = run.controllers.knobs()  # τ and β of this step
     signal, metrics = run.objective.signal(batch, knobs)  # advantages, weights: whole groups, no gradient
     run.meter.add(metrics)
+    signal = with_contrast(run, batch, signal)  # InfoSeed: what its loss needs of the whole batch
 
     denominators = run.learner.denominators(batch)
+    pooled = []
     micro_batches = zip(batch.split(run.plan.micro_groups), signal.split(run.plan.micro_groups), strict=True)
     for micro, micro_signal in micro_batches:
         forward = run.learner.forward(micro)
         loss, metrics = run.objective.loss(forward, micro, micro_signal, knobs, denominators)
         run.learner.backward(loss)
         run.meter.add(metrics)
+        pooled.append(forward.pooled)
+    run.meter.add(seed_metrics(run, batch, pooled))
     update = run.learner.update(run.step)
 
     measured = run.meter.reduced()  # over micro-batches and ranks
