@@ -1,7 +1,11 @@
 """InfoSeed through the whole step: gradients that reach the policy, whatever the split, and an exact resume."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -230,6 +234,30 @@ def test_evaluation_asks_with_every_seed(configure, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "completions.jsonl").read_text().splitlines()]
     assert [row["seed_id"] for row in rows[:7]] == [-1, -1, -1, -1, 0, 1, 2]
     assert all(("[seed=2]" in row["prompt"]) == (row["seed_id"] == 2) for row in rows)
+
+
+@pytest.mark.slow
+def test_two_ranks_contrast_as_one(tmp_path):
+    program = str(Path(__file__).with_name("two_ranks_contrast.py"))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--standalone",
+            program,
+            str(tmp_path),
+        ],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {p.name for p in tmp_path.iterdir()} == {"rank-0", "rank-1"}
 
 
 def test_it_trains_from_python(policy, tokenizer, tmp_path):
