@@ -104,6 +104,13 @@ def test_the_gradient_does_not_depend_on_the_shared_prefix(make_run):
     assert (moved(run) - expected).norm() <= 1e-6 * expected.norm()
 
 
+def test_the_gradient_is_the_same_under_activation_checkpointing(make_run):
+    expected = moved(make_run())
+    run = make_run(gradient_checkpointing=True)
+    assert not run.learner.shared_prefix
+    assert (moved(run, micro_groups=1) - expected).norm() <= 1e-6 * expected.norm()
+
+
 @pytest.mark.parametrize(
     "term",
     [

@@ -190,7 +190,8 @@ def seed_distances(states: Tensor) -> Tensor:
     seeds = states.shape[1]
     directions = _directions(states)
     above = torch.triu_indices(seeds, seeds, offset=1, device=states.device)
-    return (directions[:, above[0]] - directions[:, above[1]]).norm(dim=2).mean(dim=1)
+    distances: Tensor = (directions[:, above[0]] - directions[:, above[1]]).norm(dim=2)
+    return distances.mean(dim=1)
 
 
 @torch.no_grad()
