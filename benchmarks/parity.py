@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maxent_grpo.models.logps import from_logits
+from maxent_grpo.models.lm_head import EntropyMode, logps_of_logits
 from maxent_grpo.objectives.catalog import CATALOG, Objective, ObjectiveSpec
 from maxent_grpo.types import Batch, Denominators, Forward, Knobs, Metrics, Signal
 
@@ -38,15 +38,23 @@ class Case:
 
     @property
     def forward(self) -> Forward:
-        return from_logits(
-            self.logits, self.batch.completion_ids, self.batch.completion_mask, "differentiate"
-        )
+        return forward_of(self.logits, self.batch.completion_ids, self.batch.completion_mask, "differentiate")
 
     @property
     def denominators(self) -> Denominators:
         batch = self.batch
         groups, size = batch.utilities.shape
         return Denominators(groups, groups * size, float(batch.completion_mask.sum()), MAX_LENGTH)
+
+
+def forward_of(logits: Tensor, ids: Tensor, mask: Tensor, entropy: EntropyMode) -> Forward:
+    """Log-probs of ``ids`` [B, T] (and entropies) under ``logits`` [B, T, V]; 0 where ``mask`` is false."""
+    logps, entropies = logps_of_logits(logits.flatten(0, 1), ids.flatten(), 1.0, entropy)
+    zero = logps.new_zeros(())
+    return Forward(
+        torch.where(mask, logps.view_as(ids), zero),
+        None if entropies is None else torch.where(mask, entropies.view_as(ids), zero),
+    )
 
 
 def make_case(on_policy: bool = False, groups: int = GROUPS, seed: int = 6) -> Case:
@@ -63,7 +71,7 @@ def make_case(on_policy: bool = False, groups: int = GROUPS, seed: int = 6) -> C
 
     def logps_near(scale: float) -> Tensor:
         noise = scale * torch.randn(rows, width, VOCABULARY, generator=draw)
-        return from_logits(logits.detach() + noise, ids, mask, "none").logps
+        return forward_of(logits.detach() + noise, ids, mask, "none").logps
 
     utilities = torch.randint(0, 3, (groups, GROUP_SIZE), generator=draw) / 2.0
     utilities[0] = torch.arange(GROUP_SIZE)

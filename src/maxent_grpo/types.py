@@ -1,8 +1,9 @@
 """What flows through a step: prompt → rollout → group → batch → forward, and the statistics that it leaves.
 
-Shape legend, used in every signature and docstring: ``P`` prompts, ``G`` completions per prompt (the group size),
+Shape legend, used in every signature and docstring: ``P`` prompts, ``G`` completions per prompt (the group size;
+where InfoSeed adds S seeded completions to a group, they are its last S rows and G counts them),
 ``B = P·G`` rows (row ``p·G + g`` is completion ``g`` of prompt ``p``), ``L`` prompt tokens, ``T`` completion tokens,
-``V`` vocabulary. Log-probs are natural logarithms and entropies are in nats.
+``V`` vocabulary, ``D`` hidden size. Log-probs are natural logarithms and entropies are in nats.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +23,17 @@ class Prompt:
     token_ids: tuple[int, ...]
     columns: Mapping[str, Any]  # the dataset row, handed to reward functions by column name
     epoch: int = 0  # how often the stream had run through the dataset before this draw
+    seed_id: int = (
+        -1
+    )  # InfoSeed: the seed of this variant of the dataset's prompt; −1: it is the prompt itself
     messages: Sequence[Mapping[str, Any]] | None = (
         None  # the chat, where the dataset gave one instead of a text
     )
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """What tells its draws from those of every other prompt."""
+        return (self.epoch, self.index) if self.seed_id < 0 else (self.epoch, self.index, self.seed_id)
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,14 @@ class Rollout:
     texts: tuple[str, ...]
     finish_reasons: tuple[Literal["stop", "length"], ...]
     policy_version: int  # optimiser steps behind the weights that sampled
+    seed_prompts: tuple[
+        Prompt, ...
+    ] = ()  # InfoSeed: the variants that the last S completions continue, one each
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """What each completion continues: ``prompt``, or a seeded variant of it."""
+        return (self.prompt,) * (len(self.texts) - len(self.seed_prompts)) + self.seed_prompts
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,22 @@ class Group:
     rollout: Rollout
     rewards: Mapping[str, tuple[float, ...]]  # reward function → G scores; NaN where it gave none
     utilities: tuple[float, ...]  # G weighted sums of the rewards: always finite
+
+    def originals(self) -> "Group":
+        """The group without its seeded completions."""
+        rollout, kept = self.rollout, len(self.utilities) - len(self.rollout.seed_prompts)
+        return Group(
+            rollout=replace(
+                rollout,
+                token_ids=rollout.token_ids[:kept],
+                logps=rollout.logps[:kept],
+                texts=rollout.texts[:kept],
+                finish_reasons=rollout.finish_reasons[:kept],
+                seed_prompts=(),
+            ),
+            rewards={name: scores[:kept] for name, scores in self.rewards.items()},
+            utilities=self.utilities[:kept],
+        )
 
 
 @dataclass(frozen=True)
@@ -66,6 +99,9 @@ class Batch:
     )
     prompt_of: Tensor | None = (
         None  # [B] int64, the prompt row that each row continues; None: row b continues b // G
+    )
+    seed_ids: Tensor | None = (
+        None  # [B] int64, the seed that each row's prompt carries, −1 for none; None: no seeds
     )
     answer_clusters: Tensor | None = None  # [P, G] int64, equal within a group where the answers are
     mode_counts: Tensor | None = None  # [P] int64, distinct right answers of each prompt, at least 1
@@ -119,6 +155,7 @@ class Batch:
         for name in ("completion_ids", "completion_mask", "behaviour_logps", "reference_logps", "old_logps"):
             value = getattr(self, name)
             picked[name] = None if value is None else value[rows, :width]
+        picked["seed_ids"] = None if self.seed_ids is None else self.seed_ids[rows]
         for name in ("answer_clusters", "mode_counts"):
             value = getattr(self, name)
             picked[name] = None if value is None else value[picked_groups]
@@ -166,6 +203,10 @@ class Signal:
         None  # [P, G], reference log-prob of each completion as the weights read it
     )
     tau_factor: Tensor | None = None  # [P, 1], what τ is multiplied by for each group; None: by 1
+    contrast_losses: Tensor | None = (
+        None  # [P, G] shares of a contrastive loss over the whole optimiser batch
+    )
+    contrast_gradient: Tensor | None = None  # [P, G, D] its gradient in the completions' pooled states
 
     def select(self, groups: Sequence[int]) -> "Signal":
         """The part that belongs to ``Batch.select(groups)``."""
@@ -186,6 +227,7 @@ class Forward:
     logps: Tensor  # [B, T] log-prob of each completion token at the sampling temperature
     entropy: Tensor | None = None  # [B, T] exact entropy of each next-token distribution
     pooled: Tensor | None = None  # [B, D] last hidden states of the completion tokens, pooled per completion
+    seed_logits: Tensor | None = None  # [B, S] of the seed head, where there is one
 
 
 @dataclass(frozen=True)

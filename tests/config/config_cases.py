@@ -16,7 +16,12 @@ BASE = {
 }
 GRPO = BASE | {"beta": 0.0, "force_custom_loop": True, "use_cpu": True}
 MAXENT = BASE | {"train_grpo_objective": False, "maxent_tau": 0.01, "beta": 0.09, "use_cpu": True}
-INFOSEED = GRPO | {"info_seed_enabled": True, "info_seed_num_seeds": 4, "info_seed_lambda": 0.01}
+INFOSEED = GRPO | {
+    "info_seed_enabled": True,
+    "info_seed_num_seeds": 4,
+    "info_seed_lambda": 0.01,
+    "gradient_accumulation_steps": 2,  # the contrast needs two prompts
+}
 COMMANDS = {"train-baseline": GRPO, "train-maxent": MAXENT, "train-infoseed": INFOSEED}
 
 Recipe = Callable[..., Path]

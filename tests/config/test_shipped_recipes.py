@@ -45,6 +45,7 @@ def test_every_model_has_the_three_recipes() -> None:
     tiny = {
         f"tiny/{m}/config_{t}.yaml" for m in ("grpo", "maxent-grpo") for t in ("graph_coloring", "countdown")
     }
+    tiny |= {"tiny/infoseed/config_graph_coloring.yaml"}
     assert {name_of(path) for path in ALL} == expected | tiny
 
 
@@ -54,7 +55,8 @@ def test_a_shipped_recipe_resolves_for_the_native_loop(path: Path) -> None:
     assert config.route == "native"
     assert config.training.temperature == 1.0
     assert config.training.use_vllm is False
-    assert config.training.controller_meta_enabled == (path.parent.name != "grpo")
+    without_meta = path.parent.name == "grpo" or name_of(path).startswith("tiny/infoseed")
+    assert config.training.controller_meta_enabled == (not without_meta)
     assert batch_plan(config.training, 1).on_policy
 
 

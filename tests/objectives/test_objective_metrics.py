@@ -7,8 +7,10 @@ import naive_objectives as naive
 import pytest
 import torch
 from objective_batches import TESTED, denominators, make_batch, total
+from seeded_batches import loss_of, seeded_batch, spec_of
 
 from maxent_grpo.objectives.catalog import CATALOG, METRIC_DEFINITIONS, Objective, ObjectiveSpec
+from maxent_grpo.objectives.infoseed import InfoSeedSpec, state_metrics
 from maxent_grpo.types import Batch, Forward, Knobs
 
 KNOBS = Knobs(tau=0.4, beta=0.2)
@@ -29,6 +31,9 @@ def test_every_metric_is_defined_and_every_definition_is_used() -> None:
     for spec in TESTED.values():
         seen |= metrics_of(replace(spec, entropy_coef=0.1, behaviour_kl_coef=0.1))[0].keys()
     seen |= metrics_of(replace(CATALOG["grpo"], tis_cap=1.1, off_policy_mask_threshold=0.1))[0].keys()
+    batch, forward = seeded_batch()
+    seen |= loss_of(spec_of(coefficient=0.1), batch, forward)[1].keys()
+    seen |= state_metrics(InfoSeedSpec(num_seeds=3), torch.randn(4, 3, 6)).keys()
     assert seen == METRIC_DEFINITIONS.keys()
 
 

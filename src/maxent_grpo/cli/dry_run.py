@@ -72,6 +72,11 @@ def plan_of(config: RunConfig) -> dict[str, Any]:
     return {
         "processes": training.world_size,
         "completions_per_prompt": group,
+        **(
+            {"seeded_completions_per_prompt": training.info_seed_num_seeds}
+            if training.info_seed_enabled
+            else {}
+        ),
         **shape,
         "total_steps": _total_steps(config),
     }

@@ -391,7 +391,8 @@ class TrainingFields:
         False, "Add seeded prompts to every group and train the seed auxiliary loss."
     )
     info_seed_num_seeds: int = setting(
-        0, "Seeded completions per prompt, one per seed id 0 … S − 1; 4 to 8 is usual."
+        0,
+        "Seeded completions per prompt, one per seed id 0 … S − 1, on top of num_generations; 4 to 8 is usual.",
     )
     info_seed_lambda: float = setting(
         0.0, "Coefficient of the seed loss; 0.01 is usual, more invites stylistic tricks."

@@ -10,6 +10,7 @@ from maxent_grpo.controllers.entropy import EntropySettings
 from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
+from maxent_grpo.objectives.infoseed import InfoSeedSpec
 
 META_KEYS = {
     "enabled": "controller_meta_enabled",
@@ -61,7 +62,10 @@ ENTROPY_KEYS = {
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How prompts become optimiser steps. A rollout is sampled at once and serves one or more steps."""
+    """How prompts become optimiser steps. A rollout is sampled at once and serves one or more steps.
+
+    Batch sizes count the ``num_generations`` completions of each prompt; InfoSeed's seeded ones come on top.
+    """
 
     prompts_per_step: int  # over all processes
     prompts_per_rollout: int  # over all processes
@@ -102,6 +106,11 @@ def batch_plan(training: GRPOConfig, world_size: int) -> BatchPlan:
         )
     prompts_per_step = rows // group * world_size
     updates = training.steps_per_generation // accumulation
+    if prompts_per_step == 1 and training.info_seed_enabled and info_seed_spec(training).contrasts:
+        raise UsageError(
+            "info_seed_loss_type: infonce contrasts completions of different prompts, and a step has one prompt; "
+            f"use gradient_accumulation_steps={2 * accumulation}, or ce"
+        )
     return BatchPlan(
         prompts_per_step=prompts_per_step,
         prompts_per_rollout=prompts_per_step * updates,
@@ -127,6 +136,7 @@ def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
         "tis_cap": training.tis_cap,
         "log_reference_kl": training.log_reference_kl or training.entropy_kl_threshold is not None,
         "max_completion_length": training.max_completion_length,
+        "info_seed": info_seed_spec(training) if training.info_seed_enabled else None,
     }
     if entry.has_weights:
         numbers |= {attribute: getattr(training, key) for key, attribute in MAXENT_SETTINGS.items()}
@@ -137,6 +147,17 @@ def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
             "kl_in_loss": training.maxent_kl_in_loss,
         }
     return replace(entry, **numbers)
+
+
+def info_seed_spec(training: GRPOConfig) -> InfoSeedSpec:
+    """What InfoSeed adds to the objective."""
+    return InfoSeedSpec(
+        num_seeds=training.info_seed_num_seeds,
+        loss_type=training.info_seed_loss_type,
+        coefficient=training.info_seed_lambda,
+        temperature=training.info_seed_temperature,
+        alpha_entropy=training.info_seed_alpha_entropy,
+    )
 
 
 def controller_settings(training: GRPOConfig, total_steps: int) -> ControllerSettings:

@@ -297,4 +297,16 @@ def _info_seed_problems(training: "GRPOConfig") -> list[str]:
     template = training.info_seed_prompt_template
     if "{seed}" not in template:
         problems.append(f"info_seed_prompt_template: {template!r} does not contain {{seed}}")
+    try:
+        template.format(seed=0, prompt="")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        problems.append(
+            f"info_seed_prompt_template: {template!r} cannot be filled in ({error!r}); it may hold {{seed}} and "
+            "{prompt}, and other braces doubled"
+        )
+    if not training.train_grpo_objective:
+        problems.append(
+            "info_seed_enabled: InfoSeed adds to a GRPO objective, whose advantages take the seeded completions as "
+            "they come; set train_grpo_objective to true, or info_seed_enabled to false"
+        )
     return problems

@@ -93,6 +93,44 @@ def build_prompts(
     return prompts
 
 
+def seeded_prompt(
+    prompt: Prompt, seed: int, template: str, tokenizer: "PreTrainedTokenizerBase", settings: PromptSettings
+) -> Prompt:
+    """The variant of ``prompt`` that carries ``seed``: the same chat with its last user message changed.
+
+    The message is followed by ``template`` with ``{seed}`` filled in, or is the template itself where that has a
+    ``{prompt}`` to fill in. The seed comes after clipping and before the chat template, so that it is neither cut
+    nor put behind the assistant's header; its few tokens come on top of ``max_prompt_length``. The variant has no
+    columns of its own: it is rewarded as its parent.
+
+    Raises:
+        UsageError: a chat without a user message.
+    """
+    chat, last = seedable_chat(prompt, settings)
+    chat, _ = _clip(chat, settings.char_limit)
+    content = chat[last]["content"]
+    filled = template.format(seed=seed, prompt=content)
+    chat[last] = chat[last] | {"content": filled if "{prompt}" in template else content + filled}
+    text = _plain_begin(tokenizer, settings) + _render(chat, tokenizer, settings, prompt.index)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return Prompt(prompt.index, text, tuple(ids), {}, prompt.epoch, seed_id=seed)
+
+
+def seedable_chat(prompt: Prompt, settings: PromptSettings) -> tuple[list[Message], int]:
+    """The chat that ``prompt`` was made from, and which of its messages takes a seed: the user's last.
+
+    Raises:
+        UsageError: there is none.
+    """
+    column = _prompt_column(list(prompt.columns), settings.prompt_column)
+    where = f"row {prompt.index}, column '{column}'"
+    chat = _chat(prompt.columns[column], where)
+    asked = [i for i, message in enumerate(chat) if message["role"] == "user"]
+    if not asked:
+        raise UsageError(f"{where}: the chat has no user message to put a seed into; InfoSeed needs one")
+    return chat, asked[-1]
+
+
 def _prompt_column(available: Sequence[str], wanted: str) -> str:
     for column in (wanted, *PROMPT_COLUMN_FALLBACKS.get(wanted, ())):
         if column in available:

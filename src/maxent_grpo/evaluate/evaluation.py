@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from maxent_grpo.data.seeds import SeedPrompts
 from maxent_grpo.evaluate.exploration import exploration_scores, with_standard_errors
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
@@ -19,6 +20,9 @@ class Evaluation:
     scorer: Scorer
     prompts_per_batch: int
     greedy: bool = False  # also one greedy completion per prompt
+    seeds: SeedPrompts | None = (
+        None  # InfoSeed: the variants of the prompts, which `train.seed_evaluation` asks
+    )
 
     def run(self, sampler: Sampler, seed: int, step: int, advance: Callable[[int], None]) -> dict[str, float]:
         """Metrics ``eval/…`` of the policy behind ``sampler`` after ``step`` optimiser steps.

@@ -54,17 +54,14 @@ class Packing:
     predicting: (
         Tensor  # [M] for each real completion token, row by row: the packed token whose output predicts it
     )
-    own: (
-        Tensor | None
-    )  # [M] the packed token that it is; None where last tokens, which predict nothing, are left out
 
 
-def pack(batch: Batch, *, keep_last: bool = False) -> Packing:
-    """The packing of ``batch``. ``keep_last`` also runs each completion's last token, for states pooled over it."""
+def pack(batch: Batch) -> Packing:
+    """The packing of ``batch``. The last token of a completion predicts nothing and is left out."""
     device = batch.prompt_ids.device
     prompt_lengths = batch.prompt_mask.sum(dim=1)
     prompt_of = batch.prompt_rows
-    lengths = (batch.lengths - (0 if keep_last else 1)).clamp(min=0)
+    lengths = (batch.lengths - 1).clamp(min=0)
     prompts, rows, owner = (
         prompt_lengths.tolist(),
         lengths.tolist(),
@@ -94,8 +91,7 @@ def pack(batch: Batch, *, keep_last: bool = False) -> Packing:
     prompt_positions = (batch.prompt_mask.long().cumsum(dim=1) - 1)[batch.prompt_mask]
 
     starts = torch.tensor(row_starts, device=device)
-    own = starts[:, None] + steps
-    predicting = own - 1
+    predicting = starts[:, None] + steps - 1
     predicting[:, 0] = (torch.tensor(prompt_starts, device=device) + prompt_lengths - 1)[prompt_of]
     return Packing(
         ids=torch.cat([batch.prompt_ids[batch.prompt_mask], batch.completion_ids[sorted_rows][run]]),
@@ -104,7 +100,6 @@ def pack(batch: Batch, *, keep_last: bool = False) -> Packing:
         completions=_buckets(rows, row_starts, device),
         prefixes=tuple(prefixes),
         predicting=predicting[batch.completion_mask],
-        own=own[batch.completion_mask] if keep_last else None,
     )
 
 

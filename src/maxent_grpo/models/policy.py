@@ -36,7 +36,7 @@ class PolicyForward(nn.Module):
     Args:
         model: a causal language model, or PEFT's wrapper of one whose adapters sit in its layers (LoRA).
         temperature: divides the logits, as in sampling, so that a policy's log-probs are those it samples from.
-        pool: how the last hidden states of a completion's tokens, its last one included, become one vector.
+        pool: how the last hidden states that predict a completion's tokens become one vector.
     """
 
     def __init__(self, model: nn.Module, *, temperature: float = 1.0, pool: Pool = "none") -> None:
@@ -52,7 +52,8 @@ class PolicyForward(nn.Module):
     @property
     def language_model(self) -> Any:
         """The Transformers model itself."""
-        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "peft_config") else model
 
     def forward(
         self, batch: Batch, entropy: EntropyMode = "none"
@@ -60,13 +61,13 @@ class PolicyForward(nn.Module):
         """See the class. ``entropy`` "measure" computes it without gradient. Padding positions hold 0."""
         mask = batch.completion_mask
         ids = batch.completion_ids[mask]
-        predicting, own, inputs = self._packed(batch) if "packed" in self.shortcuts else self._padded(batch)
+        predicting, inputs = self._packed(batch) if "packed" in self.shortcuts else self._padded(batch)
         if "head" in self.shortcuts:
             states = self.language_model.get_decoder()(**inputs).last_hidden_state.flatten(0, 1)
-            head = self.language_model.get_output_embeddings()
+            states = states.index_select(0, predicting)
             logps, entropies = token_logps(
-                states.index_select(0, predicting),
-                head,
+                states,
+                self.language_model.get_output_embeddings(),
                 ids,
                 temperature=self.temperature,
                 scale=self.scale,
@@ -74,27 +75,24 @@ class PolicyForward(nn.Module):
             )
         else:
             out = self.language_model(**inputs, output_hidden_states=self.pool != "none")
-            states = out.hidden_states[-1].flatten(0, 1) if self.pool != "none" else None
+            if self.pool != "none":
+                states = out.hidden_states[-1].flatten(0, 1).index_select(0, predicting)
             logits = out.logits.flatten(0, 1).index_select(0, predicting)
             logps, entropies = logps_of_logits(logits, ids, self.temperature, entropy)
         return (
             _padded_again(logps, mask),
             None if entropies is None else _padded_again(entropies, mask),
-            None if self.pool == "none" else pooled(states.index_select(0, own), mask, self.pool),
+            None if self.pool == "none" else pooled(states, mask, self.pool),
         )
 
-    def _packed(self, batch: Batch) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """For each real completion token, where its prediction and where itself is in the model's output; the input."""
-        packing = pack(batch, keep_last=self.pool != "none")
+    def _packed(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """For each real completion token, where its prediction is in the model's output; and the input."""
+        packing = pack(batch)
         # Four dimensions tell Transformers to build no mask: the packing says what attends to what.
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.ids.device)
-        return (
-            packing.predicting,
-            packing.own,
-            _inputs(packing.ids[None], packing.positions[None], no_mask, packing),
-        )
+        return packing.predicting, _inputs(packing.ids[None], packing.positions[None], no_mask, packing)
 
-    def _padded(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def _padded(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The same, every row by itself: prompt, completion, and padding on the right."""
         prompt_mask = batch.prompt_mask[batch.prompt_rows]
         ids = torch.cat([batch.prompt_ids[batch.prompt_rows], batch.completion_ids], dim=1)
@@ -104,7 +102,7 @@ class PolicyForward(nn.Module):
         mask = steps < real.sum(dim=1, keepdim=True)
         completions = mask & (steps >= prompt_mask.sum(dim=1, keepdim=True))
         own = completions.flatten().nonzero().squeeze(1)
-        return own - 1, own, _inputs(ids, steps.expand_as(ids), mask.long())
+        return own - 1, _inputs(ids, steps.expand_as(ids), mask.long())
 
     @torch.no_grad()
     def _probe(self) -> None:
@@ -141,7 +139,10 @@ class PolicyForward(nn.Module):
 
 
 def pooled(states: Tensor, mask: Tensor, pool: Pool) -> Tensor:
-    """States of the real completion tokens [M, D], row by row → [B, D] in float32 at least; 0 for an empty row."""
+    """States that predict the real completion tokens [M, D], row by row → [B, D], in float32 at least.
+
+    An empty row has 0.
+    """
     lengths = mask.sum(dim=1)
     states = states.to(torch.promote_types(states.dtype, torch.float32))
     empty = states.new_zeros(mask.shape[0], states.shape[1])
@@ -165,7 +166,8 @@ def probe_batch(model: Any) -> Batch:
 
 def _obstacles(model: Any) -> dict[Shortcut, str]:
     """What rules a shortcut out beforehand."""
-    config, obstacles = model.config.get_text_config(), {}
+    config = model.config.get_text_config()
+    obstacles: dict[Shortcut, str] = {}
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     sliding = getattr(config, "sliding_window", None) is not None and not hasattr(config, "layer_types")
     if config._attn_implementation not in ("sdpa", IMPLEMENTATION):

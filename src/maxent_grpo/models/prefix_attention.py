@@ -120,8 +120,8 @@ def expanded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale:
     """The same by plain PyTorch, prompt keys copied to every completion: [N, H, d] → [N, H, d], differentiable."""
     out = torch.zeros_like(q)
     for bucket in packing.prompts:
-        states = (_heads_first(_take(x, bucket)) for x in (q, k, v))
-        part = scaled_dot_product_attention(*states, is_causal=True, scale=scale).transpose(1, 2)
+        own_q, own_k, own_v = (_heads_first(_take(x, bucket)) for x in (q, k, v))
+        part = scaled_dot_product_attention(own_q, own_k, own_v, is_causal=True, scale=scale).transpose(1, 2)
         out = _with(out, part, bucket)
     prompt_of = torch.zeros(
         q.shape[0], 2, dtype=torch.long, device=q.device
@@ -140,8 +140,8 @@ def expanded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale:
             (steps < length[:, None])[:, None].expand(-1, bucket.width, -1),
             causal.expand(bucket.count, -1, -1),
         ], dim=2)  # fmt: skip
-        states = (_heads_first(x) for x in (_take(q, bucket), keys, values))
-        part = scaled_dot_product_attention(*states, attn_mask=seen.unsqueeze(1), scale=scale)
+        own_q, own_k, own_v = (_heads_first(x) for x in (_take(q, bucket), keys, values))
+        part = scaled_dot_product_attention(own_q, own_k, own_v, attn_mask=seen.unsqueeze(1), scale=scale)
         out = _with(out, part.transpose(1, 2), bucket)
     return out
 
@@ -157,7 +157,7 @@ def _take(packed: Tensor, bucket: Bucket) -> Tensor:
 
 def _put(packed: Tensor, values: Tensor, bucket: Bucket) -> None:
     """Write a bucket's values [count, width, …] back to their places in ``packed`` [N, …]."""
-    if bucket.index is None:
+    if bucket.inside is None or bucket.outside is None:
         _take(packed, bucket).copy_(values)
     else:
         packed.index_copy_(0, bucket.outside, values.flatten(0, 1).index_select(0, bucket.inside))
@@ -165,7 +165,7 @@ def _put(packed: Tensor, values: Tensor, bucket: Bucket) -> None:
 
 def _with(packed: Tensor, values: Tensor, bucket: Bucket) -> Tensor:
     """`_put` for autograd: a new tensor."""
-    if bucket.index is None:
+    if bucket.inside is None or bucket.outside is None:
         assert bucket.start is not None
         places = torch.arange(bucket.start, bucket.start + bucket.count * bucket.width, device=packed.device)
         return packed.index_copy(0, places, values.flatten(0, 1))

@@ -32,7 +32,8 @@ METRIC_DEFINITIONS: dict[str, str] = {
     "q_entropy_mean": "mean over groups of H(q), the entropy of the target distribution, in nats",
     "q_entropy_min": "smallest H(q) of a group, in nats",
     "q_entropy_max": "largest H(q) of a group, in nats",
-    "loss": "the optimised loss: policy + weighted_kl + behaviour_kl + entropy + kl_cov, each where it is on",
+    "loss": "the optimised loss: loss/policy + loss/weighted_kl + loss/behaviour_kl + loss/entropy + loss/kl_cov "
+    "+ loss/seed + info_seed/entropy, as far as there are these terms",
     "loss/policy": "the policy term of the loss",
     "loss/kl": "KL estimate to the reference policy under the loss's reduction, without its coefficient",
     "loss/weighted_kl": "what the KL to the reference adds to the loss: β × loss/kl, 0 where only measured",
@@ -54,6 +55,18 @@ METRIC_DEFINITIONS: dict[str, str] = {
     "ratio/square_mean": "mean squared importance ratio; ratio/mean² over it is the effective sample size as a share",
     "tis/mean": "mean truncated importance weight between the learner's and the sampler's log-probs",
     "tis/capped": "fraction of tokens whose importance weight reached the cap",
+    "loss/seed": "what the InfoSeed loss adds to the loss: λ × InfoNCE or cross-entropy",
+    "info_seed/entropy": "what the entropy gap adds to the loss: α × (seed/entropy/orig − seed/entropy/seed_aug)",
+    "seed/entropy/orig": "entropy of the policy's softmax over a group's original completions (log-probs per token), "
+    "mean over groups, in nats",
+    "seed/entropy/seed_aug": "the same over the group's seeded completions",
+    "seed/seed_aug_frac": "fraction of the completions trained on that were sampled with a seed",
+    "seed/seed_pred_acc": "fraction of seeded completions whose pooled state is nearest (cosine) to the centroid of "
+    "its own seed's completions of the step's other prompts; chance is 1/S",
+    "seed/seed_pred_acc_aug": "fraction of seeded completions that the loss's own classifier gives the right seed: "
+    "the seed head (ce), or the nearest completion of another prompt (infonce)",
+    "seed/seed_diversity_l2": "L2 distance between the normalised pooled states of one prompt's seeded completions, "
+    "mean over pairs and prompts; 0 to 2",
 }
 """Metric name without its ``train/`` prefix → definition. Means are over the whole optimiser batch, the groups that
 teach nothing included: those run without a backward pass, and are measured all the same."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from maxent_grpo.objectives import advantages as advantage
 from maxent_grpo.objectives import flow, selection, semantic, shaping, surrogates
 from maxent_grpo.objectives.corrections import truncated_importance
+from maxent_grpo.objectives.infoseed import seed_term
 from maxent_grpo.objectives.metrics import (
     correction_metrics,
     ratio_metrics,
@@ -122,6 +123,7 @@ class Objective:
             self._behaviour_term(forward, batch, denominators),
             self._entropy_term(forward, batch, knobs, denominators),
             self._kl_cov_term(forward, batch, signal, denominators),
+            self._seed_term(forward, batch, signal, denominators),
         ):
             loss, metrics = loss + term, metrics | more
         return loss, metrics | {"loss": sum_stat(loss)}
@@ -134,6 +136,7 @@ class Objective:
             or spec.behaviour_kl_coef != 0.0
             or spec.needs_entropy
             or spec.kl_cov_fraction > 0
+            or spec.info_seed is not None
             or callable(spec.surrogate)  # somebody's own may pull without an advantage
         )
         if everywhere:
@@ -455,6 +458,14 @@ class Objective:
         penalty = REDUCTIONS[spec.loss_type](torch.where(held, distance, 0.0), mask, denominators)
         penalty = spec.kl_cov_coef * penalty
         return penalty, {"loss/kl_cov": sum_stat(penalty), "kl_cov/held": mean_stat(held.float(), mask)}
+
+    def _seed_term(
+        self, forward: Forward, batch: Batch, signal: Signal, denominators: Denominators
+    ) -> tuple[Tensor, Metrics]:
+        """What InfoSeed adds."""
+        if self.spec.info_seed is None:
+            return forward.logps.new_zeros(()), {}
+        return seed_term(self.spec.info_seed, forward, batch, signal, denominators)
 
 
 def _old_logps(forward: Forward, batch: Batch) -> Tensor:

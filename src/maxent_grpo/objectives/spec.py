@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.objectives.infoseed import InfoSeedSpec
 from maxent_grpo.objectives.reduce import LossType
 from maxent_grpo.objectives.regularizers import KLEstimator
 from maxent_grpo.objectives.surrogates import RatioLevel
@@ -154,6 +155,8 @@ class RegularizerSpec:
     kl_cov_fraction: float = 0.0
     """KL-Cov: share of a group's tokens, those of highest covariance, that are held by a KL; 0: off."""
     kl_cov_coef: float = 1.0
+    info_seed: InfoSeedSpec | None = None
+    """What InfoSeed adds, on batches with seeded completions. None: nothing."""
 
 
 @dataclass(frozen=True)

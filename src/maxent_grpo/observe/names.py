@@ -24,9 +24,9 @@ WEIGHT_ENTROPY: Final = "train/weight_entropy"
 TOKENS_PER_SECOND: Final = "tokens/s"
 
 DEFINITIONS: Final[Mapping[str, str]] = {
-    PASS: "fraction of the step's groups with at least one right completion",
-    "train/distinct": "distinct answer modes that a group found; mean over groups",
-    COVERAGE: "distinct answer modes that a group found / all modes of its prompt; mean over groups",
+    PASS: "fraction of the step's groups with at least one right completion (InfoSeed's seeded ones not counted)",
+    "train/distinct": "distinct answer modes that a group found (as for pass); mean over groups",
+    COVERAGE: "distinct answer modes that a group found (as for pass) / all modes of its prompt; mean over groups",
     "train/dynamic_sampling/rounds": "sampling rounds that the step's rollout took",
     "train/dynamic_sampling/dropped": "groups with equal utilities that were sampled and not trained on",
     "train/dynamic_sampling/filled": "groups with equal utilities that completed the rollout after the last round",
@@ -42,6 +42,13 @@ DEFINITIONS: Final[Mapping[str, str]] = {
     "eval/coverage_at_<k>": "distinct answer modes among k completions / all modes of the prompt; mean over prompts",
     "eval/rewards/<name>/mean": "mean score of reward function <name> over the completions that it gave a score",
     "eval/greedy/<metric>": "the metric for one greedy completion per held-out prompt",
+    "eval_seed/pass_at_1": "fraction of held-out prompts with a right completion among one per InfoSeed seed",
+    "eval_seed/mean": "fraction of right completions among one per seed; mean over held-out prompts",
+    "eval_seed/distinct": "distinct answer modes among one completion per seed; mean over held-out prompts",
+    "eval_seed/coverage": "the same / all modes of the prompt; mean over held-out prompts",
+    "eval_seed/pred_acc": "train/seed/seed_pred_acc on held-out prompts",
+    "eval_seed/diversity_l2": "train/seed/seed_diversity_l2 on held-out prompts",
+    "eval_seed/<metric>_se": "standard error of the metric over held-out prompts",
     "eval/<metric>_se": "standard error of the metric over held-out prompts",
     "time/<phase>": "wall-clock seconds of one phase of the step (timings.jsonl)",
     TOKENS_PER_SECOND: "sampled completion tokens per wall-clock second of the step (timings.jsonl)",

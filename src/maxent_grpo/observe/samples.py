@@ -15,6 +15,8 @@ def sample_rows(
 ) -> list[dict[str, Any]]:
     """Rows of ``completions.jsonl`` for the first ``limit`` completions of ``group`` (all G if None).
 
+    With InfoSeed they say which seed each completion's prompt carried, −1 for none.
+
     ``advantages`` and ``weights`` have G entries; ``weights`` is None where the objective has none, and the
     rows say null.
     """
@@ -25,7 +27,7 @@ def sample_rows(
             {
                 "step": step,
                 "prompt_index": rollout.prompt.index,
-                "prompt": rollout.prompt.text,
+                "prompt": rollout.prompts[i].text,
                 "completion": text,
                 "rewards": {name: float(scores[i]) for name, scores in group.rewards.items()},
                 "utility": float(group.utilities[i]),
@@ -33,5 +35,6 @@ def sample_rows(
                 "weight": None if weights is None else float(weights[i]),
                 "finish_reason": rollout.finish_reasons[i],
             }
+            | ({"seed_id": rollout.prompts[i].seed_id} if rollout.seed_prompts else {})
         )
     return rows

@@ -45,7 +45,7 @@ class LocalSampler:
         """See `Sampler.sample`. Raises `RunError` where the policy gives non-finite probabilities."""
         was_training = self.model.training
         self.model.eval()
-        rows = [(*key, p.epoch, p.index, g) for p in prompts for g in range(settings.num_generations)]
+        rows = [(*key, *p.key, g) for p in prompts for g in range(settings.num_generations)]
         draws = torch.from_numpy(uniforms(rows, settings.max_completion_length)).to(self.model.device)
         with self.autocast():
             tokens, logps, lengths, stopped = self._decode(prompts, settings, draws)

@@ -33,7 +33,7 @@ class Sampler(Protocol):
     ) -> list[Rollout]:
         """One rollout of ``settings.num_generations`` completions per prompt, in order.
 
-        A completion depends on (``key``, the prompt's epoch and index, its number in the group) and on the policy,
+        A completion depends on (``key``, the prompt's own key, its number in the group) and on the policy,
         and on nothing else: not on the other prompts, their order, or the machine that it runs on.
         """
         ...

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl.trainer.utils import disable_dropout_in_model
 
@@ -16,6 +17,7 @@ from maxent_grpo.controllers.controller import Controllers
 from maxent_grpo.controllers.state_file import read_state
 from maxent_grpo.data.mixture import load_mixture
 from maxent_grpo.data.prompts import PromptSettings, build_prompts
+from maxent_grpo.data.seeds import SeedPrompts
 from maxent_grpo.data.sources import load_rows
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import UsageError
@@ -73,7 +75,8 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
     eval_scorer = Scorer(
         evaluation_rewards(config, functions), zero_truncated, isolation, cadence.total_steps
     )
-    evaluation = make_evaluation(config, held_out, eval_scorer)
+    evaluation = make_evaluation(config, held_out, eval_scorer, tokenizer)
+    seeds = make_seeds(config, tokenizer, prompts, config.script.dataset_prompt_column)
 
     torch.manual_seed(integer_seed(training.seed, "model"))
     model = (given.model if given.model is not None else load_policy(source)).to(accelerator.device)
@@ -98,6 +101,7 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
         meter=Meter(accelerator),
         evaluation=evaluation,
         controllers=controllers,
+        seeds=seeds,
     )
 
 
@@ -167,7 +171,9 @@ def evaluation_prompts(
     return build_prompts(rows, tokenizer, prompt_settings(config, *columns))
 
 
-def make_evaluation(config: RunConfig, prompts: list[Prompt] | None, scorer: Scorer) -> Evaluation | None:
+def make_evaluation(
+    config: RunConfig, prompts: list[Prompt] | None, scorer: Scorer, tokenizer: PreTrainedTokenizerBase
+) -> Evaluation | None:
     if prompts is None:
         return None
     k = config.training.num_generations_eval or config.training.num_generations
@@ -177,6 +183,12 @@ def make_evaluation(config: RunConfig, prompts: list[Prompt] | None, scorer: Sco
         scorer=scorer,
         prompts_per_batch=max(1, config.training.per_device_eval_batch_size // k),
         greedy=config.training.greedy_eval_enabled,
+        seeds=make_seeds(
+            config,
+            tokenizer,
+            prompts,
+            config.script.eval_dataset_prompt_column or config.script.dataset_prompt_column,
+        ),
     )
 
 
@@ -194,6 +206,19 @@ def evaluation_rewards(config: RunConfig, training_rewards: list[RewardFunction]
     if weights is None:
         return training_rewards
     return [replace(reward, weight=w) for reward, w in zip(training_rewards, weights, strict=True)]
+
+
+def make_seeds(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], prompt_column: str
+) -> SeedPrompts | None:
+    """What makes InfoSeed's variants of ``prompts``; None without InfoSeed."""
+    training = config.training
+    if not training.info_seed_enabled:
+        return None
+    settings = prompt_settings(config, prompt_column, config.script.dataset_solution_column)
+    seeds = SeedPrompts(training.info_seed_prompt_template, training.info_seed_num_seeds, tokenizer, settings)
+    seeds.check(prompts)
+    return seeds
 
 
 def prompt_settings(config: RunConfig, prompt_column: str, solution_column: str) -> PromptSettings:
@@ -298,10 +323,15 @@ def make_learner(
 ) -> Learner:
     training = config.training
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+    seed_head = make_seed_head(config, model)
     return Learner(
         model=model,
-        policy=PolicyForward(model, temperature=training.temperature),
-        optimizer=make_optimizer(model, optimizer_class, options, training.weight_decay),
+        policy=PolicyForward(
+            model,
+            temperature=training.temperature,
+            pool=training.info_seed_pooling if training.info_seed_enabled else "none",
+        ),
+        optimizer=make_optimizer(model, optimizer_class, options, training.weight_decay, seed_head),
         learning_rate=LearningRate(
             base=training.learning_rate,
             name=str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)),
@@ -313,7 +343,18 @@ def make_learner(
         max_grad_norm=training.max_grad_norm,
         max_completion_length=training.max_completion_length,
         differentiate_entropy=objective_spec(training).needs_entropy,
+        seed_head=seed_head,
     )
+
+
+def make_seed_head(config: RunConfig, model: PreTrainedModel) -> nn.Linear | None:
+    """The classifier of pooled states that ``info_seed_loss_type=ce`` trains; None where nothing reads it."""
+    training = config.training
+    if not (training.info_seed_enabled and training.info_seed_loss_type == "ce"):
+        return None
+    torch.manual_seed(integer_seed(training.seed, "seed head"))
+    width = model.get_output_embeddings().in_features
+    return nn.Linear(width, training.info_seed_num_seeds, device=model.device)
 
 
 def run_header(config: RunConfig) -> dict[str, Any]:

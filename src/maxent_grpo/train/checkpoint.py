@@ -3,8 +3,8 @@
 A ``checkpoint-<step>`` folder is complete by construction: a run killed while writing leaves a ``.partial`` folder
 that nothing reads and the next save removes. Inside: the policy and tokenizer as ``save_pretrained`` writes them,
 ``optimizer.safetensors`` with ``optimizer.json``, ``controller_state.json``, ``trainer_state.json`` (position of run
-and prompt stream) and, between two updates of one rollout, the rollout's groups. Nothing is pickled. Randomness is
-keyed, never saved.
+and prompt stream), InfoSeed's ``seed_head.safetensors`` where one is trained and, between two updates of one rollout,
+the rollout's groups. Nothing is pickled. Randomness is keyed, never saved.
 """
 
 import json
@@ -24,6 +24,7 @@ from maxent_grpo.train.state import Run
 from maxent_grpo.types import Group, Prompt, Rollout
 
 MANIFEST = "manifest.json"
+SEED_HEAD = "seed_head.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -36,6 +37,8 @@ def save_checkpoint(run: Run) -> Path:
         partial.mkdir(parents=True)
         save_policy(run, partial)
         _save_optimizer(run, partial)
+        if run.learner.seed_head is not None:
+            save_file(run.learner.seed_head.state_dict(), partial / SEED_HEAD)
         write_state(partial / "controller_state.json", run.controllers.state_dict())
         _write_json(partial / "trainer_state.json", _trainer_state(run))
         if run.updates_left > 0:
@@ -113,6 +116,8 @@ def load_checkpoint(run: Run, path: Path) -> None:
     restored = type(model).from_pretrained(path, dtype=model.dtype)
     model.load_state_dict(restored.state_dict())
     _load_optimizer(run, path)
+    if run.learner.seed_head is not None:
+        _load_seed_head(run.learner.seed_head, path / SEED_HEAD)
     controller_file = path / "controller_state.json"
     run.controllers = run.controllers.load_state_dict(
         read_state(controller_file), source=str(controller_file)
@@ -164,22 +169,38 @@ def _load_optimizer(run: Run, directory: Path) -> None:
     run.learner.optimizer.load_state_dict({"state": entries, "param_groups": stored["param_groups"]})
 
 
+def _load_seed_head(head: torch.nn.Linear, path: Path) -> None:
+    stored = load_file(path) if path.is_file() else {}
+    if {name: tensor.shape for name, tensor in stored.items()} != {
+        name: tensor.shape for name, tensor in head.state_dict().items()
+    }:
+        raise UsageError(
+            f"resume_from_checkpoint: {path.parent} has no seed head for {head.out_features} seeds; resume with the "
+            "info_seed_loss_type and info_seed_num_seeds of that run"
+        )
+    head.load_state_dict(stored)
+
+
 def _group_from_json(stored: dict[str, Any]) -> Group:
     """Floats are written by their shortest exact decimal, so the round trip is exact."""
     rollout = stored["rollout"]
-    prompt = rollout["prompt"]
     return Group(
         rollout=Rollout(
-            prompt=Prompt(**(prompt | {"token_ids": tuple(prompt["token_ids"])})),
+            prompt=_prompt_from_json(rollout["prompt"]),
             token_ids=tuple(map(tuple, rollout["token_ids"])),
             logps=tuple(map(tuple, rollout["logps"])),
             texts=tuple(rollout["texts"]),
             finish_reasons=tuple(rollout["finish_reasons"]),
             policy_version=rollout["policy_version"],
+            seed_prompts=tuple(map(_prompt_from_json, rollout["seed_prompts"])),
         ),
         rewards={name: tuple(scores) for name, scores in stored["rewards"].items()},
         utilities=tuple(stored["utilities"]),
     )
+
+
+def _prompt_from_json(stored: dict[str, Any]) -> Prompt:
+    return Prompt(**(stored | {"token_ids": tuple(stored["token_ids"])}))
 
 
 def _verify(path: Path) -> None:

@@ -8,23 +8,25 @@ import torch
 from maxent_grpo.models.logps import left_padded
 from maxent_grpo.objectives.advantages import RIGHT
 from maxent_grpo.tasks.clusters import answer_clusters, mode_count
-from maxent_grpo.types import Batch, Group
+from maxent_grpo.types import Batch, Group, Prompt
 
 
 def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool, answers: bool = False) -> Batch:
     """The groups' sampled token ids as a `Batch` on the CPU: never decoded and tokenised again.
 
     ``on_policy`` says that the sampling weights are the learner's: the forward's own log-probs are then the old ones.
-    Otherwise the behaviour log-probs are. All groups have the same size. ``answers`` asks for the fields that are read
-    from the texts: `Batch.answer_clusters` and `Batch.mode_counts`.
+    Otherwise the behaviour log-probs are. All groups have the same size, and the same seeds if any. ``answers`` asks
+    for the fields that are read from the texts: `Batch.answer_clusters` and `Batch.mode_counts`.
     """
-    prompt_ids, prompt_mask = left_padded([g.rollout.prompt.token_ids for g in groups], pad_id)
+    prompts, prompt_of = prompts_read(groups)
+    prompt_ids, prompt_mask = left_padded([prompt.token_ids for prompt in prompts], pad_id)
     rows = [ids for g in groups for ids in g.rollout.token_ids]
     width = max(len(ids) for ids in rows)
     ids = torch.tensor([list(r) + [pad_id] * (width - len(r)) for r in rows], dtype=torch.long)
     mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
     row_logps = [logps for g in groups for logps in g.rollout.logps]
     behaviour = torch.tensor([list(r) + [0.0] * (width - len(r)) for r in row_logps], dtype=torch.float32)
+    seeded = bool(groups[0].rollout.seed_prompts)
     batch = Batch(
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
@@ -33,6 +35,8 @@ def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool, answers: b
         behaviour_logps=behaviour,
         utilities=torch.tensor([g.utilities for g in groups], dtype=torch.float32),
         old_logps=None if on_policy else behaviour,
+        prompt_of=torch.tensor(prompt_of) if seeded else None,
+        seed_ids=torch.tensor([prompts[row].seed_id for row in prompt_of]) if seeded else None,
     )
     return with_answers(batch, groups) if answers else batch
 
@@ -45,3 +49,17 @@ def with_answers(batch: Batch, groups: Sequence[Group]) -> Batch:
         for ids, g in zip(clusters, groups, strict=True)
     ]
     return replace(batch, answer_clusters=torch.tensor(clusters), mode_counts=torch.tensor(counts))
+
+
+def prompts_read(groups: Sequence[Group]) -> tuple[list[Prompt], list[int]]:
+    """The prompts that the groups' completions continue, each once, and which of them each completion continues."""
+    prompts: list[Prompt] = []
+    prompt_of: list[int] = []
+    for group in groups:
+        places: dict[int, int] = {}
+        for prompt in group.rollout.prompts:
+            if prompt.seed_id not in places:
+                places[prompt.seed_id] = len(prompts)
+                prompts.append(prompt)
+            prompt_of.append(places[prompt.seed_id])
+    return prompts, prompt_of

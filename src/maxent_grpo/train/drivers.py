@@ -10,8 +10,10 @@ import torch
 from maxent_grpo.errors import RunError
 from maxent_grpo.evaluate.exploration import exploration_metrics
 from maxent_grpo.randomness import integer_seed
+from maxent_grpo.rollout.seeded import with_seeded
 from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.journal import Journal
+from maxent_grpo.train.seed_evaluation import evaluate_seeds
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
 from maxent_grpo.types import Group, mean_stat
@@ -88,8 +90,13 @@ def sample_groups(run: Run, count: int) -> Sequence[Group]:
     rollouts = run.sampler.sample(
         prompts, run.sampling, (run.seed, "completion", run.step), policy_version=run.step
     )
+    if run.seeds is not None:
+        variants = [run.seeds.variants(prompt) for prompt in prompts]
+        key = (run.seed, "seeded completion", run.step)
+        rollouts = with_seeded(rollouts, variants, run.sampler, run.sampling, key)
     groups, metrics = run.scorer.score(rollouts, run.step + 1)
-    run.meter.add(metrics | exploration_metrics(groups))
+    # Of the originals alone: with the same draws and the same k, whatever is trained.
+    run.meter.add(metrics | exploration_metrics([group.originals() for group in groups]))
     return groups
 
 
@@ -106,6 +113,9 @@ def evaluate(run: Run, journal: Journal) -> None:
         return
     with journal.loop("evaluation: prompt", len(run.evaluation.prompts)) as loop:
         metrics = run.evaluation.run(run.sampler, run.seed, run.step, loop.advance)
+    if run.evaluation.seeds is not None:
+        with journal.loop("seed evaluation: prompt", len(run.evaluation.prompts)) as loop:
+            metrics |= evaluate_seeds(run, run.evaluation, run.evaluation.seeds, loop.advance)
     journal.evaluation(run.step, metrics)
 
 

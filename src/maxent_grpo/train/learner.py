@@ -1,6 +1,6 @@
 """The learner: the one place that holds the policy's parameters, their gradients and their optimiser."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from maxent_grpo.config.plan import BatchPlan
-from maxent_grpo.train.micro_batches import scoring_batches
+from maxent_grpo.models.lm_head import EntropyMode
+from maxent_grpo.train.micro_batches import MicroBatch, scoring_batches
 from maxent_grpo.train.schedule import LearningRate
 from maxent_grpo.types import Batch, Denominators, Forward, Signal
 
@@ -40,6 +41,9 @@ class Learner:
     max_grad_norm: float
     max_completion_length: int
     differentiate_entropy: bool
+    seed_head: nn.Linear | None = (
+        None  # InfoSeed's classifier of pooled states: trained here, no part of the policy
+    )
     _loss_is_finite: bool = field(default=True, init=False)
 
     @property
@@ -53,10 +57,38 @@ class Learner:
         groups, sequences, tokens = self.accelerator.reduce(counts, reduction="sum").tolist()
         return Denominators(groups, sequences, tokens, self.max_completion_length)
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All that is trained."""
+        yield from self.model.parameters()
+        if self.seed_head is not None:
+            yield from self.seed_head.parameters()
+
     def forward(self, batch: Batch) -> Forward:
-        """The policy's log-probs of the batch's completion tokens, with gradient, and their entropy."""
+        """The policy's view of the batch's completions, with gradient: log-probs, entropy, and what InfoSeed reads."""
+        forward = self._completions(batch, "differentiate" if self.differentiate_entropy else "measure")
+        if self.seed_head is None or forward.pooled is None:
+            return forward
+        return replace(forward, seed_logits=self.seed_head(forward.pooled.to(self.seed_head.weight.dtype)))
+
+    @torch.no_grad()
+    def pooled(self, batch: Batch, parts: Sequence[MicroBatch]) -> Tensor:
+        """The pooled states [B, D] of a whole batch, bit for bit those of `forward` on its ``parts``.
+
+        The generators of dropout are put back, so that the forwards that follow drop the same units.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        states: list[Tensor] = [torch.empty(0)] * batch.utilities.shape[0]
+        with torch.random.fork_rng(devices=devices):
+            for part in parts:  # one that only keeps step with other ranks repeats a group's states
+                pooled = self._completions(batch.select(part.groups), "none").pooled
+                assert pooled is not None, "the policy pools where an objective contrasts"
+                for group, rows in zip(part.groups, pooled.split(batch.group_size), strict=True):
+                    states[group] = rows
+        return torch.cat(states)
+
+    def _completions(self, batch: Batch, entropy: EntropyMode) -> Forward:
         with self.accelerator.autocast():
-            return Forward(*self.policy(batch, "differentiate" if self.differentiate_entropy else "measure"))
+            return Forward(*self.policy(batch, entropy))
 
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's gradient. The loss carries global denominators, and ranks' gradients are averaged."""
@@ -89,7 +121,8 @@ class Learner:
 
         A non-finite loss or gradient steps nothing: parameters and optimiser state stay as they were.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or float("inf"))
+        self._average_head_gradient()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or float("inf"))
         applied = self._loss_is_finite and bool(torch.isfinite(norm))
         rate = self.learning_rate.base * self.learning_rate.factor(step)
         if applied:
@@ -100,6 +133,13 @@ class Learner:
         self._loss_is_finite = True
         metrics = {"learning_rate": rate, "update_skipped": float(not applied)}
         return Update(applied, metrics | ({"grad_norm": float(norm)} if bool(torch.isfinite(norm)) else {}))
+
+    def _average_head_gradient(self) -> None:
+        """Average the seed head's gradients over ranks, as the policy's are in its backward pass."""
+        if self.seed_head is not None:
+            for parameter in self.seed_head.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
 
 
 @torch.no_grad()
@@ -117,10 +157,15 @@ def with_reference(batch: Batch, reference: Reference, learner: Learner, plan: B
 
 
 def make_optimizer(
-    model: PreTrainedModel, optimizer_class: type[Optimizer], options: dict, weight_decay: float
+    model: PreTrainedModel,
+    optimizer_class: type[Optimizer],
+    options: dict,
+    weight_decay: float,
+    seed_head: nn.Linear | None = None,
 ) -> Optimizer:
     """An optimiser that decays matrices and leaves vectors (norms and biases) alone."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    head = [] if seed_head is None else list(seed_head.parameters())
+    trained = [p for p in [*model.parameters(), *head] if p.requires_grad]
     return optimizer_class(
         [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},

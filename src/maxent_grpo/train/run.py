@@ -189,11 +189,6 @@ def refuse_what_is_missing(config: RunConfig) -> None:
     """Raise `UsageError` for what the configuration can say and this version cannot do yet."""
     if config.training.use_vllm:
         raise UsageError("use_vllm: this version samples in-process only; set use_vllm: false")
-    if config.training.info_seed_enabled:
-        raise UsageError(
-            "info_seed_enabled: this version reads and checks InfoSeed recipes (dry_run=true) but has no InfoSeed "
-            "objective to train yet; use train-maxent or train-baseline"
-        )
     if config.model.use_peft or config.model.load_in_8bit or config.model.load_in_4bit:
         raise UsageError(
             "use_peft, load_in_8bit, load_in_4bit: this version trains full weights only; remove them"

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maxent_grpo.config.plan import BatchPlan
 from maxent_grpo.controllers.controller import Controllers
+from maxent_grpo.data.seeds import SeedPrompts
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.evaluate.evaluation import Evaluation
 from maxent_grpo.objectives.catalog import Objective
@@ -50,6 +51,7 @@ class Run:
     meter: Meter
     evaluation: Evaluation | None
     controllers: Controllers
+    seeds: SeedPrompts | None = None  # InfoSeed's variants of a prompt
     step: int = 0  # optimiser steps done; also the policy version
     skipped_in_a_row: int = 0  # updates refused for a non-finite loss or gradient since the last good one
     rollout: Sequence[Group] = field(default_factory=tuple)  # the groups that the current updates draw on

@@ -10,6 +10,7 @@ from maxent_grpo.controllers.controller import Measurement
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.learner import with_reference
 from maxent_grpo.train.micro_batches import micro_batches
+from maxent_grpo.train.seeds import seed_metrics, with_contrast
 from maxent_grpo.train.state import Run
 from maxent_grpo.types import Group, Signal
 
@@ -39,7 +40,10 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
 
     denominators = run.learner.denominators(batch)
     teaching = run.objective.teaching(batch, signal, knobs)  # the other groups need no backward pass
-    for part in micro_batches(batch, run.plan, teaching, run.learner.most):  # groups stay whole
+    parts = micro_batches(batch, run.plan, teaching, run.learner.most)  # groups stay whole
+    signal = with_contrast(run, batch, signal, parts)  # InfoSeed: what its loss needs of the whole batch
+    states = []
+    for part in parts:
         micro, micro_signal = batch.select(part.groups), signal.select(part.groups)
         with torch.set_grad_enabled(part.teaches):
             forward = run.learner.forward(micro)
@@ -48,6 +52,8 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
             run.learner.backward(loss if part.counts else 0.0 * loss)
         if part.counts:
             run.meter.add(metrics)
+            states.append((part.groups, forward.pooled))
+    run.meter.add(seed_metrics(run, batch, states))
     update = run.learner.update(run.step)
 
     measured = run.meter.reduced()  # over micro-batches and ranks

@@ -61,7 +61,11 @@ class GRPOTrainer:
             eval_rows=None if eval_dataset is None else _rows(eval_dataset),
         )
         self._config = RunConfig(
-            command="train-maxent" if args.objective_family == "maxent" else "train-baseline",
+            command="train-infoseed"
+            if args.info_seed_enabled
+            else "train-maxent"
+            if args.objective_family == "maxent"
+            else "train-baseline",
             route="native",
             script=GRPOScriptArguments(dataset_name="given from Python"),
             training=args,
