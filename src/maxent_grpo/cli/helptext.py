@@ -53,7 +53,7 @@ keys
   <output_dir>/<what varies>. --hydra-help lists Hydra's own flags.
 
 evaluation: inference.KEY=VALUE (defaults)
-  models ([])          names, or mappings {model_name_or_path: …, label: …, revision: …, system_prompt: …}; further keys:
+  models ([])          names, or mappings {model_name_or_path: …, label: …, revision: …, system_prompt: …}; also:
                        style, system_prompt_file, chat_template, prompt_template (qwen_math, no, r1, or a text with
                        {question}), stop_sequences, max_new_tokens (768), temperature, top_p (0.9), num_generations,
                        generation_kwargs {top_k, min_p}, batch_size (1 prompt), device, torch_dtype (auto), cache_dir,

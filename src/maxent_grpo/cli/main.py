@@ -29,7 +29,7 @@ def infoseed(argv: Sequence[str] | None = None) -> int:
 
 
 def math_eval(argv: Sequence[str] | None = None) -> int:
-    """``maxent-grpo-math-eval`` and ``maxent-grpo-inference``: `main` with ``command=math-eval`` unless one is given."""
+    """``maxent-grpo-math-eval``, ``maxent-grpo-inference``: `main` with ``command=math-eval`` unless one is given."""
     return _console(argv, "math-eval")
 
 

@@ -17,7 +17,9 @@ from maxent_grpo.evaluate.fingerprint import Fingerprint, differences
 from maxent_grpo.evaluate.records import Record
 from maxent_grpo.observe.metrics_log import strict_json
 
-START_OVER = "inference.artifacts.resume=false starts it over, another inference.artifacts.root_dir keeps both"
+START_OVER = (
+    "inference.artifacts.resume=false starts it over, another inference.artifacts.root_dir keeps both"
+)
 
 
 class Answers(Protocol):
@@ -115,7 +117,8 @@ class AnswerFile:
     def _refuse_other(self, fingerprint: Fingerprint) -> None:
         if not self.fingerprint_path.is_file():
             raise UsageError(
-                f"{self.path} has lines and no {self.fingerprint_path.name} that says what they were made with: {START_OVER}"
+                f"{self.path} has lines, and no {self.fingerprint_path.name} says what they were made with: "
+                f"{START_OVER}"
             )
         saved = json.loads(self.fingerprint_path.read_text(encoding="utf-8"))
         changed = differences(saved, json.loads(_json(fingerprint)))

@@ -77,7 +77,9 @@ class EndpointBackend:
             while True:
                 while len(running) < self._spec.concurrency and (job := next(jobs, None)) is not None:
                     question, g = job
-                    body = self._body(question, temperature, integer_seed(seed, "endpoint", question.index, g))
+                    body = self._body(
+                        question, temperature, integer_seed(seed, "endpoint", question.index, g)
+                    )
                     running[asyncio.run_coroutine_threadsafe(self._complete(client, body), loop)] = job
                 if not running:
                     asyncio.run_coroutine_threadsafe(client.aclose(), loop).result()
@@ -180,7 +182,9 @@ class EndpointBackend:
         if not isinstance(text, str):
             raise _PassingError(f"the reply holds no text: {self._excerpt(content)}")
         if isinstance(stop, str) and stop in self._spec.stop_sequences and not text.endswith(stop):
-            text += stop  # servers cut the stop string off; here a completion keeps it, as every sampler's does
+            text += (
+                stop  # servers cut the stop string off; here a completion keeps it, as every sampler's does
+            )
         return _Reply(text, "length" if reason == "length" else "stop")
 
     def _where(self) -> str:

@@ -67,7 +67,10 @@ def model_fingerprint(spec: InferenceModelSpec) -> dict[str, Any]:
     directory = Path(location)
     if directory.is_dir():
         return {"weights": "sha256:" + directory_digest(directory), "revision": spec.revision}
-    return {"weights": "commit:" + hub_commit(location, spec.revision, spec.cache_dir), "revision": spec.revision}
+    return {
+        "weights": "commit:" + hub_commit(location, spec.revision, spec.cache_dir),
+        "revision": spec.revision,
+    }
 
 
 def directory_digest(directory: Path) -> str:
@@ -77,7 +80,8 @@ def directory_digest(directory: Path) -> str:
     """
     if not any(path for pattern in _WEIGHTS for path in directory.glob(pattern)):
         raise UsageError(
-            f"model_name_or_path: {directory} holds no weights ({' or '.join(_WEIGHTS)}): give the folder of a saved model"
+            f"model_name_or_path: {directory} holds no weights ({' or '.join(_WEIGHTS)}): "
+            "give the folder of a saved model"
         )
     names = sorted({path.name for pattern in (*_WEIGHTS, *_ALSO_READ) for path in directory.glob(pattern)})
     digest = hashlib.sha256()

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,8 +86,7 @@ def expanded_tail(prompts: int, confidence: float) -> float:
     return statistics.NormalDist().cdf(-math.sqrt(prompts / (prompts - 1)) * t)
 
 
-def shown(estimate: Estimate, seeds: Sequence[int]) -> str:
-    """``0.412 [0.380, 0.446]``, and the range over seeds where there are several."""
+def shown(estimate: Estimate) -> str:
+    """``0.412 [0.380, 0.446]``; without the interval where there is none."""
     interval = "" if math.isnan(estimate.low) else f" [{estimate.low:.3f}, {estimate.high:.3f}]"
-    spread = f"  seeds {estimate.seed_min:.3f}–{estimate.seed_max:.3f}" if len(seeds) > 1 else ""
-    return f"{estimate.mean:.3f}{interval}{spread}"
+    return f"{estimate.mean:.3f}{interval}"

@@ -63,7 +63,9 @@ class LocalBackend:
     @cached_property
     def _model(self) -> PreTrainedModel:
         model = load_policy(self._source).eval()
-        spread = self._spec.device is None and self._spec.device_map == "auto" and torch.cuda.device_count() > 1
+        spread = (
+            self._spec.device is None and self._spec.device_map == "auto" and torch.cuda.device_count() > 1
+        )
         if spread:
             from accelerate import dispatch_model, infer_auto_device_map
 

@@ -165,7 +165,9 @@ class Plan:
                     cell.answers.load(self._fingerprint(cell), settings.resume)
             yield cells
 
-    def answer(self, spec: InferenceModelSpec, cells: Sequence[Cell], advance: Callable[[int, str], None]) -> None:
+    def answer(
+        self, spec: InferenceModelSpec, cells: Sequence[Cell], advance: Callable[[int, str], None]
+    ) -> None:
         """Ask one model for everything that its ``cells`` lack. Each answer is on the disk before it counts."""
         system_prompt = system_prompt_of(spec, self.benchmark.system_prompt)
         by_index = {question.index: question for question in self.questions}

@@ -21,8 +21,12 @@ class ScoredSamples:
     """The samples of P prompts under one seed, scored."""
 
     scores: Floats  # [P, n]
-    modes: tuple[tuple[str | None, ...], ...] | None = None  # P × n, the answer mode of a right sample, if it has one
-    mode_counts: tuple[int, ...] | None = None  # P, right answers that a prompt has; None: they are not enumerated
+    modes: tuple[tuple[str | None, ...], ...] | None = (
+        None  # P × n, the answer mode of a right sample, if it has one
+    )
+    mode_counts: tuple[int, ...] | None = (
+        None  # P, right answers that a prompt has; None: they are not enumerated
+    )
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
@@ -86,7 +90,8 @@ def distinct_modes(modes: Iterable[str | None], count: int) -> int:
 
 DEFINITIONS: Mapping[str, str] = {
     "pass_at_<k>": "fraction of prompts with a right answer among the first k samples",
-    "pass_at_<k>_unbiased": "chance that k of the n samples, drawn without replacement, hold a right one; mean over prompts",
+    "pass_at_<k>_unbiased": "chance that k of the n samples, drawn without replacement, hold a right one; "
+    "mean over prompts",
     "avg_at_<k>": "mean score of the first k samples; mean over prompts",
     "distinct_at_<k>": "different right answers among the first k samples; mean over prompts",
     "coverage_at_<k>": "distinct_at_<k> over the number of right answers that a prompt has; mean over prompts",

@@ -27,7 +27,9 @@ class Benchmark:
     split: str = "test"
     prompt_column: str = "problem"
     answer_column: str = "answer"
-    id_column: str | None = "auto"  # must be unique; auto: the first of ID_COLUMNS that the rows have; null: unchecked
+    id_column: str | None = (
+        "auto"  # must be unique; auto: the first of ID_COLUMNS that the rows have; null: unchecked
+    )
     grader: Literal["math", "task"] = "math"
     prompt_fallbacks: tuple[str, ...] = ()  # read, in this order, where prompt_column is missing
     answer_fallbacks: tuple[str, ...] = ()

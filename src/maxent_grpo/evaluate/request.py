@@ -62,7 +62,9 @@ def read_model(model: Any, where: str) -> InferenceModelSpec:
     """A model spec from a mapping of its fields or from a bare name. Raises `UsageError`."""
     settings = {"model_name_or_path": model} if isinstance(model, str) else model
     if not isinstance(settings, Mapping):
-        raise UsageError(f"{where}={model}: a model is its name, or a mapping such as {{model_name_or_path: NAME}}")
+        raise UsageError(
+            f"{where}={model}: a model is its name, or a mapping such as {{model_name_or_path: NAME}}"
+        )
     if "model_name_or_path" not in settings:
         raise UsageError(f"{where}: model_name_or_path is missing")
     for key, reason in _GONE.items():
@@ -76,7 +78,9 @@ def _read(cls: Any, settings: Mapping[str, Any], where: str) -> Any:
     types = {name: _TUPLES.get(name, kind) for name, kind in field_types(cls).items()}
     types = {field.name: types[field.name] for field in fields(cls)}
     # Mapping[str, Any] is declared for readers; YAML brings dictionaries.
-    types = {name: dict if getattr(kind, "__origin__", None) is Mapping else kind for name, kind in types.items()}
+    types = {
+        name: dict if getattr(kind, "__origin__", None) is Mapping else kind for name, kind in types.items()
+    }
     values = {key: _converted(f"{where}.{key}", str(key), value, types) for key, value in settings.items()}
     for name in _TUPLES.keys() & values.keys():
         values[name] = tuple(values[name]) if isinstance(values[name], list) else (values[name],)

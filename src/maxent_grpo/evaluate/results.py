@@ -29,11 +29,16 @@ class MathEvalResult:
     pass_at_k: float  # with k = num_generations
     avg_pass_at_1: float  # Pass@1 over all samples in place of the first: fraction of right samples
     avg_at_k: float  # mean score, k = num_generations; the same where scores are 0 or 1
-    metrics: Mapping[str, Estimate]  # every metric of `maxent_grpo.evaluate.passk`, with interval and seed spread
+    metrics: Mapping[
+        str, Estimate
+    ]  # every metric of `maxent_grpo.evaluate.passk`, with interval and seed spread
     per_seed: Mapping[int, Mapping[str, float]]  # seed → metric → mean over prompts
     truncated: float  # fraction of samples that were cut off at max_new_tokens
-    generations: Mapping[int, tuple[tuple[str, ...], ...]] = field(default_factory=dict)  # seed → prompt → samples
+    generations: Mapping[int, tuple[tuple[str, ...], ...]] = field(
+        default_factory=dict
+    )  # seed → prompt → samples
     artifacts: tuple[Path, ...] = ()  # one file per seed
+    prompt_indices: tuple[int, ...] = ()  # the prompts that count, which may be fewer than the files hold
 
 
 def result_of(
@@ -75,9 +80,11 @@ def result_of(
         },
         truncated=reasons.count("length") / len(reasons),
         generations={
-            seed: tuple(tuple(record["generations"]) for record in records) for seed, records in answers.items()
+            seed: tuple(tuple(record["generations"]) for record in records)
+            for seed, records in answers.items()
         }
         if collect_generations
         else {},
         artifacts=tuple(artifacts),
+        prompt_indices=tuple(record["prompt_index"] for record in next(iter(answers.values()))),
     )

@@ -20,14 +20,18 @@ GENERATION_KEYS = ("top_k", "min_p")
 class InferenceModelSpec:
     """One model to evaluate, and how it is asked. A setting that is None follows the call or the benchmark."""
 
-    model_name_or_path: str  # hub id, local directory, bundled:tiny-policy, or the name that an endpoint serves
+    model_name_or_path: (
+        str  # hub id, local directory, bundled:tiny-policy, or the name that an endpoint serves
+    )
     label: str | None = None  # how it is called in tables; by default "<name> (<style>)"
     style: str = "grpo"  # how it was trained: a word for tables
-    revision: str | None = None  # branch, tag or commit of the hub; for an endpoint a note that goes into the fingerprint
+    revision: str | None = None  # branch, tag or commit of the hub; for an endpoint a note in the fingerprint
     system_prompt: str | None = None  # None: the benchmark's; "" for none
     system_prompt_file: str | None = None  # the same, read from a file
     chat_template: str | None = None  # Jinja; None: the tokenizer's own, or "ROLE: text" lines
-    prompt_template: str | None = None  # qwen_math, no, r1, or a text with {question}: replaces chat and system prompt
+    prompt_template: str | None = (
+        None  # qwen_math, no, r1, or a text with {question}: replaces chat and system prompt
+    )
     stop_sequences: tuple[str, ...] = ()  # a completion ends with the first of these, and keeps it
     max_new_tokens: int = 768
     temperature: float | None = None  # in place of the call's temperatures; 0 is greedy
@@ -35,11 +39,17 @@ class InferenceModelSpec:
     batch_size: int = 1  # prompts at a time, each with all its samples
     num_generations: int | None = None  # in place of the call's
     generation_kwargs: Mapping[str, Any] = field(default_factory=dict)  # top_k, min_p
-    backend: Literal["local", "openai"] = "local"  # in this process, or an OpenAI-compatible server (vLLM and others)
+    backend: Literal["local", "openai"] = (
+        "local"  # in this process, or an OpenAI-compatible server (vLLM and others)
+    )
     # Local models.
     device: str | None = None  # None: the first accelerator, else the CPU
-    device_map: str | None = "auto"  # auto: over all accelerators where there are several and device is None; null: one
-    torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as saved; float32 on a CPU
+    device_map: str | None = (
+        "auto"  # auto: over all accelerators where there are several and device is None; null: one
+    )
+    torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
+        "auto"  # auto: as saved; float32 on a CPU
+    )
     cache_dir: str | None = None  # of downloads
     trust_remote_code: bool = False
     tokenizer_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -58,7 +68,9 @@ class InferenceModelSpec:
     @property
     def folder(self) -> str:
         """The model's part of an artifact's path: ``<parent>-<tail>[--checkpoint-N][--rev-R]--<label or style>``."""
-        parts = [part for part in re.split(r"[/\\:]+", self.model_name_or_path) if part not in ("", ".", "..", "~")]
+        parts = [
+            part for part in re.split(r"[/\\:]+", self.model_name_or_path) if part not in ("", ".", "..", "~")
+        ]
         checkpoint = ""
         if len(parts) > 1 and re.fullmatch(r"checkpoint-\d+", parts[-1]):
             checkpoint = f"--{parts.pop()}"
@@ -95,7 +107,10 @@ class InferenceModelSpec:
                 self.backend == "openai" and not self.base_url,
                 "backend=openai needs base_url (http://HOST:PORT/v1)",
             ),
-            (self.backend == "local" and self.base_url is not None, "base_url is read by backend=openai only"),
+            (
+                self.backend == "local" and self.base_url is not None,
+                "base_url is read by backend=openai only",
+            ),
             (
                 self.base_url is not None and not re.match(r"https?://[^/]", self.base_url),
                 f"base_url={self.base_url}: it starts with http:// or https://",
@@ -103,7 +118,9 @@ class InferenceModelSpec:
         ]
         for key in self.generation_kwargs:
             known = ", ".join(GENERATION_KEYS)
-            problems.append((key not in GENERATION_KEYS, f"generation_kwargs.{key}: unknown; it takes {known}"))
+            problems.append(
+                (key not in GENERATION_KEYS, f"generation_kwargs.{key}: unknown; it takes {known}")
+            )
         for wrong, message in problems:
             if wrong:
                 raise UsageError(f"{where}: {message}")
