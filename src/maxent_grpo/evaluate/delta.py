@@ -1,12 +1,13 @@
 """Does a candidate answer as well as a baseline? The same questions, the same draws, two accuracies."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
+from maxent_grpo.evaluate.grading import Grader, grader_for
 from maxent_grpo.evaluate.math_eval import run_math_eval_inference
 from maxent_grpo.evaluate.presets import resolve_benchmark
 from maxent_grpo.evaluate.questions import load_questions
@@ -42,12 +43,12 @@ def compare(
     dataset: Path | None,
     limit: int,
     seed: int,
-    grader: Any = None,
+    grader: Grader | None = None,
 ) -> Delta:
     """Evaluate both on the first ``limit`` questions of ``dataset`` (columns as MATH-500's; None: three toy problems).
 
-    ``transformers`` loads both models and decodes greedily. ``stub`` loads nothing and answers every question with
-    its gold: it shows that data are found and read, and gives 1.0 twice.
+    ``transformers`` loads both models and decodes greedily. ``stub`` loads none and answers every question with
+    its gold in a box: it shows that the data are read and that the grader accepts their golds, which gives 1.0 twice.
 
     Raises:
         UsageError: as `run_math_eval_inference`.
@@ -55,7 +56,7 @@ def compare(
     with TemporaryDirectory() as folder:
         overrides = {"dataset_name": str(dataset or _toy_file(Path(folder)))}
         if runner == "stub":
-            accuracy = _stub_accuracy(overrides, limit)
+            accuracy = _stub_accuracy(overrides, limit, grader)
             return Delta(accuracy, accuracy)
         results = run_math_eval_inference(
             [
@@ -73,10 +74,12 @@ def compare(
     return Delta(results[0].accuracy, results[1].accuracy)
 
 
-def _stub_accuracy(overrides: Mapping[str, str], limit: int) -> float:
-    questions = load_questions(resolve_benchmark("math_500", overrides))[:limit]
-    answers = {question.index: question.gold for question in questions}
-    return sum(answers[question.index] == question.gold for question in questions) / len(questions)
+def _stub_accuracy(overrides: Mapping[str, str], limit: int, grader: Grader | None) -> float:
+    benchmark = resolve_benchmark("math_500", overrides)
+    judge = (grader or grader_for(benchmark)).judge
+    questions = load_questions(benchmark)[:limit]
+    scores = [judge(question, [f"\\boxed{{{question.gold}}}"])[0].score for question in questions]
+    return sum(scores) / len(scores)
 
 
 def _toy_file(folder: Path) -> Path:

@@ -81,7 +81,7 @@ def expanded_tail(prompts: int, confidence: float) -> float:
     """Probability to cut from each end: that of a normal beyond √(n/(n−1)) times the t quantile with n − 1 degrees."""
     z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
     df = prompts - 1
-    # The t quantile by its Cornish–Fisher expansion: three digits from three degrees of freedom on.
+    # The t quantile by its Cornish–Fisher expansion: to 0.2 % from nine degrees of freedom on.
     t = z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
     return statistics.NormalDist().cdf(-math.sqrt(prompts / (prompts - 1)) * t)
 

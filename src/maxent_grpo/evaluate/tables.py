@@ -77,7 +77,7 @@ def read_scores(root: Path) -> Scores:
 
 def row_of(model_id: str, label: str, style: str, temperature: float, revision: str | None) -> Row:
     """The row of a model: family and step are read from its name."""
-    parts = [part for part in re.split(r"[/\\]+", model_id) if part]
+    parts = [part for part in re.split(r"[/\\:]+", model_id) if part]
     checkpoint = parts.pop() if len(parts) > 1 and _STEP.fullmatch(parts[-1]) else ""
     step = _STEP.search(checkpoint or revision or model_id)
     shown = "@".join(part for part in (checkpoint, revision) if part)
