@@ -2,10 +2,10 @@
 
     python -m benchmarks.kill_evaluation --kills 10
 
-The command is `maxent-grpo-math-eval` on the bundled policy, graph colouring, 8 samples per prompt under two seeds. It is
-killed (SIGKILL) at moments drawn uniformly from the start of the process to a point where it has done its share of the
-work: during start-up, sampling, or the writing of a line. What must be equal at the end: every line but for the time
-that it was written, each prompt exactly once, and the bytes of summary.json and summary.csv.
+The command is `maxent-grpo-math-eval` on the bundled policy, graph colouring, 8 samples per prompt under two seeds. It
+is killed (SIGKILL) at moments drawn uniformly from the start of the process to a point where it has done its share of
+the work: during start-up, sampling, or the writing of a line. What must be equal at the end: every line but for the
+time that it was written, each prompt exactly once, and the bytes of summary.json and summary.csv.
 """
 
 import argparse
@@ -133,7 +133,9 @@ def main() -> None:
     after = killed_run(killed, options.limit, options.kills, options.seed, first_line, duration)
     print(f"killed {len(after)} times, with {', '.join(map(str, after))} lines on disk")
     problems = differences(whole, killed, options.limit)
-    print("; ".join(problems) or "every prompt exactly once; answers and figures equal the uninterrupted run's")
+    print(
+        "; ".join(problems) or "every prompt exactly once; answers and figures equal the uninterrupted run's"
+    )
     raise SystemExit(bool(problems))
 
 

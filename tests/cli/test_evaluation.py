@@ -61,16 +61,28 @@ def test_one_command_evaluates_and_writes(tmp_path: Path, capfd):
     ("arguments", "code", "words"),
     [
         ([], 2, ["inference.models must contain at least one model spec"]),
-        (["inference.models=[m]", "inference.dataset=math_50"], 2, ["Unknown inference dataset 'math_50'", "math_500"]),
+        (
+            ["inference.models=[m]", "inference.dataset=math_50"],
+            2,
+            ["Unknown inference dataset 'math_50'", "math_500"],
+        ),
         (["inference.models=[m]", "inference.ks=[16]"], 2, ["k=16", "num_generations is 8"]),
         (["inference.models=[m]", "inference.sed=1"], 2, ["inference.sed", "did you mean seeds"]),
         (["inference.models=[m]", "training.seed=1"], 2, ["training is not read by math-eval"]),
         (["inference.models=[/no/model]", "inference.dataset=graph_coloring"], 2, ["/no/model"]),
         (["inference.models=[MISSING]", "inference.dataset=graph_coloring"], 2, ["holds no weights"]),
-        (["inference.models=[m]", "inference.eval.dataset_name=/no/rows.jsonl"], 2, ["/no/rows.jsonl", "no such file"]),
+        (
+            ["inference.models=[m]", "inference.eval.dataset_name=/no/rows.jsonl"],
+            2,
+            ["/no/rows.jsonl", "no such file"],
+        ),
         (["inference.models=[m]", "inference.eval.dataset_name=EMPTY"], 2, ["the file is empty"]),
         (["inference.models=[m]", "inference.eval.dataset_name=TWICE"], 2, ["rows 0 and 1 both have id=1"]),
-        (["inference.models=[m]", "inference.eval.dataset_name=COLUMNS"], 2, ["no column 'problem'", "it has text"]),
+        (
+            ["inference.models=[m]", "inference.eval.dataset_name=COLUMNS"],
+            2,
+            ["no column 'problem'", "it has text"],
+        ),
         (
             [
                 "inference.models=[{model_name_or_path: m, backend: openai, base_url: 'http://127.0.0.1:9/v1', "
@@ -103,5 +115,7 @@ def test_bad_input_is_one_line(tmp_path, capfd, arguments, code, words):
 
 
 def test_training_does_not_read_the_section():
-    with pytest.raises(UsageError, match="inference is not read by train-maxent; it belongs to command=math-eval"):
+    with pytest.raises(
+        UsageError, match="inference is not read by train-maxent; it belongs to command=math-eval"
+    ):
         read_request(composed("command=train-maxent inference.seeds=[0]"), None)

@@ -109,11 +109,14 @@ def test_lines_of_unknown_origin_are_refused(path):
 
 
 def test_two_processes_cannot_have_one_file(path):
-    code = "import sys; from pathlib import Path; from maxent_grpo.evaluate.artifacts import AnswerFile; AnswerFile(Path(sys.argv[1]))"
+    imports = "import sys; from pathlib import Path; from maxent_grpo.evaluate.artifacts import AnswerFile"
+    code = f"{imports}; AnswerFile(Path(sys.argv[1]))"
     with AnswerFile(path):
         with pytest.raises(RunError, match="another process is writing it"):
             AnswerFile(path)
-        other = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+        )
     assert "another process is writing it" in other.stderr.splitlines()[-1]
     AnswerFile(path).__exit__(None, None, None)  # free again
 

@@ -78,7 +78,11 @@ def test_hostile_completions_are_text(records):
 
 def test_prompts_can_be_told_apart_by_outcome(records):
     found = Page(page(records))
-    assert found.count("article", **{"data-outcome": "some"}) == found.count("article", **{"data-outcome": "none"}) == 1
+    assert (
+        found.count("article", **{"data-outcome": "some"})
+        == found.count("article", **{"data-outcome": "none"})
+        == 1
+    )
     assert found.count("section", **{"class": "sample right"}) == 2
     assert found.count("section", **{"class": "sample"}) == 6
 

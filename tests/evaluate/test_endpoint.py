@@ -16,7 +16,13 @@ QUESTIONS = [Question(index, f"question {index}", "1") for index in range(4)]
 
 
 def spec_of(url: str, **changes) -> InferenceModelSpec:
-    settings = {"backend": "openai", "base_url": url, "concurrency": 4, "request_timeout": 5.0, "max_retries": 3}
+    settings = {
+        "backend": "openai",
+        "base_url": url,
+        "concurrency": 4,
+        "request_timeout": 5.0,
+        "max_retries": 3,
+    }
     return InferenceModelSpec("served", **(settings | changes))
 
 
@@ -36,9 +42,14 @@ def test_each_completion_is_a_request_of_its_own_with_a_seed_of_its_own():
     body = server.requests[0].body
     assert server.requests[0].path == "/v1/chat/completions"
     assert body["messages"][0] == {"role": "system", "content": "be brief"}
-    assert (body["model"], body["n"], body["temperature"], body["top_p"], body["top_k"], body["max_tokens"]) == (
-        ("served", 1, 0.7, 0.9, 5, 768)
-    )
+    assert (
+        body["model"],
+        body["n"],
+        body["temperature"],
+        body["top_p"],
+        body["top_k"],
+        body["max_tokens"],
+    ) == (("served", 1, 0.7, 0.9, 5, 768))
     assert server.most_at_once <= 4
 
 
@@ -77,7 +88,9 @@ def test_passing_faults_cost_a_retry_and_nothing_else(fault):
 
     with serving(answer) as server:
         found = ask(spec_of(server.url, request_timeout=0.4, concurrency=1), n=1)
-    assert {index: one.completions for index, one in found.items()} == {i: (f"question {i}",) for i in range(4)}
+    assert {index: one.completions for index, one in found.items()} == {
+        i: (f"question {i}",) for i in range(4)
+    }
     assert len(server.requests) == 8
 
 
@@ -93,7 +106,9 @@ def test_a_server_that_stays_broken_ends_the_evaluation_in_one_line():
 def test_no_server_at_all_is_one_line():
     with serving(lambda request: chat("x")) as server:
         url = server.url
-    with pytest.raises(RunError, match=r"endpoint http://127\.0\.0\.1:\d+/v1 \(served\): no answer after 2 attempt"):
+    with pytest.raises(
+        RunError, match=r"endpoint http://127\.0\.0\.1:\d+/v1 \(served\): no answer after 2 attempt"
+    ):
         ask(spec_of(url, max_retries=1))
 
 
@@ -135,7 +150,12 @@ def test_what_servers_take_out_of_a_text_goes_back():
     ]
     with serving(lambda request: replies[request.number]) as server:
         found = ask(spec_of(server.url, stop_sequences=("</answer>",), concurrency=1), n=1)
-    assert [found[i].completions[0] for i in range(4)] == ["a <answer>1</answer>", "<think>hm</think>2", "", "3"]
+    assert [found[i].completions[0] for i in range(4)] == [
+        "a <answer>1</answer>",
+        "<think>hm</think>2",
+        "",
+        "3",
+    ]
     assert [found[i].finish_reasons[0] for i in range(4)] == ["stop", "stop", "length", "length"]
     assert server.requests[0].body["stop"] == ["</answer>"]
 
@@ -144,7 +164,9 @@ def test_a_plain_template_goes_to_the_completions_route():
     with serving(lambda request: Reply(b'{"choices": [{"text": "4", "finish_reason": "stop"}]}')) as server:
         found = ask(spec_of(server.url, prompt_template="Q: {question}\nA:"), n=1)
     assert server.requests[0].path == "/v1/completions"
-    assert {request.body["prompt"] for request in server.requests} == {f"Q: question {i}\nA:" for i in range(4)}
+    assert {request.body["prompt"] for request in server.requests} == {
+        f"Q: question {i}\nA:" for i in range(4)
+    }
     assert found[0].prompt == "Q: question 0\nA:"
 
 
@@ -169,7 +191,8 @@ def test_an_evaluation_over_a_real_model_resumes_after_the_server_died(tmp_path)
     assert whole.pass_at_k > whole.pass_at_1
     with pytest.raises(RunError, match="HTTP 500"):
         evaluate(
-            lambda request: Reply(b"", status=500) if request.number > 10 else policy(request), tmp_path / "killed"
+            lambda request: Reply(b"", status=500) if request.number > 10 else policy(request),
+            tmp_path / "killed",
         )
     (path,) = (tmp_path / "killed").rglob("seed_0.jsonl")
     assert 0 < len(read_records(path)) < 6

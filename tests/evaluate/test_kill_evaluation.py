@@ -1,31 +1,38 @@
 """An evaluation killed in the middle and started again holds each prompt once, with the figures of one left alone."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
+from benchmarks.kill_evaluation import differences, finish, lines_written, start
 
-from benchmarks.kill_evaluation import differences, finish, killed_run, lines_written, start, whole_run
-
-LIMIT = 8
+LIMIT = 12
 
 
 @pytest.mark.slow
 def test_killed_twice_the_evaluation_ends_as_if_left_alone(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    first_line, duration = whole_run(whole, LIMIT)
-    process = start(killed, LIMIT)
-    while lines_written(killed) < 3:  # one kill that is sure to come between two lines
-        assert process.poll() is None
-    finish(process, 0.0)
-    assert 3 <= lines_written(killed) < 2 * LIMIT
-    killed_run(killed, LIMIT, kills=1, seed=0, first_line=first_line, whole=duration)
+    finish(start(whole, LIMIT), None)
+    for lines in (2, LIMIT + 2):  # under the first seed and under the second
+        process = start(killed, LIMIT)
+        while lines_written(killed) < lines:
+            assert process.poll() is None
+            time.sleep(0.02)
+        finish(process, 0.0)
+        assert lines <= lines_written(killed) < 2 * LIMIT
+    finish(start(killed, LIMIT), None)
     assert differences(whole, killed, LIMIT) == []
 
 
 def test_the_comparison_sees_what_is_wrong(tmp_path: Path) -> None:
     lines = [{"prompt_index": index, "scores": [index], "completed_at": "now"} for index in range(3)]
-    for folder, kept in (("a", lines), ("b", lines[:2]), ("c", [*lines[:2], lines[2] | {"scores": [9]}]), ("d", lines)):
+    for folder, kept in (
+        ("a", lines),
+        ("b", lines[:2]),
+        ("c", [*lines[:2], lines[2] | {"scores": [9]}]),
+        ("d", lines),
+    ):
         (tmp_path / folder).mkdir()
         text = "".join(json.dumps(line | {"completed_at": folder}) + "\n" for line in kept)
         (tmp_path / folder / "seed_0.jsonl").write_text(text)

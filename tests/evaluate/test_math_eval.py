@@ -20,9 +20,18 @@ TINY = InferenceModelSpec("bundled:tiny-policy", batch_size=4)
 
 
 def run(root: Path, spec: InferenceModelSpec = TINY, resume: bool = True, **changes):
-    settings = {"dataset": "graph_coloring", "seeds": [0, 1], "num_generations": 4, "temperature": 1.0, "limit": 6}
+    settings = {
+        "dataset": "graph_coloring",
+        "seeds": [0, 1],
+        "num_generations": 4,
+        "temperature": 1.0,
+        "limit": 6,
+    }
     return run_math_eval_inference(
-        [spec], **(settings | changes), artifacts=ArtifactSettings(root_dir=str(root), resume=resume), progress=False
+        [spec],
+        **(settings | changes),
+        artifacts=ArtifactSettings(root_dir=str(root), resume=resume),
+        progress=False,
     )
 
 
@@ -53,7 +62,11 @@ def test_figures_are_those_of_the_artifacts(whole):
     assert result.correct == sum(line["scores"][0] >= 1 for line in lines)
     assert result.accuracy == result.pass_at_1 == result.correct / 12
     assert result.pass_at_k == pytest.approx(sum(max(line["scores"]) for line in lines) / 12)
-    assert result.avg_at_k == result.avg_pass_at_1 == pytest.approx(sum(sum(line["scores"]) for line in lines) / 48)
+    assert (
+        result.avg_at_k
+        == result.avg_pass_at_1
+        == pytest.approx(sum(sum(line["scores"]) for line in lines) / 48)
+    )
     assert 0 < result.avg_at_k < 1
     assert result.metrics["pass_at_4"].mean == pytest.approx(result.pass_at_k)
 
@@ -76,12 +89,17 @@ def test_a_line_says_everything(whole):
     root, _ = whole
     line = json.loads(artifact(root).read_text().splitlines()[0])
     assert {
-        "dataset_id", "dataset_name", "dataset_config", "split", "model_id", "model_label", "style", "seed", "temperature",
-        "num_generations", "prompt_index", "prompt", "answer", "system_prompt", "generations", "think_generations",
+        "dataset_id", "dataset_name", "dataset_config", "split", "model_id", "model_label", "style", "seed",
+        "temperature", "num_generations", "prompt_index", "prompt", "answer", "system_prompt", "generations", "think_generations",
         "answer_generations", "answer_extracted", "scores", "pass_at_1_ok", "pass_at_k_ok", "correct", "correct_k",
         "completed_at",
     } <= line.keys()  # fmt: skip
-    assert (line["seed"], line["temperature"], line["num_generations"], line["dataset_id"]) == (0, 1.0, 4, "graph_coloring")
+    assert (line["seed"], line["temperature"], line["num_generations"], line["dataset_id"]) == (
+        0,
+        1.0,
+        4,
+        "graph_coloring",
+    )
     assert len(line["generations"]) == len(line["scores"]) == len(line["answer_extracted"]) == 4
     assert line["correct_k"] == sum(score >= 1 for score in line["scores"])
 
@@ -103,7 +121,7 @@ def test_a_completion_depends_neither_on_the_batch_nor_on_the_limit_nor_on_the_o
 
 
 def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_figures(whole, tmp_path):
-    root, result = whole
+    _, result = whole
     run(tmp_path, limit=2, seeds=[0])
     path = artifact(tmp_path)
     path.write_bytes(path.read_bytes()[:-40])  # died while it wrote the second line
@@ -196,7 +214,11 @@ def test_several_models_and_temperatures_give_a_result_each(tmp_path):
         artifacts=ArtifactSettings(enabled=False),
         progress=False,
     )
-    assert [(r.label, r.temperature, r.num_generations) for r in results] == [("a", 0.7, 3), ("a", 1.0, 3), ("b", 0.5, 2)]
+    assert [(r.label, r.temperature, r.num_generations) for r in results] == [
+        ("a", 0.7, 3),
+        ("a", 1.0, 3),
+        ("b", 0.5, 2),
+    ]
     assert "pass_at_3" in results_table(results)
 
 

@@ -29,7 +29,8 @@ def test_unbiased_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n):
     for k in range(1, n + 1):
         subsets = list(combinations(range(n), k))
         expected = [
-            sum(any(row[i] >= 1 for i in subset) for subset in subsets) / len(subsets) for row in samples.scores
+            sum(any(row[i] >= 1 for i in subset) for subset in subsets) / len(subsets)
+            for row in samples.scores
         ]
         assert unbiased_pass_at(samples, k) == pytest.approx(expected, abs=1e-12)
 

@@ -29,7 +29,9 @@ def test_names_and_aliases(name, expected):
 def test_a_local_file_brings_its_own_split():
     found = resolve_benchmark("aime24", {"dataset_name": "mine.jsonl", "answer_column": "gold"})
     assert (found.dataset_config, found.split, found.answer_column) == (None, "train", "gold")
-    assert resolve_benchmark("aime24", {"dataset_name": "mine.jsonl", "split": "train[:2]"}).split == "train[:2]"
+    assert (
+        resolve_benchmark("aime24", {"dataset_name": "mine.jsonl", "split": "train[:2]"}).split == "train[:2]"
+    )
 
 
 def test_a_name_of_ones_own_needs_a_dataset():
@@ -40,7 +42,11 @@ def test_a_name_of_ones_own_needs_a_dataset():
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("math_50", {}, "Unknown inference dataset 'math_50' .did you mean math_500.*Supported presets: math_500, aime24"),
+        (
+            "math_50",
+            {},
+            "Unknown inference dataset 'math_50' .did you mean math_500.*Supported presets: math_500, aime24",
+        ),
         ("amc", {"prompt_colum": "x"}, "inference.eval.prompt_colum: unknown .did you mean prompt_column"),
         ("amc", {"prompt_column": 3}, "inference.eval.prompt_column=3: expected a text"),
         ("amc", {"grader": "maths"}, "one of math, task"),
@@ -55,6 +61,11 @@ def test_refusals(name, overrides, message):
 def test_the_system_prompt_is_the_one_that_the_recipes_train_with():
     file = (REPOSITORY / "configs/prompts/math_system_prompt.txt").read_text(encoding="utf-8").strip()
     assert file == MATH_SYSTEM_PROMPT
-    recipe = (REPOSITORY / "configs/recipes/Qwen2.5-1.5B-Instruct/grpo/config_math.yaml").read_text(encoding="utf-8")
+    recipe = (REPOSITORY / "configs/recipes/Qwen2.5-1.5B-Instruct/grpo/config_math.yaml").read_text(
+        encoding="utf-8"
+    )
     assert all(line in recipe for line in MATH_SYSTEM_PROMPT.splitlines())
-    assert {p.dataset_id for p in PRESETS.values() if p.system_prompt is None} == {"countdown", "graph_coloring"}
+    assert {p.dataset_id for p in PRESETS.values() if p.system_prompt is None} == {
+        "countdown",
+        "graph_coloring",
+    }

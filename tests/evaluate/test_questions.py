@@ -72,16 +72,32 @@ def test_content_digest_is_that_of_the_content(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "overrides", "message"),
     [
-        ([{"task": "1+1", "answer": "2"}], {}, "no column 'problem'; it has task, answer: set inference.eval.prompt_col"),
-        ([{"problem": "1+1", "gold": "2"}], {}, "no column 'answer' or 'solution'.*it has problem, gold: set .*answer_col"),
+        (
+            [{"task": "1+1", "answer": "2"}],
+            {},
+            "no column 'problem'; it has task, answer: set inference.eval.prompt_col",
+        ),
+        (
+            [{"problem": "1+1", "gold": "2"}],
+            {},
+            "no column 'answer' or 'solution'.*it has problem, gold: set .*answer_col",
+        ),
         (
             [{"problem": "a", "answer": "1", "id": 7}, {"problem": "b", "answer": "1", "id": 7}],
             {},
             "rows 0 and 1 both have id=7",
         ),
         ([{"problem": " ", "answer": "2"}], {}, "row 0: column 'problem' holds no text but ' '"),
-        ([{"problem": "a", "answer": "1"}, {"problem": "b", "answer": ""}], {}, "row 1: column 'answer' holds no answer"),
-        ([{"problem": "a", "solution": "no box"}], {}, "row 0: column 'solution' holds no answer but 'no box'"),
+        (
+            [{"problem": "a", "answer": "1"}, {"problem": "b", "answer": ""}],
+            {},
+            "row 1: column 'answer' holds no answer",
+        ),
+        (
+            [{"problem": "a", "solution": "no box"}],
+            {},
+            "row 0: column 'solution' holds no answer but 'no box'",
+        ),
         ([{"problem": "a", "answer": "1"}], {"grader": "task"}, "no column 'task'"),
         ([{"problem": "a", "answer": "1"}], {"id_column": "key"}, "no column 'key'"),
     ],

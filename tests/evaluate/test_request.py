@@ -12,7 +12,10 @@ TINY = "bundled:tiny-policy"
 def test_a_request_with_everything():
     request = read_request(
         {
-            "models": [TINY, {"model_name_or_path": "org/model", "label": "m", "num_generations": 4, "temperature": 1}],
+            "models": [
+                TINY,
+                {"model_name_or_path": "org/model", "label": "m", "num_generations": 4, "temperature": 1},
+            ],
             "dataset": "amc",
             "eval": {"split": "test"},
             "seeds": [0, 1],
@@ -47,13 +50,28 @@ def test_defaults_are_the_documented_ones():
         ({"model": TINY}, r"inference.model: unknown .did you mean models"),
         ({"models": [{"label": "x"}]}, r"inference.models\[0\]: model_name_or_path is missing"),
         ({"models": [3]}, r"inference.models\[0\]=3: a model is its name"),
-        ({"models": [{"model_name_or_path": "m", "max_new_token": 3}]}, "max_new_token: unknown .did you mean max_new_tokens"),
-        ({"models": [{"model_name_or_path": "m", "system_prompt_answer": "x"}]}, "system_prompt_answer is not read"),
+        (
+            {"models": [{"model_name_or_path": "m", "max_new_token": 3}]},
+            "max_new_token: unknown .did you mean max_new_tokens",
+        ),
+        (
+            {"models": [{"model_name_or_path": "m", "system_prompt_answer": "x"}]},
+            "system_prompt_answer is not read",
+        ),
         ({"models": [{"model_name_or_path": "m", "backend": "vlm"}]}, "one of local, openai"),
         ({"models": [{"model_name_or_path": "m", "backend": "openai"}]}, "backend=openai needs base_url"),
-        ({"models": [{"model_name_or_path": "m", "base_url": "http://x/v1"}]}, "base_url is read by backend=openai only"),
-        ({"models": [{"model_name_or_path": "m", "generation_kwargs": {"beams": 2}}]}, "generation_kwargs.beams: unknown"),
-        ({"models": [{"model_name_or_path": "m", "system_prompt_file": "/no/file"}]}, "/no/file: there is no such file"),
+        (
+            {"models": [{"model_name_or_path": "m", "base_url": "http://x/v1"}]},
+            "base_url is read by backend=openai only",
+        ),
+        (
+            {"models": [{"model_name_or_path": "m", "generation_kwargs": {"beams": 2}}]},
+            "generation_kwargs.beams: unknown",
+        ),
+        (
+            {"models": [{"model_name_or_path": "m", "system_prompt_file": "/no/file"}]},
+            "/no/file: there is no such file",
+        ),
         ({"models": [{"model_name_or_path": "m", "top_p": 0}]}, "top_p=0.0: above 0"),
         ({"models": TINY, "seeds": []}, "inference.seeds is empty"),
         ({"models": TINY, "seeds": [1, 1]}, "one is there twice"),
@@ -66,7 +84,10 @@ def test_defaults_are_the_documented_ones():
         ({"models": TINY, "temperature": 1, "temperatures": [1]}, "both given"),
         ({"models": TINY, "limit": 0}, "inference.limit=0"),
         ({"models": [TINY, TINY]}, "would both write to"),
-        ({"models": TINY, "artifacts": {"root": "x"}}, "inference.artifacts.root: unknown .did you mean root_dir"),
+        (
+            {"models": TINY, "artifacts": {"root": "x"}},
+            "inference.artifacts.root: unknown .did you mean root_dir",
+        ),
     ],
 )
 def test_refusals(section, message):
@@ -94,6 +115,8 @@ def test_names_and_folders(spec, folder, name):
     assert len(InferenceModelSpec("x" * 500).folder) == 200
 
 
-@pytest.mark.parametrize(("t", "folder"), [(0.6, "temp_0p60"), (1.0, "temp_1p00"), (0.605, "temp_0p605"), (0, "temp_0p00")])
+@pytest.mark.parametrize(
+    ("t", "folder"), [(0.6, "temp_0p60"), (1.0, "temp_1p00"), (0.605, "temp_0p605"), (0, "temp_0p00")]
+)
 def test_temperature_folders_differ_where_temperatures_do(t, folder):
     assert temperature_folder(t) == folder

@@ -15,7 +15,9 @@ import eval_math_delta
 import math_eval_table
 
 
-def write(root: Path, model: str, dataset: str, seed: int, scores: list[list[float]], style: str = "grpo") -> None:
+def write(
+    root: Path, model: str, dataset: str, seed: int, scores: list[list[float]], style: str = "grpo"
+) -> None:
     path = root / model.replace("/", "-") / dataset / "temp_0p60" / f"seed_{seed}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -66,7 +68,10 @@ def test_tables_average_over_seeds_and_sort_by_step(root):
 
 def test_the_tool_prints_three_tables_and_draws(root, capsys, tmp_path):
     plot = tmp_path / "plots" / "p.png"
-    assert math_eval_table.main(["--artifact-root", str(root), "--precision", "0", "--plot-name", str(plot)]) == 0
+    assert (
+        math_eval_table.main(["--artifact-root", str(root), "--precision", "0", "--plot-name", str(plot)])
+        == 0
+    )
     out = capsys.readouterr().out
     assert [line.strip() for line in out.splitlines() if "@" in line] == ["Pass@1", "Pass@8", "Avg@8"]
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -77,7 +82,10 @@ def test_the_tool_prints_three_tables_and_draws(root, capsys, tmp_path):
 def test_a_revision_and_a_plain_name_are_rows():
     assert row_of("org/m", "l", "s", 0.6, "step_300").step == 300
     assert row_of("org/m", "l", "s", 0.6, "c929c65").checkpoint == "c929c65"
-    assert (row_of("org/m-step-20", "l", "s", 0.6, None).family, row_of("m", "l", "s", 0.6, None).step) == ("m-step-20", 0)
+    assert (row_of("org/m-step-20", "l", "s", 0.6, None).family, row_of("m", "l", "s", 0.6, None).step) == (
+        "m-step-20",
+        0,
+    )
 
 
 def test_lighteval_results_stand_beside_artifacts(root):
@@ -93,14 +101,17 @@ def test_lighteval_results_stand_beside_artifacts(root):
     path = root / "results_2026.json"
     path.write_text(json.dumps(results))
     assert list(lighteval_scores(path)) == [("org/other", "aime24", 0.2), ("org/other", "math_500", 0.5)]
-    assert ["other", "-", "lighteval", "-"] in [line.split()[:4] for line in tables_text(read_scores(root), 1, 1).splitlines()]
+    assert ["other", "-", "lighteval", "-"] in [
+        line.split()[:4] for line in tables_text(read_scores(root), 1, 1).splitlines()
+    ]
     path.write_text("[]")
     with pytest.raises(UsageError, match="not a result file of LightEval"):
         read_scores(root)
 
 
 @pytest.mark.parametrize(
-    ("task", "dataset"), [("lighteval|aime24|0|0", "aime24"), ("gpqa:diamond|0", "gpqa:diamond"), ("x|y|0", "y")]
+    ("task", "dataset"),
+    [("lighteval|aime24|0|0", "aime24"), ("gpqa:diamond|0", "gpqa:diamond"), ("x|y|0", "y")],
 )
 def test_lighteval_task_names(task, dataset):
     assert dataset_of(task) == dataset
@@ -110,7 +121,14 @@ def test_delta_of_two_real_models(tmp_path, capsys):
     pytest.importorskip("maxent_grpo.rewards.math_grader")
     data = tmp_path / "toy.jsonl"
     data.write_text('{"problem": "1+1", "answer": "2"}\n')
-    arguments = ["--baseline", "bundled:tiny-policy", "--candidate", "bundled:tiny-policy", "--dataset", str(data)]
+    arguments = [
+        "--baseline",
+        "bundled:tiny-policy",
+        "--candidate",
+        "bundled:tiny-policy",
+        "--dataset",
+        str(data),
+    ]
     assert eval_math_delta.main([*arguments, "--runner", "transformers"]) == 0
     assert "delta=+0.0000" in capsys.readouterr().out
     assert eval_math_delta.main([]) == 0

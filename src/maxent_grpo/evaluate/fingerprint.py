@@ -8,7 +8,6 @@ from typing import Any
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.settings import InferenceModelSpec
-from maxent_grpo.models.loading import ModelSource
 
 FORMAT = 1
 """Raise it when equal settings give other answers than before, as a new sampler would."""
@@ -63,6 +62,8 @@ def model_fingerprint(spec: InferenceModelSpec) -> dict[str, Any]:
     """
     if spec.backend == "openai":
         return {"served_name": spec.model_name_or_path, "revision": spec.revision}
+    from maxent_grpo.models.loading import ModelSource  # torch, which an endpoint's evaluation can do without
+
     location = ModelSource(spec.model_name_or_path, spec.revision).location
     directory = Path(location)
     if directory.is_dir():

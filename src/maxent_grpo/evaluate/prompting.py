@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from maxent_grpo.data.prompts import PromptSettings, build_prompts
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.questions import Question
 from maxent_grpo.evaluate.settings import InferenceModelSpec
-from maxent_grpo.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from maxent_grpo.types import Prompt
 
 PROMPT_TEMPLATES = {
     "qwen_math": (
@@ -69,8 +69,11 @@ def prompts_of(
     spec: InferenceModelSpec,
     system_prompt: str | None,
     tokenizer: "PreTrainedTokenizerBase",
-) -> list[Prompt]:
+) -> "list[Prompt]":
     """One prompt per question, in order; ``Prompt.index`` is the question's. Nothing is clipped or left out."""
+    from maxent_grpo.data.prompts import PromptSettings, build_prompts
+    from maxent_grpo.types import Prompt
+
     template = plain_template(spec)
     if template is not None:
         texts = [template.replace(QUESTION, question.text) for question in questions]

@@ -20,6 +20,7 @@ PASS_1, PASS_8, AVG_8 = "Pass@1", "Pass@8", "Avg@8"
 TABLES = (PASS_1, PASS_8, AVG_8)
 FIRST_DATASETS = ("math_500", "aime24", "aime25", "amc", "minerva")
 MISSING = "-"
+UNKNOWN = -1.0  # a temperature that a result file does not tell
 _STEP = re.compile(r"(?:checkpoint|step)[-_](\d+)")
 
 
@@ -67,7 +68,7 @@ def read_scores(root: Path) -> Scores:
         _add_artifact(scores, path)
     for path in sorted(root.rglob("results*.json")):
         for model, dataset, value in lighteval_scores(path):
-            scores.add(row_of(model, "lighteval", "", 0.0, None), dataset, PASS_1, value)
+            scores.add(row_of(model, "lighteval", "", UNKNOWN, None), dataset, PASS_1, value)
     if not scores.values:
         raise UsageError(
             f"{root}: no artifacts (seed_*.jsonl) and no LightEval results (results*.json) below it"
@@ -122,7 +123,7 @@ def table_cells(
                 row.family,
                 row.checkpoint or MISSING,
                 row.style or row.label,
-                f"{row.temperature:g}",
+                _temperature(row),
                 *cells,
                 average,
             ]
@@ -160,7 +161,7 @@ def plot_tables(scores: Scores, path: Path, min_datasets: int) -> None:
         1, len(TABLES), figsize=(4 * len(TABLES), 0.9 + 0.35 * len(rows)), sharey=True
     )
     names = [
-        f"{row.family} {row.checkpoint} {row.style} T={row.temperature:g}".replace("  ", " ") for row in rows
+        f"{row.family} {row.checkpoint} {row.style} T={_temperature(row)}".replace("  ", " ") for row in rows
     ]
     for axis, title in zip(axes, TABLES, strict=True):
         means = [_mean(scores.mean(row, dataset, title) for dataset in scores.datasets) for row in rows]
@@ -176,6 +177,10 @@ def plot_tables(scores: Scores, path: Path, min_datasets: int) -> None:
 def _mean(values: Iterable[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return statistics.fmean(there) if there else None
+
+
+def _temperature(row: Row) -> str:
+    return MISSING if row.temperature == UNKNOWN else f"{row.temperature:g}"
 
 
 def _percent(value: float | None, precision: int) -> str:
