@@ -2,10 +2,10 @@
 
     python -m benchmarks.kill_evaluation --kills 10
 
-The command is `maxent-grpo-math-eval` on the bundled policy, graph colouring, 8 samples per prompt under two seeds. It
-is killed (SIGKILL) at moments drawn uniformly from the start of the process to a point where it has done its share of
-the work: during start-up, sampling, or the writing of a line. What must be equal at the end: every line but for the
-time that it was written, each prompt exactly once, and the bytes of summary.json and summary.csv.
+The command is `maxent-grpo-math-eval` on the bundled policy, graph colouring, 8 samples per prompt under two seeds. Each
+start is killed (SIGKILL) after a random number of new lines and a random part of the time that a line takes, or, where
+that number is 0, at a random moment of the start-up. What must be equal at the end: every line but for the time that it
+was written, each prompt exactly once, and the bytes of summary.json and summary.csv.
 """
 
 import argparse
@@ -47,16 +47,24 @@ def start(root: Path, limit: int) -> "subprocess.Popen[bytes]":
     )
 
 
-def finish(process: "subprocess.Popen[bytes]", kill_after: float | None) -> bool:
-    """True if the process ended by itself before ``kill_after`` seconds; killed else."""
-    try:
-        _, errors = process.communicate(timeout=kill_after)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return False
+def finish(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for the end; it must be a good one."""
+    _, errors = process.communicate()
     if process.returncode:
         raise SystemExit(f"the evaluation failed: {errors.decode(errors='replace').strip()}")
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for_lines(process: "subprocess.Popen[bytes]", root: Path, lines: int) -> bool:
+    """True once there are ``lines`` lines; False if the process has ended before."""
+    while lines_written(root) < lines:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.02)
     return True
 
 
@@ -66,27 +74,30 @@ def lines_written(root: Path) -> int:
 
 def whole_run(root: Path, limit: int) -> tuple[float, float]:
     """Run uninterrupted: seconds until the first line, and in all."""
-    began, first = time.monotonic(), None
+    began = time.monotonic()
     process = start(root, limit)
-    while first is None and process.poll() is None:
-        time.sleep(0.05)
-        if lines_written(root):
-            first = time.monotonic() - began
-    finish(process, None)
-    whole = time.monotonic() - began
-    return first or whole, whole
+    wait_for_lines(process, root, 1)
+    first = time.monotonic() - began
+    finish(process)
+    return first, time.monotonic() - began
 
 
 def killed_run(root: Path, limit: int, kills: int, seed: int, first_line: float, whole: float) -> list[int]:
     """Start again until done, killing the first ``kills`` starts; the number of lines after each kill."""
+    total = len(SEEDS) * limit
     after_kill: list[int] = []
-    share = (whole - first_line) / (kills + 1)
-    for kill in range(kills):
-        moment = generator(seed, "kill", kill).uniform(0, first_line + 2 * share)
-        if finish(start(root, limit), moment):
-            break
+    for number in range(kills):
+        random = generator(seed, "kill", number)
+        ahead = int(random.integers(0, 2 * total // (kills + 1), endpoint=True))
+        pause = random.uniform(0, (whole - first_line) / total if ahead else first_line)
+        process = start(root, limit)
+        if not wait_for_lines(process, root, lines_written(root) + ahead):
+            break  # it has come to its end
+        time.sleep(pause)
+        kill(process)
         after_kill.append(lines_written(root))
-    finish(start(root, limit), None)
+        print(f"kill {number + 1}: {after_kill[-1]} lines on disk", flush=True)
+    finish(start(root, limit))
     return after_kill
 
 
@@ -131,7 +142,6 @@ def main() -> None:
         flush=True,
     )
     after = killed_run(killed, options.limit, options.kills, options.seed, first_line, duration)
-    print(f"killed {len(after)} times, with {', '.join(map(str, after))} lines on disk")
     problems = differences(whole, killed, options.limit)
     print(
         "; ".join(problems) or "every prompt exactly once; answers and figures equal the uninterrupted run's"

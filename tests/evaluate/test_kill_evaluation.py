@@ -1,11 +1,10 @@
 """An evaluation killed in the middle and started again holds each prompt once, with the figures of one left alone."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
-from benchmarks.kill_evaluation import differences, finish, lines_written, start
+from benchmarks.kill_evaluation import differences, finish, kill, lines_written, start, wait_for_lines
 
 LIMIT = 12
 
@@ -13,15 +12,13 @@ LIMIT = 12
 @pytest.mark.slow
 def test_killed_twice_the_evaluation_ends_as_if_left_alone(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(whole, LIMIT), None)
+    finish(start(whole, LIMIT))
     for lines in (2, LIMIT + 2):  # under the first seed and under the second
         process = start(killed, LIMIT)
-        while lines_written(killed) < lines:
-            assert process.poll() is None
-            time.sleep(0.02)
-        finish(process, 0.0)
+        assert wait_for_lines(process, killed, lines)
+        kill(process)
         assert lines <= lines_written(killed) < 2 * LIMIT
-    finish(start(killed, LIMIT), None)
+    finish(start(killed, LIMIT))
     assert differences(whole, killed, LIMIT) == []
 
 

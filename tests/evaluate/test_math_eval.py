@@ -90,8 +90,8 @@ def test_a_line_says_everything(whole):
     line = json.loads(artifact(root).read_text().splitlines()[0])
     assert {
         "dataset_id", "dataset_name", "dataset_config", "split", "model_id", "model_label", "style", "seed",
-        "temperature", "num_generations", "prompt_index", "prompt", "answer", "system_prompt", "generations", "think_generations",
-        "answer_generations", "answer_extracted", "scores", "pass_at_1_ok", "pass_at_k_ok", "correct", "correct_k",
+        "temperature", "num_generations", "prompt_index", "prompt", "answer", "system_prompt", "generations",
+        "think_generations", "answer_generations", "answer_extracted", "scores", "pass_at_1_ok", "pass_at_k_ok", "correct", "correct_k",
         "completed_at",
     } <= line.keys()  # fmt: skip
     assert (line["seed"], line["temperature"], line["num_generations"], line["dataset_id"]) == (
