@@ -2,10 +2,10 @@
 
     python -m benchmarks.kill_evaluation --kills 10
 
-The command is `maxent-grpo-math-eval` on the bundled policy, graph colouring, 8 samples per prompt under two seeds. Each
-start is killed (SIGKILL) after a random number of new lines and a random part of the time that a line takes, or, where
-that number is 0, at a random moment of the start-up. What must be equal at the end: every line but for the time that it
-was written, each prompt exactly once, and the bytes of summary.json and summary.csv.
+The command is `maxent-grpo-math-eval` on the bundled policy, graph colouring, 8 samples per prompt under two seeds.
+Each start is killed (SIGKILL) after a random number of new lines and a random part of the time that a line takes, or,
+where that number is 0, at a random moment of the start-up. What must be equal at the end: every line but for the time
+that it was written, each prompt exactly once, and the bytes of summary.json and summary.csv.
 """
 
 import argparse
@@ -143,9 +143,8 @@ def main() -> None:
     )
     after = killed_run(killed, options.limit, options.kills, options.seed, first_line, duration)
     problems = differences(whole, killed, options.limit)
-    print(
-        "; ".join(problems) or "every prompt exactly once; answers and figures equal the uninterrupted run's"
-    )
+    verdict = "every prompt exactly once; answers and figures equal the uninterrupted run's"
+    print(f"killed {len(after)} times: {'; '.join(problems) or verdict}")
     raise SystemExit(bool(problems))
 
 
