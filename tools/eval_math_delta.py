@@ -29,10 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--limit", type=int, default=8, help="questions (8)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-new-tokens", type=int, default=768)
     options = parser.parse_args(arguments)
     try:
         found = compare(
-            options.baseline, options.candidate, options.runner, options.dataset, options.limit, options.seed
+            options.baseline,
+            options.candidate,
+            options.runner,
+            options.dataset,
+            options.limit,
+            options.seed,
+            options.max_new_tokens,
         )
     except (UsageError, RunError) as error:
         print(f"eval_math_delta: {error}", file=sys.stderr)

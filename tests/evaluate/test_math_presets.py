@@ -8,7 +8,7 @@ from openai_server import chat, serving
 from maxent_grpo.evaluate.artifacts import read_records
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference
 
-pytest.importorskip("maxent_grpo.rewards.math_grader")
+math_grader = pytest.importorskip("maxent_grpo.rewards.math_grader")
 
 
 def evaluate(answer, root, preset, file, **changes):
@@ -73,13 +73,12 @@ def test_golds_of_every_benchmark_are_right_answers(shared_data, preset, name):
 def test_another_policy_does_not_reuse_scores(shared_data, tmp_path):
     from maxent_grpo.errors import UsageError
     from maxent_grpo.evaluate.grading import MathGrader
-    from maxent_grpo.rewards.math_grader import GraderPolicy
 
     file = shared_data / "benchmarks" / "aime24.jsonl"
     evaluate(lambda request: chat("\\boxed{1}"), tmp_path, "aime24", file, limit=1)
-    assert MathGrader(GraderPolicy()).fingerprint() == MathGrader().fingerprint()
+    assert MathGrader(math_grader.GraderPolicy()).fingerprint() == MathGrader().fingerprint()
     other = type(
         "Other", (MathGrader,), {"fingerprint": lambda self: {"kind": "math", "policy": "another"}}
     )()
-    with pytest.raises(UsageError, match="grader.policy"):
+    with pytest.raises(UsageError, match=r"grader\.policy"):
         evaluate(lambda request: chat("\\boxed{1}"), tmp_path, "aime24", file, limit=1, grader=other)

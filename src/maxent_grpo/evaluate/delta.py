@@ -43,6 +43,7 @@ def compare(
     dataset: Path | None,
     limit: int,
     seed: int,
+    max_new_tokens: int = 768,
     grader: Grader | None = None,
 ) -> Delta:
     """Evaluate both on the first ``limit`` questions of ``dataset`` (columns as MATH-500's; None: three toy problems).
@@ -60,8 +61,8 @@ def compare(
             return Delta(accuracy, accuracy)
         results = run_math_eval_inference(
             [
-                InferenceModelSpec(baseline, label="baseline"),
-                InferenceModelSpec(candidate, label="candidate"),
+                InferenceModelSpec(model, label=label, max_new_tokens=max_new_tokens)
+                for model, label in ((baseline, "baseline"), (candidate, "candidate"))
             ],
             eval_overrides=overrides,
             seeds=[seed],

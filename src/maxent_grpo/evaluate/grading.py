@@ -63,7 +63,7 @@ class MathGrader:
     """The mathematics grader under one policy (default: its own default policy)."""
 
     def __init__(self, policy: Any = None) -> None:
-        from maxent_grpo.rewards import math_grader
+        import maxent_grpo.rewards.math_grader as math_grader
 
         self._grade = math_grader.grade
         self._policy = math_grader.GraderPolicy() if policy is None else policy

@@ -41,7 +41,7 @@ def ks_up_to(n: int) -> tuple[int, ...]:
 
 def pass_at(samples: ScoredSamples, k: int) -> Floats:
     """1 if any of the first k samples is right, else 0: [P]."""
-    return samples.right[:, :k].any(axis=1).astype(np.float64)
+    return np.asarray(samples.right[:, :k].any(axis=1), dtype=np.float64)
 
 
 def unbiased_pass_at(samples: ScoredSamples, k: int) -> Floats:
