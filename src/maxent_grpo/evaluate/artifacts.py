@@ -25,7 +25,10 @@ START_OVER = (
 class Answers(Protocol):
     """The answers to one benchmark under one seed, by prompt."""
 
-    records: Mapping[int, Record]  # prompt_index → its line
+    @property
+    def records(self) -> Mapping[int, Record]:
+        """prompt_index → its line."""
+        ...
 
     def append(self, record: Record) -> None:
         """Add a prompt that is not there yet."""

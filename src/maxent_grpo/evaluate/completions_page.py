@@ -72,10 +72,10 @@ def completions_page(
 
 
 def _split_metric(name: str) -> tuple[str, int]:
-    """``pass_at_8_unbiased`` as ("pass, unbiased", 8)."""
+    """``pass_at_8_unbiased`` as ("pass@k unbiased", 8)."""
     kind, _, rest = name.partition("_at_")
     k, _, variant = rest.partition("_")
-    return (f"{kind}, {variant}" if variant else kind), int(k)
+    return f"{kind}@k {variant}".rstrip(), int(k)
 
 
 def _by_k(metrics: Mapping[str, Estimate]) -> dict[int, dict[str, tuple[str, Estimate]]]:
