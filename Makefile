@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types unit tiny-policy clean-local
+.PHONY: help venv demo test lint format types unit tiny-policy eval-math-delta clean-local
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ format: $(INSTALLED)  ## rewrite files in the project's style
 
 tiny-policy: $(INSTALLED)  ## rebuild the bundled policy into var/tiny-policy
 	@$(BIN)/maxent-grpo-tiny-policy --output-dir var/tiny-policy
+
+eval-math-delta: $(INSTALLED)  ## compare two stub models on toy problems (tools/eval_math_delta.py takes real ones)
+	@$(BIN)/python tools/eval_math_delta.py
 
 clean-local:  ## remove var/: environment, runs, caches
 	rm -rf var

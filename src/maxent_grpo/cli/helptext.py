@@ -18,6 +18,8 @@ commands
   train-baseline   GRPO and its family                        (script: maxent-grpo-baseline)
   train-maxent     MaxEnt-GRPO: a target over each group      (script: maxent-grpo-maxent)
   train-infoseed   GRPO with seeded prompts and a seed loss   (script: maxent-grpo-infoseed)
+  math-eval        pass@k of models on a benchmark, resumable  (scripts: maxent-grpo-math-eval, maxent-grpo-inference;
+                   also command=math_eval, command=inference)
   report           plots and an HTML page of a run directory: run=DIR
   demo             train the bundled tiny policy on a CPU, nothing to download: demo.steps=100 demo.seed=0
 
@@ -30,6 +32,10 @@ examples
   # no recipe at all
   maxent-grpo-baseline baseline.model.model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct \\
     baseline.script.dataset_name=open-r1/OpenR1-Math-220k baseline.training.output_dir=var/data/out
+  # 8 samples of each MATH-500 problem under 5 seeds; the same line again goes on where it was stopped
+  maxent-grpo-math-eval inference.dataset=math_500 inference.models='[{model_name_or_path: Qwen/Qwen2.5-1.5B-Instruct}]'
+  # the bundled policy, nothing to download
+  maxent-grpo-math-eval inference.models=[bundled:tiny-policy] inference.dataset=graph_coloring inference.seeds=[0,1]
 
 keys
   command=COMMAND                  what to run; the scripts above fill it in
@@ -45,6 +51,23 @@ keys
   Order of precedence: defaults < recipe < preset < command line. An unknown key is an error.
   Lists are [a,b]; quote what the shell would eat. --multirun with a=1,2 runs every combination, each in
   <output_dir>/<what varies>. --hydra-help lists Hydra's own flags.
+
+evaluation: inference.KEY=VALUE (defaults)
+  models ([])          names, or mappings {model_name_or_path: …, label: …, revision: …, system_prompt: …}; also:
+                       style, system_prompt_file, chat_template, prompt_template (qwen_math, no, r1, or a text with
+                       {question}), stop_sequences, max_new_tokens (768), temperature, top_p (0.9), num_generations,
+                       generation_kwargs {top_k, min_p}, batch_size (1 prompt), device, torch_dtype (auto), cache_dir,
+                       trust_remote_code, tokenizer_kwargs; for a server that speaks OpenAI's protocol, vLLM included:
+                       backend: openai, base_url: http://HOST:PORT/v1, api_key_env (OPENAI_API_KEY), concurrency (16),
+                       request_timeout (600 s), max_retries (4)
+  dataset (math_500)   math_500 aime24 aime25 amc minerva gsm8k olympiadbench; countdown graph_coloring need no download
+  eval.FIELD           what of the benchmark to replace: dataset_name (a hub id, or PATH.jsonl), dataset_config, split,
+                       prompt_column, answer_column, id_column, grader (math, task), dataset_id
+  seeds ([0,1,2,3,4])  num_generations (8)  temperature (0.6; also a list)  limit (all prompts)
+  ks                   which k of pass@k to report (1, 2, 4, … and all samples)
+  artifacts.root_dir (var/artifacts/inference)  artifacts.resume (true; false starts over)  artifacts.enabled (true)
+  artifacts.write_prompts (true)  collect_generations (false; Python only: texts in the results)
+  Answers are kept prompt by prompt. A change of model, data, prompt, sampling or grader is refused, never mixed.
 
 TRL style, with the same recipes and checks
   python -m maxent_grpo.grpo        --config FILE --learning_rate 5e-7 --bf16

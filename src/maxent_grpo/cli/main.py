@@ -28,6 +28,11 @@ def infoseed(argv: Sequence[str] | None = None) -> int:
     return _console(argv, "train-infoseed")
 
 
+def math_eval(argv: Sequence[str] | None = None) -> int:
+    """``maxent-grpo-math-eval``, ``maxent-grpo-inference``: `main` with ``command=math-eval`` unless one is given."""
+    return _console(argv, "math-eval")
+
+
 def _console(argv: Sequence[str] | None, default_command: str | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:

@@ -2,8 +2,8 @@
 
 The tree: ``command``; ``dry_run``; one section per training command (``baseline``, ``maxent``,
 ``infoseed``), each with ``recipe``, ``script``, ``training`` and ``model``; the last three also bare, for
-the section of the running command; any setting by its name alone, as in a recipe; ``run`` for report and
-``demo.*`` for demo. A key that the command would not read is refused.
+the section of the running command; any setting by its name alone, as in a recipe; ``run`` for report,
+``demo.*`` for demo and ``inference.*`` for an evaluation. A key that the command would not read is refused.
 """
 
 import difflib
@@ -17,9 +17,13 @@ from maxent_grpo.errors import UsageError
 SECTIONS = {"train-baseline": "baseline", "train-maxent": "maxent", "train-infoseed": "infoseed"}
 """Training command → its section of the tree."""
 
-COMMANDS = (*SECTIONS, "report", "demo")
+EVALUATIONS = ("math-eval", "inference", "math_eval")
+"""Three names of one command."""
+
+COMMANDS = (*SECTIONS, *EVALUATIONS, "report", "demo")
 GROUPS = ("script", "training", "model")
-_OTHER_KEYS = ("command", "dry_run", "run", "demo")
+_OWNERS = {"run": "report", "demo": "demo", "inference": "math-eval"}
+_OTHER_KEYS = ("command", "dry_run", *_OWNERS)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Request:
     dry_run: bool = False
     run: str = ""  # run directory that report reads
     demo: Mapping[str, Any] = field(default_factory=dict)
+    inference: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_request(composed: Composed, default_command: str | None) -> Request:
@@ -55,16 +60,17 @@ def read_request(composed: Composed, default_command: str | None) -> Request:
     if command == "demo":
         _refuse_others(tree, command, {"command", "demo"})
         return Request(command, demo=_mapping(tree.get("demo"), "demo"))
+    if command in EVALUATIONS:
+        _refuse_others(tree, command, {"command", "inference"})
+        return Request(command, inference=_mapping(tree.get("inference"), "inference"))
     return _training_request(composed, command)
 
 
 def _training_request(composed: Composed, command: str) -> Request:
     tree, name = composed.tree, SECTIONS[command]
-    for key in ("run", "demo"):
+    for key, owner in _OWNERS.items():
         if key in tree:
-            raise UsageError(
-                f"{key} is not read by {command}; it belongs to command={'report' if key == 'run' else key}"
-            )
+            raise UsageError(f"{key} is not read by {command}; it belongs to command={owner}")
     _refuse_other_sections(composed, command)
     section = _mapping(tree.get(name), name)
     for key in section:
@@ -137,7 +143,7 @@ def _refuse_other_sections(composed: Composed, command: str) -> None:
 def _refuse_others(tree: Mapping[str, Any], command: str, read: set[str]) -> None:
     unread = sorted(tree.keys() - read)
     if unread:
-        wanted = "run=DIR" if "run" in read else "demo.KEY=VALUE"
+        wanted = "run=DIR" if "run" in read else f"{(read - {'command'}).pop()}.KEY=VALUE"
         raise UsageError(f"{unread[0]} is not read by {command}, which takes {wanted}")
 
 

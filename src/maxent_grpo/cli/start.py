@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from maxent_grpo.cli.boundary import Place, show
 from maxent_grpo.cli.compose import Composed
 from maxent_grpo.cli.logs import configure_logging
-from maxent_grpo.cli.request import SECTIONS, Request, read_request
+from maxent_grpo.cli.request import EVALUATIONS, SECTIONS, Request, read_request
 from maxent_grpo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ def start(composed: Composed, default_command: str | None, place: Place) -> None
         from maxent_grpo.cli.demo import run_demo
 
         run_demo(request.demo)
+    elif request.command in EVALUATIONS:
+        from maxent_grpo.cli.evaluation import evaluate
+
+        evaluate(request.inference, os.environ)
     else:
         place.recipe = request.recipe or os.environ.get("GRPO_RECIPE", "")
         start_training(resolve_job(request, composed, os.environ), dry_run=request.dry_run)

@@ -2,8 +2,10 @@
 
 import copy
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +26,8 @@ class ModelSource:
     dtype: torch.dtype = torch.float32
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    cache_dir: str | None = None  # of downloads; None: where HF_HOME says
+    tokenizer_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def location(self) -> str:
@@ -56,6 +60,7 @@ def load_policy(source: ModelSource) -> PreTrainedModel:
             dtype=source.dtype,
             attn_implementation=source.attn_implementation,
             trust_remote_code=source.trust_remote_code,
+            cache_dir=source.cache_dir,
         )
     except OSError as error:
         raise UsageError(_not_found(source, error)) from error
@@ -65,7 +70,11 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer of ``source``, with a padding token. Raises `UsageError` where there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source.location, revision=source.revision or "main", trust_remote_code=source.trust_remote_code
+            source.location,
+            revision=source.revision or "main",
+            trust_remote_code=source.trust_remote_code,
+            cache_dir=source.cache_dir,
+            **source.tokenizer_kwargs,
         )
     except OSError as error:
         raise UsageError(_not_found(source, error)) from error

@@ -250,13 +250,13 @@ class Ticker:
             self._live.stop()
             self._live = None
 
-    def advance(self, count: int = 1) -> None:
-        """``count`` more of the total are done."""
+    def advance(self, count: int = 1, detail: str = "") -> None:
+        """``count`` more of the total are done; ``detail`` is shown behind the times."""
         self._done += count
         now = self._clock()
         elapsed = now - self._started
         left = duration(elapsed / self._done * (self._total - self._done)) if self._done else MISSING
-        times = f"elapsed {duration(elapsed)}  left {left}"
+        times = f"elapsed {duration(elapsed)}  left {left}" + (f"  {detail}" if detail else "")
         if self._borrowed is not None:
             self._borrowed.say(f"{self._title} {self._done}/{self._total}  {times}")
         elif self._live is not None:

@@ -1,0 +1,53 @@
+"""Figures from LightEval's result files."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.evaluate.presets import ALIASES, PRESETS
+
+METRICS = ("acc", "accuracy", "exact_match", "score")
+"""Names under which a task's accuracy may stand, the first found counts; variants such as ``acc_norm`` do not."""
+
+
+def lighteval_scores(path: Path) -> Iterator[tuple[str, str, float]]:
+    """(model, data set, accuracy in 0…1) for every task of a LightEval ``results_*.json``.
+
+    Tasks are called ``suite|task|shots`` or ``task|shots``; the average over tasks (``all``) is left out.
+    Raises `UsageError` where the file is not one of LightEval's.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        results: dict[str, dict[str, Any]] = content["results"]
+        tasks = list(results.items())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f'{path}: not a result file of LightEval (a JSON object with "results")') from error
+    general = content.get("config_general") or {}
+    model = (
+        general.get("model_name") or (general.get("model_config") or {}).get("model_name") or path.parent.name
+    )
+    for task, figures in tasks:
+        value = _accuracy(figures)
+        if task != "all" and value is not None:
+            yield str(model), dataset_of(task), value
+
+
+def dataset_of(task: str) -> str:
+    """``lighteval|aime24|0|0`` as ``aime24``: the first part that names a preset, else the task's own name."""
+    parts = task.split("|")
+    for part in parts:
+        name = ALIASES.get(part.replace("-", "_"), part.replace("-", "_"))
+        if name in PRESETS:
+            return name
+    return parts[1] if len(parts) > 2 else parts[0]
+
+
+def _accuracy(figures: dict[str, Any]) -> float | None:
+    for metric in METRICS:
+        for name, value in figures.items():
+            # "exact_match", or with the sample count behind it: "pass@k:k=1", "acc:n=1".
+            if name.partition(":")[0] == metric and isinstance(value, int | float):
+                return float(value)
+    return None

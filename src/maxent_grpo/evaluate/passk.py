@@ -1,0 +1,112 @@
+"""What k samples of one prompt say: pass@k, avg@k, distinct@k and coverage@k, each one number per prompt.
+
+A benchmark's figure is the mean of these over its prompts. Shapes: ``P`` prompts, ``n`` samples of each, 1 ≤ k ≤ n.
+"First k" means the first k in the order of sampling, which says nothing about their quality: samples are independent.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+RIGHT = 1.0
+"""A sample is right from this score on."""
+
+
+@dataclass(frozen=True)
+class ScoredSamples:
+    """The samples of P prompts under one seed, scored."""
+
+    scores: Floats  # [P, n]
+    modes: tuple[tuple[str | None, ...], ...] | None = (
+        None  # P × n, the answer mode of a right sample, if it has one
+    )
+    mode_counts: tuple[int, ...] | None = (
+        None  # P, right answers that a prompt has; None: they are not enumerated
+    )
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """Which samples are right, [P, n]."""
+        return self.scores >= RIGHT
+
+
+def ks_up_to(n: int) -> tuple[int, ...]:
+    """1, 2, 4, … below ``n``, and ``n``: the k that are reported where none are asked for."""
+    return (*(2**i for i in range(n.bit_length()) if 2**i < n), n)
+
+
+def pass_at(samples: ScoredSamples, k: int) -> Floats:
+    """1 if any of the first k samples is right, else 0: [P]."""
+    return np.asarray(samples.right[:, :k].any(axis=1), dtype=np.float64)
+
+
+def unbiased_pass_at(samples: ScoredSamples, k: int) -> Floats:
+    """The chance that k of the n samples, drawn without replacement, hold a right one: 1 − C(n−c, k)/C(n, k), [P].
+
+    c is the number of right samples. Its expectation is pass@k, as that of `pass_at` is, and its variance is smaller
+    because it reads all n samples (Chen et al. 2021, arXiv:2107.03374, eq. 1). For k = n the two are equal.
+    """
+    n = samples.scores.shape[1]
+    # C(n−c, k)/C(n, k) = Π over j < k of (n−c−j)/(n−j): no factorial, no overflow; 0 once fewer than k are wrong.
+    wrong = np.arange(n, -1, -1, dtype=np.float64)[:, None]  # n − c for c = 0 … n
+    drawn = np.arange(k, dtype=np.float64)
+    missed = np.prod(np.clip(wrong - drawn, 0, None) / (n - drawn), axis=1)
+    return (1.0 - missed)[samples.right.sum(axis=1)]
+
+
+def avg_at(samples: ScoredSamples, k: int) -> Floats:
+    """The mean score of the first k samples, [P]."""
+    return samples.scores[:, :k].mean(axis=1)
+
+
+def distinct_at(samples: ScoredSamples, k: int) -> Floats:
+    """How many different right answers the first k samples hold, [P]."""
+    assert samples.modes is not None
+    assert samples.mode_counts is not None
+    right = samples.right[:, :k]
+    return np.array(
+        [
+            distinct_modes([mode for mode, ok in zip(modes, row, strict=False) if ok], count)
+            for modes, row, count in zip(samples.modes, right, samples.mode_counts, strict=True)
+        ],
+        dtype=np.float64,
+    )
+
+
+def coverage_at(samples: ScoredSamples, k: int) -> Floats:
+    """`distinct_at` as a fraction of the right answers that the prompt has, [P]."""
+    return distinct_at(samples, k) / np.array(samples.mode_counts, dtype=np.float64)
+
+
+def distinct_modes(modes: Iterable[str | None], count: int) -> int:
+    """Different modes among those of right samples; one without a key is a mode of its own; at most ``count``."""
+    listed = list(modes)
+    return min(len({mode for mode in listed if mode is not None}) + listed.count(None), count)
+
+
+DEFINITIONS: Mapping[str, str] = {
+    "pass_at_<k>": "fraction of prompts with a right answer among the first k samples",
+    "pass_at_<k>_unbiased": "chance that k of the n samples, drawn without replacement, hold a right one; "
+    "mean over prompts",
+    "avg_at_<k>": "mean score of the first k samples; mean over prompts",
+    "distinct_at_<k>": "different right answers among the first k samples; mean over prompts",
+    "coverage_at_<k>": "distinct_at_<k> over the number of right answers that a prompt has; mean over prompts",
+}
+"""Metric → what it says, in the order of `per_prompt`."""
+
+
+def per_prompt(samples: ScoredSamples, ks: Sequence[int]) -> dict[str, Floats]:
+    """Metric (``pass_at_8``) → its value for each prompt, [P]. Distinct and coverage only where modes are known."""
+    columns: dict[str, Floats] = {}
+    for k in ks:
+        columns[f"pass_at_{k}"] = pass_at(samples, k)
+        columns[f"pass_at_{k}_unbiased"] = unbiased_pass_at(samples, k)
+        columns[f"avg_at_{k}"] = avg_at(samples, k)
+        if samples.mode_counts is not None:
+            columns[f"distinct_at_{k}"] = distinct_at(samples, k)
+            columns[f"coverage_at_{k}"] = coverage_at(samples, k)
+    return columns

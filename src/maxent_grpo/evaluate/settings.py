@@ -1,0 +1,230 @@
+"""What an evaluation is asked to do: models, benchmark, sampling, artifacts. Checked before anything is loaded."""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.evaluate.passk import ks_up_to
+
+DEFAULT_SEEDS = (0, 1, 2, 3, 4)
+GENERATION_KEYS = ("top_k", "min_p")
+"""What ``generation_kwargs`` may hold; everything else about sampling has a field of its own."""
+
+
+@dataclass(frozen=True)
+class InferenceModelSpec:
+    """One model to evaluate, and how it is asked. A setting that is None follows the call or the benchmark."""
+
+    model_name_or_path: (
+        str  # hub id, local directory, bundled:tiny-policy, or the name that an endpoint serves
+    )
+    label: str | None = None  # how it is called in tables; by default "<name> (<style>)"
+    style: str = "grpo"  # how it was trained: a word for tables
+    revision: str | None = None  # branch, tag or commit of the hub; for an endpoint a note in the fingerprint
+    system_prompt: str | None = None  # None: the benchmark's; "" for none
+    system_prompt_file: str | None = None  # the same, read from a file
+    chat_template: str | None = None  # Jinja; None: the tokenizer's own, or "ROLE: text" lines
+    prompt_template: str | None = (
+        None  # qwen_math, no, r1, or a text with {question}: replaces chat and system prompt
+    )
+    stop_sequences: tuple[str, ...] = ()  # a completion ends with the first of these, and keeps it
+    max_new_tokens: int = 768
+    temperature: float | None = None  # in place of the call's temperatures; 0 is greedy
+    top_p: float = 0.9
+    batch_size: int = 1  # prompts at a time, each with all its samples
+    num_generations: int | None = None  # in place of the call's
+    generation_kwargs: Mapping[str, Any] = field(default_factory=dict)  # top_k, min_p
+    backend: Literal["local", "openai"] = (
+        "local"  # in this process, or an OpenAI-compatible server (vLLM and others)
+    )
+    # Local models.
+    device: str | None = None  # None: the first accelerator, else the CPU
+    device_map: str | None = (
+        "auto"  # auto: over all accelerators where there are several and device is None; null: one
+    )
+    torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
+        "auto"  # auto: as saved; float32 on a CPU
+    )
+    cache_dir: str | None = None  # of downloads
+    trust_remote_code: bool = False
+    tokenizer_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    # Endpoints.
+    base_url: str | None = None  # up to and with /v1
+    api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key, if the server wants one
+    concurrency: int = 16  # requests in flight
+    request_timeout: float = 600.0  # seconds for one completion, all of it
+    max_retries: int = 4  # of one request, after its first attempt
+
+    @property
+    def name(self) -> str:
+        """The label, or the last part of the model's name with its style."""
+        return self.label or f"{_tail(self.model_name_or_path)} ({self.style})"
+
+    @property
+    def folder(self) -> str:
+        """The model's part of an artifact's path: ``<parent>-<tail>[--checkpoint-N][--rev-R]--<label or style>``."""
+        parts = [
+            part for part in re.split(r"[/\\:]+", self.model_name_or_path) if part not in ("", ".", "..", "~")
+        ]
+        checkpoint = ""
+        if len(parts) > 1 and re.fullmatch(r"checkpoint-\d+", parts[-1]):
+            checkpoint = f"--{parts.pop()}"
+        revision = f"--rev-{self.revision}" if self.revision else ""
+        name = f"{'-'.join(parts[-2:])}{checkpoint}{revision}--{self.label or self.style}"
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:200]
+
+    @property
+    def resolved_system_prompt(self) -> str | None:
+        """The system prompt that the spec brings, its file read. None: the benchmark's."""
+        if self.system_prompt_file is None:
+            return self.system_prompt
+        return Path(self.system_prompt_file).expanduser().read_text(encoding="utf-8").strip()
+
+    def check(self, where: str) -> None:
+        """Raise `UsageError`, its message starting with ``where``, for a setting that cannot work."""
+        problems = [
+            (not self.model_name_or_path.strip(), "model_name_or_path is empty"),
+            (self.max_new_tokens < 1, f"max_new_tokens={self.max_new_tokens}: at least 1"),
+            (self.batch_size < 1, f"batch_size={self.batch_size}: at least 1"),
+            (not 0 < self.top_p <= 1, f"top_p={self.top_p}: above 0 and at most 1"),
+            (self.concurrency < 1, f"concurrency={self.concurrency}: at least 1"),
+            (self.request_timeout <= 0, f"request_timeout={self.request_timeout}: above 0 seconds"),
+            (self.max_retries < 0, f"max_retries={self.max_retries}: 0 or more"),
+            (
+                self.system_prompt is not None and self.system_prompt_file is not None,
+                "system_prompt and system_prompt_file are both given: keep one",
+            ),
+            (
+                self.prompt_template is not None and self.chat_template is not None,
+                "prompt_template replaces the chat, so chat_template would not be read: keep one",
+            ),
+            (
+                self.backend == "openai" and not self.base_url,
+                "backend=openai needs base_url (http://HOST:PORT/v1)",
+            ),
+            (
+                self.backend == "local" and self.base_url is not None,
+                "base_url is read by backend=openai only",
+            ),
+            (
+                self.base_url is not None and not re.match(r"https?://[^/]", self.base_url),
+                f"base_url={self.base_url}: it starts with http:// or https://",
+            ),
+        ]
+        for key in self.generation_kwargs:
+            known = ", ".join(GENERATION_KEYS)
+            problems.append(
+                (key not in GENERATION_KEYS, f"generation_kwargs.{key}: unknown; it takes {known}")
+            )
+        for wrong, message in problems:
+            if wrong:
+                raise UsageError(f"{where}: {message}")
+        if self.system_prompt_file is not None and not Path(self.system_prompt_file).expanduser().is_file():
+            raise UsageError(f"{where}: system_prompt_file={self.system_prompt_file}: there is no such file")
+
+
+@dataclass(frozen=True)
+class ArtifactSettings:
+    """Where answers are kept, one line per prompt, so that a stopped evaluation goes on where it was."""
+
+    enabled: bool = True
+    root_dir: str = "var/artifacts/inference"
+    resume: bool = True  # false: start the files of this evaluation over
+    write_prompts: bool = True  # false: the lines say null
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """One call: every model × temperature × seed on one benchmark."""
+
+    models: tuple[InferenceModelSpec, ...]
+    dataset: str = "math_500"
+    eval: Mapping[str, Any] = field(default_factory=dict)  # overrides of the benchmark's fields
+    seeds: tuple[int, ...] = DEFAULT_SEEDS
+    num_generations: int = 8  # samples per prompt and seed
+    temperatures: tuple[float, ...] = (0.6,)
+    ks: tuple[int, ...] | None = None  # the k to report; None: 1, 2, 4, … and all samples
+    limit: int | None = None  # the first prompts only
+    collect_generations: bool = False  # return the texts with the results, too
+    artifacts: ArtifactSettings = field(default_factory=ArtifactSettings)
+
+    def check(self) -> None:
+        """Raise `UsageError` for a request that cannot be carried out."""
+        if not self.models:
+            raise UsageError(
+                "inference.models must contain at least one model spec: "
+                "inference.models='[{model_name_or_path: NAME}]', or inference.models=[bundled:tiny-policy] to try it"
+            )
+        for name, values in (("seeds", self.seeds), ("temperatures", self.temperatures)):
+            if not values:
+                raise UsageError(f"inference.{name} is empty: give at least one")
+            if len(set(values)) < len(values):
+                raise UsageError(f"inference.{name}={list(values)}: one is there twice")
+        if min(self.seeds) < 0:
+            raise UsageError(f"inference.seeds={list(self.seeds)}: 0 or more")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"inference.limit={self.limit}: at least 1, or null for all prompts")
+        for position, model in enumerate(self.models):
+            where = f"inference.models[{position}] ({model.model_name_or_path})"
+            model.check(where)
+            self._check_sampling(model, where)
+        self._check_folders()
+
+    def samples_of(self, model: InferenceModelSpec) -> int:
+        """Samples per prompt and seed of one model."""
+        return self.num_generations if model.num_generations is None else model.num_generations
+
+    def temperatures_of(self, model: InferenceModelSpec) -> tuple[float, ...]:
+        """The temperatures that one model is evaluated at."""
+        return self.temperatures if model.temperature is None else (model.temperature,)
+
+    def ks_of(self, model: InferenceModelSpec) -> tuple[int, ...]:
+        """The k that one model's figures are reported for, ascending."""
+        return ks_up_to(self.samples_of(model)) if self.ks is None else tuple(sorted({1, *self.ks}))
+
+    def _check_sampling(self, model: InferenceModelSpec, where: str) -> None:
+        samples = self.samples_of(model)
+        if samples < 1:
+            raise UsageError(f"{where}: num_generations={samples}: at least 1")
+        for k in self.ks or ():
+            if not 1 <= k <= samples:
+                raise UsageError(
+                    f"{where}: k={k} needs {k} samples per prompt and num_generations is {samples}: "
+                    f"set inference.num_generations={k}, or leave {k} out of inference.ks"
+                )
+        for temperature in self.temperatures_of(model):
+            if not (math.isfinite(temperature) and temperature >= 0):
+                raise UsageError(f"{where}: temperature={temperature}: a number of at least 0")
+            if temperature == 0 and samples > 1:
+                raise UsageError(
+                    f"{where}: temperature=0 is greedy, so all {samples} samples of a prompt would be the same: "
+                    "set inference.num_generations=1 and one seed"
+                )
+
+    def _check_folders(self) -> None:
+        """Two models may not write to one file."""
+        seen: dict[str, InferenceModelSpec] = {}
+        for model in self.models:
+            if model.folder in seen:
+                raise UsageError(
+                    f"inference.models: {seen[model.folder].model_name_or_path} and {model.model_name_or_path} would "
+                    f"both write to {os.path.join(self.artifacts.root_dir, model.folder)}: give each a label"
+                )
+            seen[model.folder] = model
+
+
+def temperature_folder(temperature: float) -> str:
+    """``temp_0p60``; more digits where two would not say it all."""
+    text = f"{temperature:.2f}"
+    return "temp_" + (text if float(text) == temperature else repr(temperature)).replace(".", "p")
+
+
+def _tail(name: str) -> str:
+    parts = [part for part in re.split(r"[/\\:]+", name) if part]
+    checkpoint = len(parts) > 1 and re.fullmatch(r"checkpoint-\d+", parts[-1])
+    return "/".join(parts[-2:]) if checkpoint else parts[-1] if parts else name

@@ -1,0 +1,187 @@
+"""Tables over many evaluations: one row per model, style and temperature, one column per benchmark.
+
+Rows come from artifact files, all seeds of them, and from result files of LightEval.
+"""
+
+import io
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.evaluate.artifacts import read_records
+from maxent_grpo.evaluate.lighteval import lighteval_scores
+from maxent_grpo.evaluate.passk import avg_at, pass_at
+from maxent_grpo.evaluate.records import scored_samples
+
+PASS_1, PASS_8, AVG_8 = "Pass@1", "Pass@8", "Avg@8"
+TABLES = (PASS_1, PASS_8, AVG_8)
+FIRST_DATASETS = ("math_500", "aime24", "aime25", "amc", "minerva")
+MISSING = "-"
+UNKNOWN = -1.0  # a temperature that a result file does not tell
+_STEP = re.compile(r"(?:checkpoint|step)[-_](\d+)")
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """What a line of a table is about, in the order that lines are sorted by."""
+
+    family: str  # the model's name without the step
+    step: int  # of training, 0 where the name tells none
+    checkpoint: str  # as shown: checkpoint or revision
+    label: str
+    style: str
+    temperature: float
+
+
+@dataclass
+class Scores:
+    """Row → data set → table → one value per seed."""
+
+    values: dict[Row, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+
+    def add(self, row: Row, dataset: str, table: str, value: float) -> None:
+        self.values.setdefault(row, {}).setdefault(dataset, {}).setdefault(table, []).append(value)
+
+    def mean(self, row: Row, dataset: str, table: str) -> float | None:
+        """Over seeds; None where there is nothing."""
+        found = self.values[row].get(dataset, {}).get(table)
+        return statistics.fmean(found) if found else None
+
+    @property
+    def datasets(self) -> list[str]:
+        """The known benchmarks first, then the others by name."""
+        present = {dataset for row in self.values.values() for dataset in row}
+        known = [dataset for dataset in FIRST_DATASETS if dataset in present]
+        return known + sorted(present - set(known))
+
+
+def read_scores(root: Path) -> Scores:
+    """Everything under ``root``: artifacts (``seed_*.jsonl``) and LightEval's ``results*.json``.
+
+    Raises `UsageError` where there is nothing, or a file cannot be read.
+    """
+    scores = Scores()
+    for path in sorted(root.rglob("seed_*.jsonl")):
+        _add_artifact(scores, path)
+    for path in sorted(root.rglob("results*.json")):
+        for model, dataset, value in lighteval_scores(path):
+            scores.add(row_of(model, "lighteval", "", UNKNOWN, None), dataset, PASS_1, value)
+    if not scores.values:
+        raise UsageError(
+            f"{root}: no artifacts (seed_*.jsonl) and no LightEval results (results*.json) below it"
+        )
+    return scores
+
+
+def row_of(model_id: str, label: str, style: str, temperature: float, revision: str | None) -> Row:
+    """The row of a model: family and step are read from its name."""
+    parts = [part for part in re.split(r"[/\\:]+", model_id) if part]
+    checkpoint = parts.pop() if len(parts) > 1 and _STEP.fullmatch(parts[-1]) else ""
+    step = _STEP.search(checkpoint or revision or model_id)
+    shown = "@".join(part for part in (checkpoint, revision) if part)
+    return Row(
+        parts[-1] if parts else model_id, int(step[1]) if step else 0, shown, label, style, temperature
+    )
+
+
+def _add_artifact(scores: Scores, path: Path) -> None:
+    records = [record for _, record in sorted(read_records(path).items())]
+    if not records:
+        return
+    first = records[0]
+    row = row_of(
+        first["model_id"], first["model_label"], first["style"], first["temperature"], first.get("revision")
+    )
+    samples = scored_samples(records)
+    scores.add(row, first["dataset_id"], PASS_1, float(pass_at(samples, 1).mean()))
+    if samples.scores.shape[1] >= 8:  # with fewer samples there is no Pass@8 to show
+        scores.add(row, first["dataset_id"], PASS_8, float(pass_at(samples, 8).mean()))
+        scores.add(row, first["dataset_id"], AVG_8, float(avg_at(samples, 8).mean()))
+
+
+def table_cells(
+    scores: Scores, table: str, precision: int, min_datasets: int
+) -> tuple[list[str], list[list[str]]]:
+    """Heading and lines of one table, figures in per cent; rows with fewer data sets than asked for are left out.
+
+    ``avg`` is the mean over the data sets that the row has.
+    """
+    datasets = scores.datasets
+    lines = []
+    for row in sorted(scores.values):
+        found = {dataset: scores.mean(row, dataset, table) for dataset in datasets}
+        values = [value for value in found.values() if value is not None]
+        if len(values) < max(1, min_datasets):
+            continue
+        cells = [_percent(found[dataset], precision) for dataset in datasets]
+        average = _percent(statistics.fmean(values), precision)
+        lines.append(
+            [
+                row.family,
+                row.checkpoint or MISSING,
+                row.style or row.label,
+                _temperature(row),
+                *cells,
+                average,
+            ]
+        )
+    return ["family", "ckpt", "style", "temp", *datasets, "avg"], lines
+
+
+def tables_text(scores: Scores, precision: int, min_datasets: int) -> str:
+    """The three tables, one below the other."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    for title in TABLES:
+        heading, lines = table_cells(scores, title, precision, min_datasets)
+        table = Table(title=title, box=SIMPLE, pad_edge=False, title_justify="left")
+        for position, name in enumerate(heading):
+            table.add_column(name, justify="left" if position < 3 else "right", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def plot_tables(scores: Scores, path: Path, min_datasets: int) -> None:
+    """Bars of the three averages per row, as a picture at ``path``."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in sorted(scores.values) if len(scores.values[row]) >= max(1, min_datasets)]
+    figure, axes = plt.subplots(
+        1, len(TABLES), figsize=(4 * len(TABLES), 0.9 + 0.35 * len(rows)), sharey=True
+    )
+    names = [
+        f"{row.family} {row.checkpoint} {row.style} T={_temperature(row)}".replace("  ", " ") for row in rows
+    ]
+    for axis, title in zip(axes, TABLES, strict=True):
+        means = [_mean(scores.mean(row, dataset, title) for dataset in scores.datasets) for row in rows]
+        axis.barh(names, [100 * (mean or 0.0) for mean in means], color="#0072b2")
+        axis.set(title=title, xlim=(0, 100), xlabel="% (mean over benchmarks)")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if there else None
+
+
+def _temperature(row: Row) -> str:
+    return MISSING if row.temperature == UNKNOWN else f"{row.temperature:g}"
+
+
+def _percent(value: float | None, precision: int) -> str:
+    return MISSING if value is None else f"{100 * value:.{precision}f}"

@@ -1,0 +1,85 @@
+"""pass@k and its relatives, against the plainest possible counting."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from maxent_grpo.evaluate.passk import (
+    ScoredSamples,
+    avg_at,
+    coverage_at,
+    distinct_at,
+    ks_up_to,
+    pass_at,
+    per_prompt,
+    unbiased_pass_at,
+)
+from maxent_grpo.randomness import generator
+
+
+def random_samples(prompts: int, n: int) -> ScoredSamples:
+    scores = generator(0, "passk test", n).choice([0.0, 0.5, 1.0], size=(prompts, n), p=[0.5, 0.1, 0.4])
+    return ScoredSamples(scores)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_unbiased_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n):
+    samples = random_samples(40, n)
+    for k in range(1, n + 1):
+        subsets = list(combinations(range(n), k))
+        expected = [
+            sum(any(row[i] >= 1 for i in subset) for subset in subsets) / len(subsets)
+            for row in samples.scores
+        ]
+        assert unbiased_pass_at(samples, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_both_estimators_agree_on_average_and_the_unbiased_one_varies_less():
+    right = generator(1, "passk test").random((4000, 16)) < 0.1
+    samples = ScoredSamples(right.astype(float))
+    truth = 1 - 0.9**4
+    plain, unbiased = pass_at(samples, 4), unbiased_pass_at(samples, 4)
+    assert plain.mean() == pytest.approx(truth, abs=0.03)
+    assert unbiased.mean() == pytest.approx(truth, abs=0.02)
+    assert unbiased.std() < 0.7 * plain.std()
+
+
+def test_many_samples_do_not_overflow():
+    samples = ScoredSamples(np.eye(1, 4096))  # one right sample of 4096
+    assert unbiased_pass_at(samples, 1024)[0] == pytest.approx(0.25, rel=1e-9)
+    assert unbiased_pass_at(samples, 4096)[0] == 1.0
+
+
+def test_plain_metrics_read_the_first_k_samples():
+    samples = ScoredSamples(np.array([[0, 0, 1, 0.5], [1, 1, 0, 0]]))
+    assert pass_at(samples, 2).tolist() == [0, 1]
+    assert pass_at(samples, 4).tolist() == [1, 1]
+    assert avg_at(samples, 4).tolist() == [0.375, 0.5]
+    assert avg_at(samples, 1).tolist() == [0, 1]
+
+
+def test_distinct_and_coverage_count_right_modes_once():
+    samples = ScoredSamples(
+        np.array([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]]),
+        modes=(("a", "a", "b", "c"), (None, None, None, "a"), (None, "a", None, None)),
+        mode_counts=(4, 2, 3),
+    )
+    # The wrong "c" does not count; answers without a key count one each, up to the two that there are.
+    assert distinct_at(samples, 4).tolist() == [2, 2, 0]
+    assert distinct_at(samples, 2).tolist() == [1, 2, 0]
+    assert coverage_at(samples, 4).tolist() == [0.5, 1, 0]
+
+
+@pytest.mark.parametrize(("n", "ks"), [(1, (1,)), (2, (1, 2)), (8, (1, 2, 4, 8)), (10, (1, 2, 4, 8, 10))])
+def test_default_ks(n, ks):
+    assert ks_up_to(n) == ks
+
+
+def test_metrics_grow_with_k_as_they_must():
+    columns = per_prompt(random_samples(50, 8), ks_up_to(8))
+    for smaller, larger in [(1, 2), (2, 4), (4, 8)]:
+        for name in ("pass_at_{}", "pass_at_{}_unbiased"):
+            assert (columns[name.format(smaller)] <= columns[name.format(larger)] + 1e-12).all()
+    assert columns["pass_at_8"] == pytest.approx(columns["pass_at_8_unbiased"])
+    assert "distinct_at_8" not in columns

@@ -1,0 +1,143 @@
+"""Tables over artifacts and LightEval results."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.evaluate.lighteval import dataset_of, lighteval_scores
+from maxent_grpo.evaluate.tables import read_scores, row_of, table_cells, tables_text
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+import eval_math_delta
+import math_eval_table
+
+
+def write(
+    root: Path, model: str, dataset: str, seed: int, scores: list[list[float]], style: str = "grpo"
+) -> None:
+    path = root / model.replace("/", "-") / dataset / "temp_0p60" / f"seed_{seed}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "dataset_id": dataset,
+            "model_id": model,
+            "model_label": "x",
+            "style": style,
+            "temperature": 0.6,
+            "seed": seed,
+            "num_generations": len(row),
+            "prompt_index": index,
+            "generations": [""] * len(row),
+            "answer_modes": [None] * len(row),
+            "mode_count": None,
+            "scores": row,
+            "pass_at_1_ok": row[0] >= 1,
+        }
+        for index, row in enumerate(scores)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    right, wrong, late = [1.0] * 8, [0.0] * 8, [0.0] * 7 + [1.0]
+    write(tmp_path, "runs/mine/checkpoint-100", "math_500", 0, [right, wrong])
+    write(tmp_path, "runs/mine/checkpoint-100", "math_500", 1, [late, late])
+    write(tmp_path, "runs/mine/checkpoint-50", "math_500", 0, [right, right])
+    write(tmp_path, "runs/mine/checkpoint-50", "zebra", 0, [right[:4], wrong[:4]])
+    write(tmp_path, "runs/mine/checkpoint-50", "aime24", 0, [wrong])
+    return tmp_path
+
+
+def test_tables_average_over_seeds_and_sort_by_step(root):
+    scores = read_scores(root)
+    heading, lines = table_cells(scores, "Pass@1", precision=1, min_datasets=1)
+    assert heading == ["family", "ckpt", "style", "temp", "math_500", "aime24", "zebra", "avg"]
+    assert lines == [
+        ["mine", "checkpoint-50", "grpo", "0.6", "100.0", "0.0", "50.0", "50.0"],
+        ["mine", "checkpoint-100", "grpo", "0.6", "25.0", "-", "-", "25.0"],
+    ]
+    assert table_cells(scores, "Pass@8", 0, 1)[1][1][4] == "75"  # seed means 0.5 and 1.0
+    assert table_cells(scores, "Avg@8", 2, 1)[1][1][4] == "31.25"  # 0.5 and 0.125
+    assert table_cells(scores, "Pass@8", 1, 1)[1][0][6] == "-"  # four samples have no Pass@8
+    assert [line[1] for line in table_cells(scores, "Pass@1", 1, 2)[1]] == ["checkpoint-50"]
+
+
+def test_the_tool_prints_three_tables_and_draws(root, capsys, tmp_path):
+    plot = tmp_path / "plots" / "p.png"
+    assert (
+        math_eval_table.main(["--artifact-root", str(root), "--precision", "0", "--plot-name", str(plot)])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert [line.strip() for line in out.splitlines() if "@" in line] == ["Pass@1", "Pass@8", "Avg@8"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert math_eval_table.main(["--artifact-root", str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err.startswith("math_eval_table: ")
+
+
+def test_a_revision_and_a_plain_name_are_rows():
+    assert row_of("org/m", "l", "s", 0.6, "step_300").step == 300
+    assert row_of("org/m", "l", "s", 0.6, "c929c65").checkpoint == "c929c65"
+    assert (row_of("org/m-step-20", "l", "s", 0.6, None).family, row_of("m", "l", "s", 0.6, None).step) == (
+        "m-step-20",
+        0,
+    )
+
+
+def test_lighteval_results_stand_beside_artifacts(root):
+    results = {
+        "config_general": {"model_name": "org/other"},
+        "results": {
+            "lighteval|aime24|0": {"exact_match": 0.2, "exact_match_stderr": 0.01},
+            "lighteval|math_500|0|0": {"pass@k:k=1": 0.1, "acc": 0.5},
+            "extended|lcb|0": {"something": 1},
+            "all": {"acc": 0.3},
+        },
+    }
+    path = root / "results_2026.json"
+    path.write_text(json.dumps(results))
+    assert list(lighteval_scores(path)) == [("org/other", "aime24", 0.2), ("org/other", "math_500", 0.5)]
+    assert ["other", "-", "lighteval", "-"] in [
+        line.split()[:4] for line in tables_text(read_scores(root), 1, 1).splitlines()
+    ]
+    path.write_text("[]")
+    with pytest.raises(UsageError, match="not a result file of LightEval"):
+        read_scores(root)
+
+
+@pytest.mark.parametrize(
+    ("task", "dataset"),
+    [("lighteval|aime24|0|0", "aime24"), ("gpqa:diamond|0", "gpqa:diamond"), ("x|y|0", "y")],
+)
+def test_lighteval_task_names(task, dataset):
+    assert dataset_of(task) == dataset
+
+
+def test_delta_of_two_real_models(tmp_path, capsys):
+    pytest.importorskip("maxent_grpo.rewards.math_grader")
+    data = tmp_path / "toy.jsonl"
+    data.write_text('{"problem": "1+1", "answer": "2"}\n')
+    arguments = [
+        "--baseline",
+        "bundled:tiny-policy",
+        "--candidate",
+        "bundled:tiny-policy",
+        "--dataset",
+        str(data),
+    ]
+    assert eval_math_delta.main([*arguments, "--runner", "transformers", "--max-new-tokens", "4"]) == 0
+    assert "delta=+0.0000" in capsys.readouterr().out
+    assert eval_math_delta.main([]) == 0
+    assert "baseline_acc=1.0000" in capsys.readouterr().out
+
+
+def test_a_loss_beyond_the_tolerance_is_one():
+    from maxent_grpo.evaluate.delta import Delta
+
+    assert Delta(0.5, 0.48).is_loss
+    assert not Delta(0.5, 0.49).is_loss
+    assert not Delta(0.5, 0.6).is_loss
