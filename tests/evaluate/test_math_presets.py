@@ -7,8 +7,7 @@ from openai_server import chat, serving
 
 from maxent_grpo.evaluate.artifacts import read_records
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference
-
-math_grader = pytest.importorskip("maxent_grpo.rewards.math_grader")
+from maxent_grpo.rewards import math_grader
 
 
 def evaluate(answer, root, preset, file, **changes):
@@ -77,8 +76,6 @@ def test_another_policy_does_not_reuse_scores(shared_data, tmp_path):
     file = shared_data / "benchmarks" / "aime24.jsonl"
     evaluate(lambda request: chat("\\boxed{1}"), tmp_path, "aime24", file, limit=1)
     assert MathGrader(math_grader.GraderPolicy()).fingerprint() == MathGrader().fingerprint()
-    other = type(
-        "Other", (MathGrader,), {"fingerprint": lambda self: {"kind": "math", "policy": "another"}}
-    )()
+    other = MathGrader(math_grader.GraderPolicy(significant_digits=3))
     with pytest.raises(UsageError, match=r"grader\.policy"):
         evaluate(lambda request: chat("\\boxed{1}"), tmp_path, "aime24", file, limit=1, grader=other)

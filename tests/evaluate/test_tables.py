@@ -118,7 +118,6 @@ def test_lighteval_task_names(task, dataset):
 
 
 def test_delta_of_two_real_models(tmp_path, capsys):
-    pytest.importorskip("maxent_grpo.rewards.math_grader")
     data = tmp_path / "toy.jsonl"
     data.write_text('{"problem": "1+1", "answer": "2"}\n')
     arguments = [

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 from benchmarks.hostile_rewards import completions, grade
 
 from maxent_grpo.rewards.registry import BUILTIN_REWARDS
@@ -17,7 +16,6 @@ def test_the_texts_are_as_many_and_as_different_as_said():
 
 
 def test_the_math_grader_gets_through_them_without_losing_one():
-    pytest.importorskip("maxent_grpo.rewards.math_grader")
     result = grade(["accuracy"], 110, timeout=10.0, workers=2)
     assert (result["errors"], result["right"]) == (0, 0)
     assert result["seconds"] < 30

@@ -6,8 +6,6 @@ import pytest
 
 from maxent_grpo.rewards.math_accuracy import accuracy, boxed_accuracy_math, cosine, length
 
-pytest.importorskip("maxent_grpo.rewards.math_grader")
-
 
 @pytest.mark.parametrize(
     ("text", "by_last_line", "by_box"),

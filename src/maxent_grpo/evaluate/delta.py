@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,9 +78,9 @@ def compare(
 
 def _stub_accuracy(overrides: Mapping[str, str], limit: int, grader: Grader | None) -> float:
     benchmark = resolve_benchmark("math_500", overrides)
-    judge = (grader or grader_for(benchmark)).judge
     questions = load_questions(benchmark)[:limit]
-    scores = [judge(question, [f"\\boxed{{{question.gold}}}"])[0].score for question in questions]
+    with closing(grader or grader_for(benchmark)) as judge:
+        scores = [judge.judge(question, [f"\\boxed{{{question.gold}}}"])[0].score for question in questions]
     return sum(scores) / len(scores)
 
 

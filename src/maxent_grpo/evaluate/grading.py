@@ -4,22 +4,34 @@ A grader takes a question with its completions and says for each whether it is r
 a task's right answers are enumerated, which of them it is.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Protocol
 
-from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.passk import RIGHT
 from maxent_grpo.evaluate.presets import Benchmark
 from maxent_grpo.evaluate.questions import Question
+from maxent_grpo.rewards.calling import CallContext
+from maxent_grpo.rewards.grading.extraction import extract
+from maxent_grpo.rewards.grading.policy import GraderPolicy
+from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
+from maxent_grpo.rewards.math_accuracy import graded
+from maxent_grpo.rewards.registry import GRADER_MODULES, Location, RewardFunction
 from maxent_grpo.tasks.answers import extract_answer
 from maxent_grpo.tasks.registry import grade_response
 
 TASK_GRADER_VERSION = 1
 """Raise it when a task's verifier judges otherwise than before: saved scores are then not mixed with new ones."""
 
-MATH_GRADER = "maxent_grpo.rewards.math_grader"
+GRADED = RewardFunction(
+    "graded",
+    graded,
+    location=Location("maxent_grpo.rewards.math_accuracy:graded", preload=GRADER_MODULES),
+    rowwise=True,
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,10 @@ class Grader(Protocol):
         """One judgement per completion, in order. Never raises on a completion."""
         ...
 
+    def close(self) -> None:
+        """Release what judging needed."""
+        ...
+
 
 class TaskGrader:
     """The verifier of a procedural task."""
@@ -58,31 +74,50 @@ class TaskGrader:
             judged.append(Judgement(RIGHT * verdict.correct, extract_answer(text), verdict.mode))
         return judged
 
+    def close(self) -> None:
+        pass
+
 
 class MathGrader:
-    """The mathematics grader under one policy (default: its own default policy)."""
+    """The mathematics grader under one policy (default: `GraderPolicy`'s own), in worker processes with a deadline.
 
-    def __init__(self, policy: Any = None) -> None:
-        import maxent_grpo.rewards.math_grader as math_grader
+    A completion whose verdict does not come in time, or takes its worker with it, scores 0 and is counted in ``lost``.
+    """
 
-        self._grade = math_grader.grade
-        self._policy = math_grader.GraderPolicy() if policy is None else policy
+    def __init__(self, policy: GraderPolicy | None = None, settings: IsolationSettings | None = None) -> None:
+        self._policy = GraderPolicy() if policy is None else policy
+        self._isolation = Isolation(settings or IsolationSettings())
+        self.lost = 0
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "math", "policy": self._policy.fingerprint()}
 
     def judge(self, question: Question, completions: Sequence[str]) -> list[Judgement]:
+        size = len(completions)
+        arguments: dict[str, list[Any]] = {
+            "completions": list(completions),
+            "answer": [question.gold] * size,
+            "policy": [self._policy.as_dict()] * size,
+        }
+        scored = self._isolation.submit(
+            GRADED, arguments, [slice(0, size)], CallContext(is_eval=True)
+        ).scores()
+        self.lost += len(scored.errors)
         judged = []
-        for text in completions:
-            verdict = self._grade(text, question.gold, self._policy)
-            judged.append(Judgement(RIGHT * bool(verdict.right), verdict.extracted))
+        for text, score in zip(completions, scored.values, strict=True):
+            found = extract(text, self._policy)
+            judged.append(Judgement(RIGHT * (score == 1.0), None if found is None else found.answer))
         return judged
+
+    def close(self) -> None:
+        """End the workers, and say how many verdicts were lost."""
+        self._isolation.close()
+        if self.lost:
+            logger.warning(
+                "%d completions scored 0 because their verdict took too long or crashed", self.lost
+            )
 
 
 def grader_for(benchmark: Benchmark) -> Grader:
-    """The grader of a benchmark. Raises `UsageError` where this installation lacks it."""
-    if benchmark.grader == "task":
-        return TaskGrader()
-    if find_spec(MATH_GRADER) is None:
-        raise UsageError(f"{benchmark.dataset_id}: {MATH_GRADER} is not part of this installation")
-    return MathGrader()
+    """The grader of a benchmark."""
+    return TaskGrader() if benchmark.grader == "task" else MathGrader()

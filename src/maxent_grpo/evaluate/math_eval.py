@@ -4,7 +4,7 @@ Read `run_evaluation` top to bottom: check everything, lock every file, ask what
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,8 +86,9 @@ def run_evaluation(
     request.check()
     benchmark = resolve_benchmark(request.dataset, request.eval)
     questions = load_questions(benchmark)
-    plan = Plan(request, benchmark, questions, grader or grader_for(benchmark))
-    with plan.opened_cells() as cells:
+    judge = grader or grader_for(benchmark)
+    plan = Plan(request, benchmark, questions, judge)
+    with closing(judge), plan.opened_cells() as cells:
         pending = sum(len(cell.pending) for cell in cells)
         with Ticker(f"{benchmark.dataset_id}", pending, enabled=progress and pending > 0) as ticker:
             for spec in request.models:

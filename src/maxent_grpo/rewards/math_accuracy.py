@@ -32,6 +32,19 @@ def boxed_accuracy_math(
     return [_graded(text_of(c), gold, last_line=False) for c, gold in zip(completions, answer, strict=True)]
 
 
+def graded(
+    completions: Sequence[Completion], answer: Sequence[Any], policy: Sequence[dict[str, Any]], **columns: Any
+) -> list[float | None]:
+    """1.0 where `maxent_grpo.rewards.math_grader.grade` under the row's policy says right, else 0.0.
+
+    ``policy`` holds a `GraderPolicy` per row, as its ``as_dict`` gives it.
+    """
+    from maxent_grpo.rewards.math_grader import GraderPolicy, grade
+
+    rows = zip(completions, answer, policy, strict=True)
+    return [float(grade(text_of(c), gold, GraderPolicy.from_dict(p)).right) for c, gold, p in rows]
+
+
 def cosine(
     completions: Sequence[Completion],
     answer: Sequence[Any],

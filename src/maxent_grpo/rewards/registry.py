@@ -44,7 +44,7 @@ _COSINE = tuple(
     f"cosine_{name}"
     for name in ("min_value_wrong", "max_value_wrong", "min_value_correct", "max_value_correct", "max_len")
 )
-_GRADER = ("maxent_grpo.rewards.math_grader", "math_verify")
+GRADER_MODULES = ("maxent_grpo.rewards.math_grader", "math_verify")
 
 BUILTIN_REWARDS = {
     "pure_accuracy_math": Builtin("maxent_grpo.rewards.math:pure_accuracy_math"),
@@ -61,10 +61,10 @@ BUILTIN_REWARDS = {
         f"{_RULES}:missing_boxed_answer_penalty_math", options=("missing_boxed_answer_penalty",)
     ),
     "code_format": Builtin(f"{_RULES}:code_format"),
-    "accuracy": Builtin(f"{_MATH}:accuracy", isolated=True, preload=_GRADER),
-    "boxed_accuracy_math": Builtin(f"{_MATH}:boxed_accuracy_math", isolated=True, preload=_GRADER),
-    "cosine": Builtin(f"{_MATH}:cosine", isolated=True, options=_COSINE, preload=_GRADER),
-    "length": Builtin(f"{_MATH}:length", isolated=True, rowwise=False, preload=_GRADER),
+    "accuracy": Builtin(f"{_MATH}:accuracy", isolated=True, preload=GRADER_MODULES),
+    "boxed_accuracy_math": Builtin(f"{_MATH}:boxed_accuracy_math", isolated=True, preload=GRADER_MODULES),
+    "cosine": Builtin(f"{_MATH}:cosine", isolated=True, options=_COSINE, preload=GRADER_MODULES),
+    "length": Builtin(f"{_MATH}:length", isolated=True, rowwise=False, preload=GRADER_MODULES),
     "ifeval": Builtin(
         "maxent_grpo.rewards.ifeval:ifeval",
         isolated=True,
