@@ -57,6 +57,8 @@ def start_training(config: "RunConfig", *, dry_run: bool) -> None:
 
     configure_logging(config.training.log_level)
     result = train(config)
+    if config.training.process_index > 0:
+        return
     show(
         f"done after step {result.global_step}: policy and records are in {result.output_dir}; "
         f"maxent-grpo command=report run={result.output_dir} draws them"

@@ -278,6 +278,11 @@ class TrainingFields:
     )
 
     # The run
+    distributed: Literal["ddp", "fsdp2", "zero2", "zero3"] | None = setting(
+        None,
+        "How several processes hold the policy: whole (ddp), sharded (fsdp2), or by DeepSpeed (zero2, zero3); unset: "
+        "as accelerate launch's configuration says, else ddp.",
+    )
     max_nonfinite_steps: int = setting(
         3,
         "Consecutive steps with a non-finite loss or gradient, none of them applied, after which the run "

@@ -53,6 +53,12 @@ class BatchPlan:
     micro_groups: int  # whole groups in one forward and backward pass of one process
     updates_per_rollout: int  # optimiser steps that one pass over a rollout takes
     num_iterations: int  # passes over each rollout
+    ranks: int = 1  # processes
+
+    @property
+    def prompts_per_rank(self) -> int:
+        """One process's share of an optimiser step."""
+        return self.prompts_per_step // self.ranks
 
     @property
     def on_policy(self) -> bool:
@@ -90,6 +96,7 @@ def batch_plan(training: GRPOConfig, world_size: int) -> BatchPlan:
         micro_groups=max(1, training.per_device_train_batch_size // group),
         updates_per_rollout=updates,
         num_iterations=training.num_iterations,
+        ranks=world_size,
     )
 
 

@@ -63,7 +63,7 @@ REFUSED = _by_name(
             ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
             ddp_backend ddp_timeout average_tokens_across_devices
         """,
-        "the native loop shards no parameters": """
+        "the native loop takes distributed=ddp, fsdp2, zero2 or zero3": """
             fsdp fsdp_config deepspeed parallelism_config ds3_gather_for_generation
         """,
         "this loss belongs to TRL's trainer": """
@@ -133,6 +133,9 @@ NATIVE_ONLY = _by_name(
             kl_estimator kl_horizon kl_ctl_step_size behaviour_kl_coef tis_cap log_reference_kl
             controller_resume_from controller_overwrite_from_config reference_model_name_or_path
             stop_sequences zero_truncated_completion_rewards max_nonfinite_steps
+        """,
+        "TRL's trainer takes it from accelerate launch; set force_custom_loop=true": """
+            distributed
         """,
         "TRL's trainer does not read it; export WANDB_PROJECT": "wandb_project",
         "TRL's trainer does not read it; export WANDB_ENTITY": "wandb_entity",

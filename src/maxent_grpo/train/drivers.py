@@ -1,4 +1,4 @@
-"""The inline driver: sample, score, step, in one process, one after the other (staleness 0)."""
+"""The inline driver: sample, score, step, one after the other (staleness 0). Every rank runs it on its share."""
 
 import random
 import time
@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.evaluate.evaluation import summary
 from maxent_grpo.evaluate.exploration import exploration_metrics
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.journal import Journal
+from maxent_grpo.train.ranks import gathered, own_part, share
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
 from maxent_grpo.types import Group
@@ -33,7 +35,7 @@ def train_inline(run: Run, journal: Journal) -> None:
         groups = next_groups(run)
         result = step(run, groups)
         run.updates_done += 1
-        tokens = sum(len(ids) for group in groups for ids in group.rollout.token_ids)
+        tokens = tokens_of(run, groups)
         run.tokens_seen += tokens
         finished = time.perf_counter()
         journal.step(run, groups, result, {
@@ -56,18 +58,26 @@ def train_inline(run: Run, journal: Journal) -> None:
 
 def collect(run: Run) -> None:
     """Sample and score a new rollout with the current weights. Its statistics go to the next step's record."""
-    prompts = run.stream.take(run.plan.prompts_per_rollout)
-    rollouts = run.sampler.sample(
-        prompts, run.sampling, (run.seed, "completion", run.step), policy_version=run.step
-    )
+    drawn = run.stream.take(run.plan.prompts_per_rollout)
+    prompts = own_part(drawn, run.plan.prompts_per_step, run.learner.accelerator)
+    with run.learner.strategy.full_weights():
+        rollouts = run.sampler.sample(
+            prompts, run.sampling, (run.seed, "completion", run.step), policy_version=run.step
+        )
     run.rollout, metrics = run.scorer.score(rollouts, run.step + 1)
     run.updates_done = 0
     run.meter.add(metrics | exploration_metrics(run.rollout))
 
 
+def tokens_of(run: Run, groups: Sequence[Group]) -> int:
+    """Completion tokens of the groups of all ranks."""
+    own = sum(len(ids) for group in groups for ids in group.rollout.token_ids)
+    return sum(gathered([own], run.learner.accelerator))
+
+
 def next_groups(run: Run) -> Sequence[Group]:
-    """The groups of the next optimiser step: the rollout's parts in order, ``num_iterations`` times over."""
-    size = run.plan.prompts_per_step
+    """This rank's groups of the next optimiser step: the rollout's parts in order, ``num_iterations`` times over."""
+    size = run.plan.prompts_per_rank
     part = run.updates_done % (len(run.rollout) // size)
     return run.rollout[part * size : (part + 1) * size]
 
@@ -76,14 +86,22 @@ def evaluate(run: Run, journal: Journal) -> None:
     """Evaluate the current weights and record it."""
     if run.evaluation is None:
         return
-    with journal.loop("evaluation: prompt", len(run.evaluation.prompts)) as loop:
-        metrics = run.evaluation.run(run.sampler, run.seed, run.step, loop.advance)
+    accelerator = run.learner.accelerator
+    own = share(len(run.evaluation.prompts), accelerator)
+    with (
+        run.learner.strategy.full_weights(),
+        journal.loop("evaluation: prompt", len(run.evaluation.prompts[own])) as loop,
+    ):
+        scores = run.evaluation.scores(run.sampler, run.seed, run.step, own, loop.advance)
+    metrics = summary(gathered(scores, accelerator))
     journal.evaluation(run.step, metrics)
 
 
 def seed_libraries(run: Run) -> None:
-    """Seed what draws outside our keys (dropout, user reward functions) by (run seed, step): a resumed run repeats."""
-    seed = integer_seed(run.seed, "libraries", run.step)
+    """Seed what draws outside our keys (dropout, user reward functions) by (run seed, step, rank): a resumed run
+    repeats, and ranks do not repeat each other."""
+    rank = run.learner.accelerator.process_index
+    seed = integer_seed(run.seed, "libraries", run.step, *([rank] if rank else []))
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

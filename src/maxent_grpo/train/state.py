@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from maxent_grpo.config.plan import BatchPlan
 from maxent_grpo.controllers.controller import Controllers
@@ -43,7 +44,7 @@ class Run:
     sampling: SamplingSettings
     tokenizer: PreTrainedTokenizerBase
     learner: Learner
-    reference: PreTrainedModel | None
+    reference: nn.Module | None  # called like `PolicyForward`
     sampler: Sampler
     scorer: Scorer
     stream: PromptStream
@@ -52,14 +53,14 @@ class Run:
     controllers: Controllers
     step: int = 0  # optimiser steps done; also the policy version
     skipped_in_a_row: int = 0  # updates refused for a non-finite loss or gradient since the last good one
-    rollout: Sequence[Group] = field(default_factory=tuple)  # the groups that the current updates draw on
+    rollout: Sequence[Group] = field(default_factory=tuple)  # this rank's groups, which the current updates draw on
     updates_done: int = 0  # optimiser steps already made on `rollout`
-    tokens_seen: int = 0  # completion tokens trained on
+    tokens_seen: int = 0  # completion tokens trained on, over all ranks
 
     @property
     def updates_left(self) -> int:
         """Optimiser steps that the current rollout still serves."""
-        parts = len(self.rollout) // self.plan.prompts_per_step
+        parts = len(self.rollout) // self.plan.prompts_per_rank
         return parts * self.plan.num_iterations - self.updates_done
 
     @property

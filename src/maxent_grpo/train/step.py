@@ -30,13 +30,16 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
     if run.reference is not None:
         batch = with_reference(batch, run.reference, run.learner, run.plan.micro_groups)
     knobs = run.controllers.knobs()  # τ and β of this step
-    signal, metrics = run.objective.signal(batch, knobs)  # advantages, weights: whole groups, no gradient
+    spread = run.learner.utility_std(batch) if run.objective.spec.scale_rewards == "batch" else None
+    signal, metrics = run.objective.signal(batch, knobs, spread)  # advantages, weights: whole groups, no gradient
     run.meter.add(metrics)
 
     denominators = run.learner.denominators(batch)
-    micro_batches = zip(batch.split(run.plan.micro_groups), signal.split(run.plan.micro_groups), strict=True)
-    for micro, micro_signal in micro_batches:
-        forward = run.learner.forward(micro)
+    micro_batches = list(
+        zip(batch.split(run.plan.micro_groups), signal.split(run.plan.micro_groups), strict=True)
+    )
+    for number, (micro, micro_signal) in enumerate(micro_batches, start=1):
+        forward = run.learner.forward(micro, last=number == len(micro_batches))
         loss, metrics = run.objective.loss(forward, micro, micro_signal, knobs, denominators)
         run.learner.backward(loss)
         run.meter.add(metrics)

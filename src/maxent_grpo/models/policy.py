@@ -1,0 +1,50 @@
+"""The policy as one module: what parallel training wraps."""
+
+import torch.utils._pytree as pytree
+from torch import nn
+from transformers import PreTrainedModel
+
+from maxent_grpo.models.logps import EntropyMode, completion_logps
+from maxent_grpo.types import Batch, Forward
+
+# FSDP2 looks for the tensors in a module's output by flattening it as a tree.
+pytree.register_dataclass(Forward)
+
+
+class PolicyForward(nn.Module):
+    """The module whose forward is all of a micro-batch: prompts, completions and the language-model head.
+
+    DDP, FSDP2 and ZeRO gather parameters before a module's forward and reduce gradients after its backward, and count
+    on one backward per forward. The model itself runs more than once per micro-batch; this module runs once.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, batch: Batch, *, temperature: float, entropy: EntropyMode = "none", shared_prefix: bool = True
+    ) -> Forward:
+        """See `completion_logps`."""
+        return completion_logps(
+            self.model, batch, temperature=temperature, entropy=entropy, shared_prefix=shared_prefix
+        )
+
+
+class AdapterOff(nn.Module):
+    """The reference policy of a LoRA run: the policy's own forward, its adapter switched off. No second model.
+
+    Args:
+        policy: `PolicyForward`, or what parallel training wrapped around it.
+        model: the PEFT model inside.
+    """
+
+    def __init__(self, policy: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+        self.model = model
+
+    def forward(self, batch: Batch, *, temperature: float, shared_prefix: bool = True) -> Forward:
+        """See `completion_logps`; to be called without gradient."""
+        with self.model.disable_adapter():  # type: ignore[operator]  # a method of PEFT's models
+            return self.policy(batch, temperature=temperature, shared_prefix=shared_prefix)
