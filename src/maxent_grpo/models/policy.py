@@ -48,3 +48,9 @@ class AdapterOff(nn.Module):
         """See `completion_logps`; to be called without gradient."""
         with self.model.disable_adapter():  # type: ignore[operator]  # a method of PEFT's models
             return self.policy(batch, temperature=temperature, shared_prefix=shared_prefix)
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The model's repeated blocks, by the class names that the architecture says must not be split."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]

@@ -348,7 +348,10 @@ def make_strategy(config: RunConfig, model: PreTrainedModel, accelerator: Accele
         case "zero2" | "zero3":
             from maxent_grpo.train.zero import ZeroStrategy
 
-            return ZeroStrategy(model, optimizer_of, accelerator, training)
+            stage = int(training.distributed.removeprefix("zero"))
+            return ZeroStrategy(
+                model, optimizer_of, accelerator, stage=stage, max_grad_norm=training.max_grad_norm
+            )
         case _:
             return Replicated(model, optimizer_of, accelerator)
 

@@ -1,0 +1,92 @@
+"""FSDP2: every parameter, gradient and optimiser state is sharded over the ranks (PyTorch's ``fully_shard``).
+
+Accelerate's FSDP leaves a model on the CPU unwrapped without a word, so PyTorch's own call is used, on every device.
+Each decoder layer is gathered when it runs; embeddings, final norm and head stay gathered from the forward to the end
+of the backward. Sampling fills a whole copy of the policy (`SamplingCopy`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from maxent_grpo.models.policy import PolicyForward, decoder_layers
+from maxent_grpo.train.sampling_copy import SamplingCopy
+from maxent_grpo.train.saved_state import clip_and_step
+from maxent_grpo.train.strategy import OptimizerFactory
+
+SHARDS = "sharded"
+"""Folder of a checkpoint that holds parameters and optimiser state in PyTorch's distributed format."""
+
+
+class FullyShardedStrategy:
+    """See `Strategy`."""
+
+    kind = "fsdp2"
+    reads = frozenset({"fsdp2"})
+
+    def __init__(
+        self, model: PreTrainedModel, make_optimizer: OptimizerFactory, accelerator: Accelerator
+    ) -> None:
+        self._copy = SamplingCopy(model)
+        self.sampling_model = self._copy.model
+        self._model = model
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        policy = PolicyForward(model)
+        for layer in decoder_layers(model):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(policy, mesh=mesh)
+        self.module: nn.Module = policy
+        self.optimizer = make_optimizer(list(model.parameters()))
+
+    def expect(self, *, last: bool) -> None:
+        """Nothing to tell: each micro-batch reduces its gradients at once, so that only shards of them are kept."""
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def update(self, learning_rate: float, max_grad_norm: float) -> float:
+        return clip_and_step(self.optimizer, self._model.parameters(), learning_rate, max_grad_norm)
+
+    @contextmanager
+    def full_weights(self) -> Iterator[PreTrainedModel]:
+        for name, parameter in self._model.named_parameters():
+            self._copy.fill(name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter)
+        try:
+            yield self._copy.model
+        finally:
+            self._copy.release()
+
+    def save(self, directory: Path, *, main: bool) -> None:
+        dcp.save(training_state(self._model, self.optimizer), checkpoint_id=directory / SHARDS)
+
+    def load(self, directory: Path) -> None:
+        load_sharded(self._model, self.optimizer, directory)
+
+
+def training_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Parameters and optimiser state by parameter name: the same keys however they are sharded."""
+    return {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+
+
+def load_sharded(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
+    """Restore a checkpoint of this strategy, on any number of ranks, sharded or not."""
+    state = training_state(model, optimizer)
+    dcp.load(state, checkpoint_id=directory / SHARDS)
+    set_model_state_dict(model, state["model"])
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])

@@ -1,0 +1,62 @@
+"""Several processes of a run, forked from one that has imported everything: launching costs no second import."""
+
+import multiprocessing
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = str(Path(__file__).parent)
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["maxent_grpo.grpo", "maxent_grpo.train.run", "maxent_grpo.train.fsdp2", "peft", "deepspeed"])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a launched command ended."""
+
+    codes: list[int]  # exit code of each rank
+    errors: list[str]  # what each rank wrote to stderr
+
+
+def run_ranks(directory: Path, arguments: list[str], processes: int = 2, timeout: float = 120) -> Ended:
+    """``python -m maxent_grpo.grpo arguments`` in each of ``processes`` ranks, with torchrun's environment."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = [directory / f"stderr-{rank}" for rank in range(processes)]
+    ranks = [
+        SERVER.Process(target=_rank, args=(rank, processes, port, arguments, str(files[rank])))
+        for rank in range(processes)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return Ended([process.exitcode or 0 for process in ranks], [file.read_text() for file in files])
+
+
+def _rank(rank: int, processes: int, port: int, arguments: list[str], stderr: str) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    sys.path.append(HERE)
+    with open(stderr, "w") as file, open(os.devnull, "w") as nowhere:
+        os.dup2(file.fileno(), 2)
+        os.dup2(nowhere.fileno(), 1)
+        from maxent_grpo.grpo import main
+
+        code = main(arguments)
+        sys.stderr.flush()
+    os._exit(code)  # without the teardown of libraries, which may wait for other ranks
