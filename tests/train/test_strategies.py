@@ -34,7 +34,11 @@ SMALL = {
 
 def arguments(output_dir: Path, settings: dict) -> list[str]:
     flags = SMALL | {"output_dir": str(output_dir)} | settings
-    return ["--config", str(RECIPE), *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
+    return [
+        "--config",
+        str(RECIPE),
+        *(part for name, value in flags.items() for part in (f"--{name}", str(value))),
+    ]
 
 
 def launch(output_dir: Path, processes: int = 2, **settings) -> subprocess.CompletedProcess:
@@ -83,7 +87,9 @@ def test_two_ranks_equal_one(one_process, tmp_path, distributed):
             exact = name.startswith(("eval/", "train/rewards/", "train/completions/", "train/num_tokens"))
             assert record[name] == (value if exact else pytest.approx(value, rel=1e-3, abs=1e-6)), name
     samples = [(r / "completions.jsonl").read_text().splitlines() for r in (tmp_path / "run", one_process)]
-    texts = [[(row["prompt_index"], row["completion"]) for row in map(json.loads, lines)] for lines in samples]
+    texts = [
+        [(row["prompt_index"], row["completion"]) for row in map(json.loads, lines)] for lines in samples
+    ]
     assert texts[0] == texts[1]
 
 

@@ -49,7 +49,11 @@ def exit_code_of(body: Callable[[], None], place: Place) -> int:
         return error.exit_code
     except Exception as error:  # noqa: BLE001  the outermost frame: whatever is left becomes a line and a code
         advice = "" if debugging(os.environ) else " (set MAXENT_LOG_LEVEL=DEBUG for the traceback)"
-        _print_failure(place.line(f"{_rank(os.environ)}internal error: {type(error).__name__}: {_single_line(error)}{advice}"))
+        _print_failure(
+            place.line(
+                f"{_rank(os.environ)}internal error: {type(error).__name__}: {_single_line(error)}{advice}"
+            )
+        )
         return RunError.exit_code
     return 0
 

@@ -35,7 +35,9 @@ def launched_strategy(environ: Mapping[str, str]) -> str | None:
     sharded = None
     if environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         if environ.get("FSDP_VERSION", "1") != "2":
-            raise UsageError("accelerate configuration: fsdp_version: only 2 is supported; set fsdp_version: 2")
+            raise UsageError(
+                "accelerate configuration: fsdp_version: only 2 is supported; set fsdp_version: 2"
+            )
         if environ.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() == "true":
             raise UsageError(
                 "accelerate configuration: fsdp_activation_checkpointing: set gradient_checkpointing=true in the "

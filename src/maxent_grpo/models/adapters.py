@@ -42,5 +42,7 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> None:
 
     path = directory / ADAPTER_FILE
     if not path.is_file():
-        raise UsageError(f"use_peft: {directory} holds no adapter (no {ADAPTER_FILE}); resume without use_peft")
+        raise UsageError(
+            f"use_peft: {directory} holds no adapter (no {ADAPTER_FILE}); resume without use_peft"
+        )
     set_peft_model_state_dict(model, load_file(path))

@@ -334,7 +334,10 @@ def make_strategy(config: RunConfig, model: PreTrainedModel, accelerator: Accele
     training = config.training
     try:
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
-    except (ImportError, ValueError) as error:  # a package that is not installed, or settings that contradict it
+    except (
+        ImportError,
+        ValueError,
+    ) as error:  # a package that is not installed, or settings that contradict it
         raise UsageError(f"optim: {training.optim}: {' '.join(str(error).split())}") from error
 
     def optimizer_of(parameters: Sequence[nn.Parameter]) -> Optimizer:

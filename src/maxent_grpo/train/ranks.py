@@ -26,7 +26,9 @@ def naming_lost_ranks() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, DistError) and "gloo" not in str(error):
             raise
-        raise RunError("stopped, as another rank ended or did not answer in time; its own line says why") from error
+        raise RunError(
+            "stopped, as another rank ended or did not answer in time; its own line says why"
+        ) from error
 
 
 def together(body: Callable[[], Result]) -> Result:
@@ -70,7 +72,9 @@ def own_part(items: Sequence[Item], per_step: int, accelerator: Accelerator) -> 
     A step thus learns from the same items whatever the number of ranks.
     """
     part = share(per_step, accelerator)
-    return [item for start in range(0, len(items), per_step) for item in items[start : start + per_step][part]]
+    return [
+        item for start in range(0, len(items), per_step) for item in items[start : start + per_step][part]
+    ]
 
 
 def gathered(items: Sequence[Any], accelerator: Accelerator) -> list[Any]:
@@ -83,7 +87,9 @@ def refuse_disagreement(accelerator: Accelerator, facts: dict[str, Any]) -> None
     mine = {name: _digest(value) for name, value in facts.items()}
     everyone = gathered([mine], accelerator)
     for name in facts:
-        other = next((rank for rank, theirs in enumerate(everyone) if theirs[name] != everyone[0][name]), None)
+        other = next(
+            (rank for rank, theirs in enumerate(everyone) if theirs[name] != everyone[0][name]), None
+        )
         if other is not None:
             raise RunError(
                 f"ranks 0 and {other} started with different {name}: give every machine the same recipe, code, data "
@@ -104,4 +110,6 @@ def parameter_checksum(model: nn.Module) -> str:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16
+    ).hexdigest()

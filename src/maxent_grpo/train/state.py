@@ -53,7 +53,9 @@ class Run:
     controllers: Controllers
     step: int = 0  # optimiser steps done; also the policy version
     skipped_in_a_row: int = 0  # updates refused for a non-finite loss or gradient since the last good one
-    rollout: Sequence[Group] = field(default_factory=tuple)  # this rank's groups, which the current updates draw on
+    rollout: Sequence[Group] = field(
+        default_factory=tuple
+    )  # this rank's groups, which the current updates draw on
     updates_done: int = 0  # optimiser steps already made on `rollout`
     tokens_seen: int = 0  # completion tokens trained on, over all ranks
 

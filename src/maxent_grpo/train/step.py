@@ -31,7 +31,9 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
         batch = with_reference(batch, run.reference, run.learner, run.plan.micro_groups)
     knobs = run.controllers.knobs()  # τ and β of this step
     spread = run.learner.utility_std(batch) if run.objective.spec.scale_rewards == "batch" else None
-    signal, metrics = run.objective.signal(batch, knobs, spread)  # advantages, weights: whole groups, no gradient
+    signal, metrics = run.objective.signal(
+        batch, knobs, spread
+    )  # advantages, weights: whole groups, no gradient
     run.meter.add(metrics)
 
     denominators = run.learner.denominators(batch)

@@ -25,6 +25,9 @@ from maxent_grpo.train.saved_state import (
 )
 
 Distributed = Literal["ddp", "fsdp2", "zero2", "zero3"]
+SHARDS = "sharded"
+"""Folder of a checkpoint that holds parameters and optimiser state in PyTorch's distributed format."""
+
 OptimizerFactory = Callable[[Sequence[nn.Parameter]], Optimizer]
 
 
@@ -87,9 +90,7 @@ class Replicated:
         loss.backward()
 
     def update(self, learning_rate: float, max_grad_norm: float) -> float:
-        return clip_and_step(
-            self.optimizer, self.sampling_model.parameters(), learning_rate, max_grad_norm
-        )
+        return clip_and_step(self.optimizer, self.sampling_model.parameters(), learning_rate, max_grad_norm)
 
     @contextmanager
     def full_weights(self) -> Iterator[PreTrainedModel]:
@@ -100,5 +101,10 @@ class Replicated:
             save_optimizer(self.optimizer, directory)
 
     def load(self, directory: Path) -> None:
+        if (directory / SHARDS).is_dir():
+            from maxent_grpo.train.fsdp2 import load_sharded
+
+            load_sharded(self.sampling_model, self.optimizer, directory)
+            return
         load_policy_weights(self.sampling_model, directory)
         load_optimizer(self.optimizer, directory)

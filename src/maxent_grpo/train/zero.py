@@ -80,7 +80,7 @@ class ZeroStrategy:
         if self._copy is None:
             yield self._model
             return
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         for name, parameter in self._model.named_parameters():
             with GatheredParameters([parameter]):
@@ -101,12 +101,16 @@ class ZeroStrategy:
             )
 
 
-def _engine(policy: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, config: dict[str, Any]) -> Any:
+def _engine(
+    policy: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, config: dict[str, Any]
+) -> Any:
     if accelerator.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed takes a GPU that use_cpu leaves alone
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # Gloo carries the collectives; the shared-memory ones would be compiled at the start, for minutes.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "gloo" if accelerator.device.type == "cpu" else "nccl"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return deepspeed.initialize(model=policy, optimizer=optimizer, config=config)[0]
