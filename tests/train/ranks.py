@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 HERE = str(Path(__file__).parent)
@@ -22,25 +23,33 @@ class Ended:
     errors: list[str]  # what each rank wrote to stderr
 
 
-def run_ranks(directory: Path, arguments: list[str], processes: int = 2, timeout: float = 120) -> Ended:
+def start_ranks(directory: Path, arguments: list[str], processes: int = 2) -> list[BaseProcess]:
     """``python -m maxent_grpo.grpo arguments`` in each of ``processes`` ranks, with torchrun's environment."""
     directory.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    files = [directory / f"stderr-{rank}" for rank in range(processes)]
     ranks = [
-        SERVER.Process(target=_rank, args=(rank, processes, port, arguments, str(files[rank])))
+        SERVER.Process(
+            target=_rank, args=(rank, processes, port, arguments, str(directory / f"stderr-{rank}"))
+        )
         for rank in range(processes)
     ]
     for process in ranks:
         process.start()
+    return ranks
+
+
+def run_ranks(directory: Path, arguments: list[str], processes: int = 2, timeout: float = 180) -> Ended:
+    """The same, waiting for their end; after ``timeout`` seconds they are killed."""
+    ranks = start_ranks(directory, arguments, processes)
     for process in ranks:
         process.join(timeout)
         if process.is_alive():
             process.kill()
             process.join()
-    return Ended([process.exitcode or 0 for process in ranks], [file.read_text() for file in files])
+    errors = [(directory / f"stderr-{rank}").read_text() for rank in range(processes)]
+    return Ended([-1 if process.exitcode is None else process.exitcode for process in ranks], errors)
 
 
 def _rank(rank: int, processes: int, port: int, arguments: list[str], stderr: str) -> None:

@@ -1,15 +1,26 @@
 """Run by `test_ranks.py` on two processes: what crosses ranks, checked on each of them."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 
+from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.train.learner import Learner
 from maxent_grpo.train.meter import Meter
+from maxent_grpo.train.ranks import gathered, on_first_rank, own_part, refuse_disagreement, together
 from maxent_grpo.train.schedule import LearningRate
+from maxent_grpo.train.strategy import Replicated
 from maxent_grpo.types import Batch, Signal, extreme_stat, mean_stat
+
+
+def fail_on(rank: int, failing: int) -> int:
+    if rank == failing:
+        raise UsageError("no such file")
+    return rank
 
 
 def main() -> None:
@@ -18,8 +29,7 @@ def main() -> None:
     assert accelerator.num_processes == 2
     model = torch.nn.Linear(2, 2)  # no forward here
     learner = Learner(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        strategy=Replicated(model, lambda parameters: torch.optim.SGD(parameters, lr=1.0), accelerator),
         learning_rate=LearningRate(1.0, "constant", 0, 1, {}),
         accelerator=accelerator,
         temperature=1.0,
@@ -43,6 +53,24 @@ def main() -> None:
     assert learner.from_first_rank([0.1 + rank, 2.0]) == [0.1, 2.0]
     gathered = learner.gathered(Signal(torch.full((1, 2), float(rank))))
     assert gathered.advantages.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    utilities = torch.arange(4.0).view(2, 2) + 4 * rank
+    spread = learner.utility_std(replace(batch, utilities=utilities))
+    assert torch.equal(spread, torch.arange(8.0).std())
+
+    for parameter in model.parameters():  # as after a backward that no rank shared
+        parameter.grad = torch.full_like(parameter, 1.0 + rank)
+    with pytest.raises(RunError, match="step 1: the gradients of ranks 0 and 1 are not synchronised"):
+        learner.update(0)
+    refuse_disagreement(accelerator, {"settings": {"a": 1}})
+    with pytest.raises(RunError, match="ranks 0 and 1 started with different policy parameters"):
+        refuse_disagreement(accelerator, {"settings": 1, "policy parameters": rank})
+
+    assert together(lambda: rank) == rank
+    with pytest.raises(UsageError, match="rank 1: no such file"):
+        together(lambda: fail_on(rank, 1))
+    assert on_first_rank(lambda: "found", is_first=rank == 0) == "found"
+    assert [own_part(range(8), 4, accelerator)] == [[[0, 1, 4, 5], [2, 3, 6, 7]][rank]]
+    assert gathered([rank, "a"], accelerator) == [0, "a", 1, "a"]
     Path(sys.argv[1], f"rank-{rank}").touch()
 
 
