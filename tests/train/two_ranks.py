@@ -51,8 +51,8 @@ def main() -> None:
     assert meter.reduced() == {"mean": 9 / 5, "high": 3.0}
 
     assert learner.from_first_rank([0.1 + rank, 2.0]) == [0.1, 2.0]
-    gathered = learner.gathered(Signal(torch.full((1, 2), float(rank))))
-    assert gathered.advantages.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    signal = learner.gathered(Signal(torch.full((1, 2), float(rank))))
+    assert signal.advantages.tolist() == [[0.0, 0.0], [1.0, 1.0]]
     utilities = torch.arange(4.0).view(2, 2) + 4 * rank
     spread = learner.utility_std(replace(batch, utilities=utilities))
     assert torch.equal(spread, torch.arange(8.0).std())

@@ -45,9 +45,13 @@ class AdapterOff(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, *, temperature: float, shared_prefix: bool = True) -> Forward:
-        """See `completion_logps`; to be called without gradient."""
+        """See `completion_logps`; to be called without gradient. Dropout and checkpointing are off, too."""
+        was_training = self.model.training
+        self.model.eval()
         with self.model.disable_adapter():  # type: ignore[operator]  # a method of PEFT's models
-            return self.policy(batch, temperature=temperature, shared_prefix=shared_prefix)
+            forward = self.policy(batch, temperature=temperature, shared_prefix=shared_prefix)
+        self.model.train(was_training)
+        return forward
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
