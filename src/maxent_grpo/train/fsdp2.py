@@ -34,7 +34,6 @@ from maxent_grpo.train.sampling_copy import SamplingCopy
 from maxent_grpo.train.saved_state import clip_and_step
 from maxent_grpo.train.strategy import SHARDS, OptimizerFactory
 
-
 DESCRIPTIONS = {
     "torch": ("Size",),
     "torch.serialization": ("_get_layout",),
