@@ -76,10 +76,10 @@ def test_the_gradient_checkpointed_adapter_has_the_same_gradient(configure, tmp_
 
 
 def test_unknown_targets_are_refused_in_one_line(configure):
-    with pytest.raises(UsageError, match="use_peft: .*nowhere.*; check lora_target_modules"):
+    with pytest.raises(UsageError, match=r"use_peft: .*nowhere.*; check lora_target_modules"):
         train(configure(**(LORA | {"lora_target_modules": ["nowhere"]})))
 
 
 def test_an_optimiser_without_its_package_is_refused(configure):
-    with pytest.raises(UsageError, match="optim: .*bitsandbytes"):
+    with pytest.raises(UsageError, match=r"optim: .*bitsandbytes"):
         train(configure(optim="adamw_bnb_8bit"))

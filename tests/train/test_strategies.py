@@ -188,7 +188,7 @@ def test_a_forged_index_of_shards_is_refused(tmp_path):
     from maxent_grpo.train.fsdp2 import GuardedReader
 
     (tmp_path / ".metadata").write_bytes(pickle.dumps(os.system))
-    with pytest.raises(UsageError, match="names posix.system: it is damaged or forged"):
+    with pytest.raises(UsageError, match=r"names posix\.system: it is damaged or forged"):
         GuardedReader(tmp_path).read_metadata()
 
 

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train.learner import Learner
 from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ranks import gathered, on_first_rank, own_part, refuse_disagreement, together
@@ -29,7 +30,9 @@ def main() -> None:
     assert accelerator.num_processes == 2
     model = torch.nn.Linear(2, 2)  # no forward here
     learner = Learner(
-        strategy=Replicated(model, lambda parameters: torch.optim.SGD(parameters, lr=1.0), accelerator),
+        strategy=Replicated(
+            PolicyForward(model), lambda parameters: torch.optim.SGD(parameters, lr=1.0), accelerator
+        ),
         learning_rate=LearningRate(1.0, "constant", 0, 1, {}),
         accelerator=accelerator,
         temperature=1.0,

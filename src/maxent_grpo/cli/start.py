@@ -53,10 +53,14 @@ def start_training(config: "RunConfig", *, dry_run: bool) -> None:
 
         show(dry_run_text(config))
         return
+    import torch
+
     from maxent_grpo.train.run import train
 
     configure_logging(config.training.log_level)
     result = train(config)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if config.training.process_index > 0:
         return
     show(

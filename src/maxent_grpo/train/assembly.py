@@ -340,6 +340,8 @@ def make_strategy(config: RunConfig, model: PreTrainedModel, accelerator: Accele
     ) as error:  # a package that is not installed, or settings that contradict it
         raise UsageError(f"optim: {training.optim}: {' '.join(str(error).split())}") from error
 
+    policy = PolicyForward(model)
+
     def optimizer_of(parameters: Sequence[nn.Parameter]) -> Optimizer:
         return make_optimizer(parameters, optimizer_class, options, training.weight_decay)
 
@@ -347,16 +349,16 @@ def make_strategy(config: RunConfig, model: PreTrainedModel, accelerator: Accele
         case "fsdp2":
             from maxent_grpo.train.fsdp2 import FullyShardedStrategy
 
-            return FullyShardedStrategy(model, optimizer_of, accelerator)
+            return FullyShardedStrategy(policy, optimizer_of, accelerator)
         case "zero2" | "zero3":
             from maxent_grpo.train.zero import ZeroStrategy
 
             stage = int(training.distributed.removeprefix("zero"))
             return ZeroStrategy(
-                model, optimizer_of, accelerator, stage=stage, max_grad_norm=training.max_grad_norm
+                policy, optimizer_of, accelerator, stage=stage, max_grad_norm=training.max_grad_norm
             )
         case _:
-            return Replicated(model, optimizer_of, accelerator)
+            return Replicated(policy, optimizer_of, accelerator)
 
 
 def run_header(config: RunConfig) -> dict[str, Any]:

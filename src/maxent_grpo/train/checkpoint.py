@@ -126,13 +126,13 @@ def load_checkpoint(run: Run, path: Path) -> None:
     strategy, kind = run.learner.strategy, state.get("training_state", "replicated")
     if kind not in strategy.reads:
         raise UsageError(
-            f"resume_from_checkpoint: {path} holds the training state of distributed={NAMES.get(kind, kind)}; resume it "
-            "with that setting"
+            f"resume_from_checkpoint: {path} holds the training state of distributed={NAMES.get(kind, kind)}; "
+            "resume it with that setting"
         )
     if kind not in RESHARDABLE and state["ranks"] != run.plan.ranks:
         raise UsageError(
-            f"resume_from_checkpoint: {path} was written by {state['ranks']} ranks, and {kind} resumes on as many only, "
-            f"not {run.plan.ranks}; use distributed=fsdp2 to change the number"
+            f"resume_from_checkpoint: {path} was written by {state['ranks']} ranks, and {kind} resumes on as many "
+            f"only, not {run.plan.ranks}; use distributed=fsdp2 to change the number"
         )
     strategy.load(path)
     controller_file = path / "controller_state.json"
@@ -149,8 +149,8 @@ def load_checkpoint(run: Run, path: Path) -> None:
         if len(groups) != run.plan.prompts_per_rollout:
             raise UsageError(
                 f"resume_from_checkpoint: {path} lies within a rollout of {len(groups)} prompts, and this run takes "
-                f"{run.plan.prompts_per_rollout} over {run.plan.ranks} rank(s); set per_device_train_batch_size so that "
-                "they agree"
+                f"{run.plan.prompts_per_rollout} over {run.plan.ranks} rank(s); set per_device_train_batch_size so "
+                "that they agree"
             )
         run.rollout = own_part(groups, run.plan.prompts_per_step, run.learner.accelerator)
         run.updates_done = state["updates_done"]

@@ -61,18 +61,17 @@ class FullyShardedStrategy:
     reads = frozenset({"fsdp2"})
 
     def __init__(
-        self, model: PreTrainedModel, make_optimizer: OptimizerFactory, accelerator: Accelerator
+        self, policy: PolicyForward, make_optimizer: OptimizerFactory, accelerator: Accelerator
     ) -> None:
-        self._copy = SamplingCopy(model)
+        self._model = policy.model
+        self._copy = SamplingCopy(policy.model)
         self.sampling_model = self._copy.model
-        self._model = model
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        policy = PolicyForward(model)
-        for layer in decoder_layers(model):
+        for layer in decoder_layers(policy.model):
             fully_shard(layer, mesh=mesh)
         fully_shard(policy, mesh=mesh)
         self.module: nn.Module = policy
-        self.optimizer = make_optimizer(list(model.parameters()))
+        self.optimizer = make_optimizer(list(policy.parameters()))
 
     def expect(self, *, last: bool) -> None:
         """Nothing to tell: each micro-batch reduces its gradients at once, so that only shards of them are kept."""
@@ -138,7 +137,7 @@ class _IndexUnpickler(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and name not in DESCRIPTIONS.get(module, ()):
             raise UsageError(
-                f"resume_from_checkpoint: the index of its sharded state names {module}.{name}: it is damaged or forged; "
-                "use an earlier checkpoint"
+                f"resume_from_checkpoint: the index of its sharded state names {module}.{name}: it is damaged or "
+                "forged; use an earlier checkpoint"
             )
         return super().find_class(module, name)

@@ -71,11 +71,10 @@ class Replicated:
     reads = frozenset({"replicated", "fsdp2"})
 
     def __init__(
-        self, model: PreTrainedModel, make_optimizer: OptimizerFactory, accelerator: Accelerator
+        self, policy: PolicyForward, make_optimizer: OptimizerFactory, accelerator: Accelerator
     ) -> None:
-        self.sampling_model = model
-        self.optimizer = make_optimizer(list(model.parameters()))
-        policy = PolicyForward(model)
+        self.sampling_model = policy.model
+        self.optimizer = make_optimizer(list(policy.parameters()))
         self.module: nn.Module = policy
         if accelerator.num_processes > 1:
             devices = [accelerator.device.index] if accelerator.device.type == "cuda" else None

@@ -32,7 +32,7 @@ class ZeroStrategy:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        policy: PolicyForward,
         make_optimizer: OptimizerFactory,
         accelerator: Accelerator,
         *,
@@ -41,13 +41,13 @@ class ZeroStrategy:
     ) -> None:
         self.kind = f"zero{stage}"
         self.reads = frozenset({self.kind})
-        self._model = model
-        self._copy = SamplingCopy(model) if stage == 3 else None
-        self.sampling_model = model if self._copy is None else self._copy.model
+        self._model = policy.model
+        self._copy = SamplingCopy(policy.model) if stage == 3 else None
+        self.sampling_model = policy.model if self._copy is None else self._copy.model
         autocast = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
         self._engine = _engine(
-            PolicyForward(model),
-            make_optimizer(list(model.parameters())),
+            policy,
+            make_optimizer(list(policy.parameters())),
             accelerator,
             {
                 "train_micro_batch_size_per_gpu": 1,  # of no consequence: micro-batches are cut by the step
