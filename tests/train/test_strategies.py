@@ -169,6 +169,20 @@ def test_two_killed_ranks_resume_to_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_a_non_finite_loss_on_one_rank_is_stepped_on_none(tmp_path, distributed):
+    if distributed.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    settings = {"max_steps": 3, "eval_strategy": "no", "eval_on_start": False, "distributed": distributed}
+    reward = "rank_rewards:spoils_step_2_on_rank_1"
+    ended = run_ranks(tmp_path, arguments(tmp_path / "run", reward_funcs=reward, **settings))
+    assert ended.codes == [0, 0], ended.errors
+    assert [record["train/update_skipped"] for record in records(tmp_path / "run")] == [0.0, 1.0, 0.0]
+    assert "train/grad_norm" not in records(tmp_path / "run")[1]
+    assert all(t.isfinite().all() for t in load_file(tmp_path / "run" / "model.safetensors").values())
+
+
+@pytest.mark.slow
 def test_a_failure_on_one_rank_ends_all_with_its_line(tmp_path):
     ended = run_ranks(tmp_path, arguments(tmp_path / "run", reward_funcs="rank_rewards:fails_on_rank_1"))
     assert ended.codes == [1, 1]

@@ -73,7 +73,6 @@ def _train(config: RunConfig, given: Given) -> TrainResult:
     if first:
         start_records(config, logs, run.step)
     train_and_save(run, config, logs)
-    run.learner.accelerator.wait_for_everyone()  # the first rank's records are whole from here on
     return TrainResult(output_dir, run.step, last_metrics(logs))
 
 
@@ -140,6 +139,7 @@ def train_and_save(run: Run, config: RunConfig, logs: RunLogs) -> None:
         )
         train_inline(run, journal)
     save_final(run)
+    accelerator.wait_for_everyone()  # the first rank's files are whole from here on
     trackers.finish()
 
 
