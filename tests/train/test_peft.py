@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.models.policy import decoder_layers
 from maxent_grpo.train import drivers
 from maxent_grpo.train.assembly import assemble, start_accelerator
 from maxent_grpo.train.run import Given, train
@@ -73,6 +74,14 @@ def test_the_gradient_checkpointed_adapter_has_the_same_gradient(configure, tmp_
     for name, expected in moved[0].items():
         assert torch.allclose(moved[1][name], expected, atol=1e-6), name
     assert max(float(m.norm()) for m in moved[0].values()) > 0
+
+
+def test_an_adapter_hides_no_layer_from_sharding(configure, tmp_path, policy):
+    config = configure(**LORA)
+    adapted = assemble(config, Given(), start_accelerator(config), tmp_path).learner.model
+    assert len(decoder_layers(adapted)) == len(decoder_layers(policy)) == policy.config.num_hidden_layers
+    with pytest.raises(UsageError, match="Linear names no blocks to shard"):
+        decoder_layers(torch.nn.Linear(2, 2))
 
 
 def test_unknown_targets_are_refused_in_one_line(configure):

@@ -4,6 +4,7 @@ import torch.utils._pytree as pytree
 from torch import nn
 from transformers import PreTrainedModel
 
+from maxent_grpo.errors import UsageError
 from maxent_grpo.models.logps import EntropyMode, completion_logps
 from maxent_grpo.types import Batch, Forward
 
@@ -55,6 +56,14 @@ class AdapterOff(nn.Module):
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The model's repeated blocks, by the class names that the architecture says must not be split."""
+    """The model's repeated blocks, by the class names that the architecture says must not be split.
+
+    Raises `UsageError` where it names none: sharding would gather the whole model at once.
+    """
     names = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise UsageError(
+            f"distributed: {type(model).__name__} names no blocks to shard (_no_split_modules); use ddp or zero3"
+        )
+    return layers

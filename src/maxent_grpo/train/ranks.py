@@ -57,7 +57,7 @@ def together(body: Callable[[], Result]) -> Result:
 def on_first_rank(body: Callable[[], Result], *, is_first: bool) -> Result:
     """``body``'s result on the first rank, on every rank; what it raises there is raised everywhere."""
     results = gather_object([together(lambda: body() if is_first else None)])
-    return results[0]  # type: ignore[no-any-return]
+    return results[0]
 
 
 def share(count: int, accelerator: Accelerator) -> slice:
