@@ -195,7 +195,7 @@ def test_a_non_finite_loss_on_one_rank_is_stepped_on_none(tmp_path, distributed)
 def test_a_failure_on_one_rank_ends_all_with_its_line(tmp_path):
     ended = run_ranks(tmp_path, arguments(tmp_path / "run", reward_funcs="rank_rewards:fails_on_rank_1"))
     assert ended.codes == [1, 1]
-    assert "rank 1: reward function 'fails_on_rank_1' failed on all 16 completions" in ended.errors[1]
+    assert "rank 1: reward function 'fails_on_rank_1' failed on all" in ended.errors[1]
     assert "no such file on this machine" in ended.errors[1]
     assert "rank 0: stopped, as another rank ended" in ended.errors[0]
 
