@@ -60,7 +60,7 @@ def vector(parameters) -> torch.Tensor:
 def moved(run, micro_groups: int = 4, every: bool = True) -> torch.Tensor:
     """How far one SGD step of rate 1 moves the parameters: the negative gradient."""
     run.plan = replace(run.plan, micro_groups=micro_groups)
-    trained = run.learner.parameters if every else run.learner.model.parameters
+    trained = run.learner.policy.parameters if every else run.learner.model.parameters
     before = vector(trained())
     step(run, run.rollout)
     return vector(trained()) - before
@@ -91,7 +91,8 @@ def test_with_dropout_the_contrast_sees_the_states_that_are_differentiated(make_
     run.learner.model.config.attention_dropout = 0.5
     for layer in run.learner.model.model.layers:
         layer.self_attn.attention_dropout = 0.5
-    run.learner.policy = PolicyForward(run.learner.model, pool="mean").train()
+    policy = PolicyForward(run.learner.model, pool="mean").train()
+    run.learner.strategy.policy = run.learner.strategy.module = policy
     batch = collate(run.rollout, pad_id=run.pad_id, on_policy=True)
     parts = [MicroBatch([group], teaches=True) for group in range(batch.utilities.shape[0])]
     torch.manual_seed(3)

@@ -32,7 +32,7 @@ def test_answers_reach_the_batch_only_where_they_are_asked_for():
     assert first[0] == first[2] != first[1]
     assert len(set(second)) == 3
     assert batch.mode_counts.tolist() == [2, 2]
-    part = batch.groups(1, 2)
+    part = batch.select([1])
     assert part.answer_clusters.tolist() == [second]
     assert part.mode_counts.tolist() == [2]
     plain = collate(groups, pad_id=0, on_policy=True)

@@ -1,4 +1,4 @@
-"""Denominators, statistics and controller state over two gloo processes."""
+"""Denominators, statistics, controller state and failures over two gloo processes."""
 
 import os
 import subprocess

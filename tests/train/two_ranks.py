@@ -1,15 +1,35 @@
 """Run by `test_ranks.py` on two processes: what crosses ranks, checked on each of them."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 
+from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.train.learner import Learner
 from maxent_grpo.train.meter import Meter
+from maxent_grpo.train.ranks import gathered, on_first_rank, own_part, refuse_disagreement, together
 from maxent_grpo.train.schedule import LearningRate
+from maxent_grpo.train.strategy import Replicated
 from maxent_grpo.types import Batch, Signal, extreme_stat, mean_stat
+
+
+class Given(torch.nn.Module):
+    """In the place of a `PolicyForward`, of which only the parameters are needed here."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.seed_head = None
+
+
+def fail_on(rank: int, failing: int) -> int:
+    if rank == failing:
+        raise UsageError("no such file")
+    return rank
 
 
 def main() -> None:
@@ -18,9 +38,9 @@ def main() -> None:
     assert accelerator.num_processes == 2
     model = torch.nn.Linear(2, 2)  # no forward here
     learner = Learner(
-        model=model,
-        policy=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        strategy=Replicated(
+            Given(model), lambda parameters: torch.optim.SGD(parameters, lr=1.0), accelerator
+        ),
         learning_rate=LearningRate(1.0, "constant", 0, 1, {}),
         accelerator=accelerator,
         max_grad_norm=0.0,
@@ -40,8 +60,26 @@ def main() -> None:
     assert meter.reduced() == {"mean": 9 / 5, "high": 3.0}
 
     assert learner.from_first_rank([0.1 + rank, 2.0]) == [0.1, 2.0]
-    gathered = learner.gathered(Signal(torch.full((1, 2), float(rank))))
-    assert gathered.advantages.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    signal = learner.gathered(Signal(torch.full((1, 2), float(rank))))
+    assert signal.advantages.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    utilities = torch.arange(4.0).view(2, 2) + 4 * rank
+    spread = learner.utility_std(replace(batch, utilities=utilities))
+    assert torch.equal(spread, torch.arange(8.0).std())
+
+    for parameter in model.parameters():  # as after a backward that no rank shared
+        parameter.grad = torch.full_like(parameter, 1.0 + rank)
+    with pytest.raises(RunError, match="step 1: the gradients of ranks 0 and 1 are not synchronised"):
+        learner.update(0)
+    refuse_disagreement(accelerator, {"settings": {"a": 1}})
+    with pytest.raises(RunError, match="ranks 0 and 1 started with different policy parameters"):
+        refuse_disagreement(accelerator, {"settings": 1, "policy parameters": rank})
+
+    assert together(lambda: rank) == rank
+    with pytest.raises(UsageError, match="rank 1: no such file"):
+        together(lambda: fail_on(rank, 1))
+    assert on_first_rank(lambda: "found", is_first=rank == 0) == "found"
+    assert [own_part(range(8), 4, accelerator)] == [[[0, 1, 4, 5], [2, 3, 6, 7]][rank]]
+    assert gathered([rank, "a"], accelerator) == [0, "a", 1, "a"]
     Path(sys.argv[1], f"rank-{rank}").touch()
 
 

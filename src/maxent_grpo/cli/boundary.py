@@ -40,14 +40,27 @@ def exit_code_of(body: Callable[[], None], place: Place) -> int:
     """
     try:
         body()
-    except (UsageError, RunError) as error:
-        _print_failure(place.line(str(error)))
+    except UsageError as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # all processes of a machine find the same
+            _print_failure(place.line(str(error)))
+        return error.exit_code
+    except RunError as error:
+        _print_failure(place.line(f"{_rank(os.environ)}{error}"))
         return error.exit_code
     except Exception as error:  # noqa: BLE001  the outermost frame: whatever is left becomes a line and a code
         advice = "" if debugging(os.environ) else " (set MAXENT_LOG_LEVEL=DEBUG for the traceback)"
-        _print_failure(place.line(f"internal error: {type(error).__name__}: {_single_line(error)}{advice}"))
+        _print_failure(
+            place.line(
+                f"{_rank(os.environ)}internal error: {type(error).__name__}: {_single_line(error)}{advice}"
+            )
+        )
         return RunError.exit_code
     return 0
+
+
+def _rank(environ: Mapping[str, str]) -> str:
+    """``"rank r: "`` in one of several processes: what fails there need not fail elsewhere."""
+    return f"rank {environ['RANK']}: " if environ.get("WORLD_SIZE", "1") != "1" and "RANK" in environ else ""
 
 
 def show(text: str) -> None:

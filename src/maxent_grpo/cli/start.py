@@ -57,10 +57,16 @@ def start_training(config: "RunConfig", *, dry_run: bool) -> None:
 
         show(dry_run_text(config))
         return
+    import torch
+
     from maxent_grpo.train.run import train
 
     configure_logging(config.training.log_level)
     result = train(config)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if config.training.process_index > 0:
+        return
     show(
         f"done after step {result.global_step}: policy and records are in {result.output_dir}; "
         f"maxent-grpo command=report run={result.output_dir} draws them"

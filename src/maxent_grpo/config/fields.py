@@ -418,6 +418,11 @@ class TrainingFields:
         "Most real tokens in one forward and backward pass, each prompt counted once and padding not at all; "
         "a larger group is a pass by itself; unset: per_device_train_batch_size completions.",
     )
+    distributed: Literal["ddp", "fsdp2", "zero2", "zero3"] | None = setting(
+        None,
+        "How several processes hold the policy: whole (ddp), sharded (fsdp2), or by DeepSpeed (zero2, zero3); unset: "
+        "as accelerate launch's configuration says, else ddp.",
+    )
     max_nonfinite_steps: int = setting(
         3,
         "Consecutive steps with a non-finite loss or gradient, none of them applied, after which the run "

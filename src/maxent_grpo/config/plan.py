@@ -75,6 +75,12 @@ class BatchPlan:
     micro_tokens: int | None = None  # real tokens in one forward and backward pass, instead of `micro_groups`
     dynamic_sampling: bool = False  # whether groups with equal utilities are replaced before a step
     sampling_rounds: int = 1  # how often prompts may be drawn for one rollout
+    ranks: int = 1  # processes
+
+    @property
+    def prompts_per_rank(self) -> int:
+        """One process's share of an optimiser step."""
+        return self.prompts_per_step // self.ranks
 
     @property
     def on_policy(self) -> bool:
@@ -120,6 +126,7 @@ def batch_plan(training: GRPOConfig, world_size: int) -> BatchPlan:
         num_iterations=training.num_iterations,
         dynamic_sampling=training.dynamic_sampling,
         sampling_rounds=training.dynamic_sampling_max_rounds if training.dynamic_sampling else 1,
+        ranks=world_size,
     )
 
 

@@ -17,6 +17,7 @@ from trl.trainer.model_config import ModelConfig
 from maxent_grpo.config import validation
 from maxent_grpo.config.conversion import convert, describe, field_types
 from maxent_grpo.config.fields import ScriptFields, TrainingFields
+from maxent_grpo.config.launch import launch_problems, launched_processes, launched_strategy
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
 from maxent_grpo.objectives.spec import OWN_SCALE
@@ -120,6 +121,7 @@ class GRPOConfig(TrainingFields, TRLConfig):
     def __post_init__(self) -> None:
         _convert_own(self, TrainingFields)
         self.stop_sequences = _stop_sequences(self.stop_sequences)
+        self.distributed = self.distributed or launched_strategy(os.environ)  # type: ignore[assignment]
         if isinstance(self.resume_from_checkpoint, bool):
             self.resume_from_checkpoint = "true" if self.resume_from_checkpoint else None
         for old, new in CHECKPOINTING_NAMES.items():
@@ -136,7 +138,9 @@ class GRPOConfig(TrainingFields, TRLConfig):
         self.beta = 0.0 if self.beta is None else self.beta
         self._fill_from_objective()
         self._refuse(
-            validation.training_problems(self, _launched()) + validation.batch_problems(self, _launched())
+            validation.training_problems(self, launched_processes(os.environ))
+            + validation.batch_problems(self, launched_processes(os.environ))
+            + launch_problems(self.distributed, os.environ)
         )
         try:
             super().__post_init__()
@@ -222,8 +226,3 @@ def _stop_sequences(value: list[str] | str | None) -> list[str] | None:
     if not all(texts):
         raise UsageError("stop_sequences: an empty text would end every completion at once; remove it")
     return texts or None
-
-
-def _launched() -> int:
-    """Processes that torchrun or Accelerate launched, this one included (the device is not set up yet)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -66,7 +66,7 @@ REFUSED = _by_name(
             ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
             ddp_backend ddp_timeout average_tokens_across_devices
         """,
-        "the native loop shards no parameters": """
+        "the native loop takes distributed=ddp, fsdp2, zero2 or zero3": """
             fsdp fsdp_config deepspeed parallelism_config ds3_gather_for_generation
         """,
         "this loss belongs to TRL's trainer": """
@@ -141,6 +141,9 @@ NATIVE_ONLY = _by_name(
             seed_grpo_length_normalize_logprobs surrogate clip_cov_fraction clip_cov_low clip_cov_high
             kl_cov_fraction kl_cov_coef flow_reward_scale
             entropy_kl_threshold entropy_kl_gain entropy_kl_trust_zone
+        """,
+        "TRL's trainer takes it from accelerate launch; set force_custom_loop=true": """
+            distributed
         """,
         "TRL's trainer does not read it; export WANDB_PROJECT": "wandb_project",
         "TRL's trainer does not read it; export WANDB_ENTITY": "wandb_entity",

@@ -1,14 +1,24 @@
 """Evaluation while training: the same prompts with the same draws every time, so that two evaluations compare."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from maxent_grpo.data.seeds import SeedPrompts
 from maxent_grpo.evaluate.exploration import exploration_scores, with_standard_errors
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
-from maxent_grpo.types import Group, Prompt
+from maxent_grpo.types import Prompt
+
+
+@dataclass(frozen=True)
+class PromptScore:
+    """What an evaluation found out about one prompt."""
+
+    utilities: tuple[float, ...]  # of its k completions
+    rewards: Mapping[str, tuple[float, ...]]  # reward function → k scores; NaN where it gave none
+    lengths: tuple[int, ...]  # in tokens
+    exploration: Mapping[str, float]  # see `exploration_scores`
 
 
 @dataclass(frozen=True)
@@ -24,61 +34,60 @@ class Evaluation:
         None  # InfoSeed: the variants of the prompts, which `train.seed_evaluation` asks
     )
 
-    def run(self, sampler: Sampler, seed: int, step: int, advance: Callable[[int], None]) -> dict[str, float]:
-        """Metrics ``eval/…`` of the policy behind ``sampler`` after ``step`` optimiser steps.
-
-        ``advance(n)`` is called after every ``n`` prompts, for a progress display. A greedy pass adds
-        ``eval/greedy/…``: one completion per prompt, the likeliest token each time.
-
-        Draws are keyed by (seed, prompt, sample) and not by the step: common random numbers take the sampling noise
-        out of a comparison between steps or between arms.
-        """
-        metrics = self._metrics(self._groups(sampler, self.sampling, seed, step, advance), "eval")
+    @property
+    def passes(self) -> dict[str, SamplingSettings]:
+        """Prefix of the metrics → how completions are drawn for them."""
+        passes = {"eval": self.sampling}
         if self.greedy:
-            settings = replace(
+            passes["eval/greedy"] = replace(
                 self.sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0, min_p=None
             )
-            metrics |= self._metrics(
-                self._groups(sampler, settings, seed, step, lambda _: None), "eval/greedy"
-            )
-        return metrics
+        return passes
 
-    def _groups(
+    def scores(
         self,
         sampler: Sampler,
-        settings: SamplingSettings,
+        sampling: SamplingSettings,
         seed: int,
         step: int,
+        part: slice,
         advance: Callable[[int], None],
-    ) -> list[Group]:
-        groups: list[Group] = []
-        size = self.prompts_per_batch * self.sampling.num_generations // settings.num_generations
-        for start in range(0, len(self.prompts), size):
-            batch = self.prompts[start : start + size]
-            rollouts = sampler.sample(batch, settings, (seed, "evaluation"), policy_version=step)
-            groups += self.scorer.score(rollouts, step, is_eval=True)[0]
-            advance(len(batch))
-        return groups
+    ) -> list[PromptScore]:
+        """One score per prompt of ``part`` (a rank's share), under the policy after ``step`` optimiser steps.
 
-    def _metrics(self, groups: Sequence[Group], prefix: str) -> dict[str, float]:
-        utilities = [utility for group in groups for utility in group.utilities]
-        lengths = [len(ids) for group in groups for ids in group.rollout.token_ids]
-        scores = {
-            name: [score for group in groups for score in group.rewards[name] if not math.isnan(score)]
-            for name in groups[0].rewards
-        }
-        return (
-            {
-                f"{prefix}/rewards/{name}/mean": sum(given) / len(given)
-                for name, given in scores.items()
-                if given
-            }
-            | {
-                f"{prefix}/mean_reward": sum(utilities) / len(utilities),
-                f"{prefix}/mean_length": sum(lengths) / len(lengths),
-            }
-            | {
-                f"{prefix}/{name}": value
-                for name, value in with_standard_errors(exploration_scores(groups)).items()
-            }
-        )
+        ``advance(n)`` is called after every ``n`` prompts, for a progress display.
+
+        Draws are keyed by (seed, prompt, sample) and not by the step: common random numbers take the sampling noise
+        out of a comparison between steps or between arms, and nothing depends on the number of ranks.
+        """
+        own = self.prompts[part]
+        found: list[PromptScore] = []
+        size = self.prompts_per_batch * self.sampling.num_generations // sampling.num_generations
+        for start in range(0, len(own), size):
+            batch = own[start : start + size]
+            rollouts = sampler.sample(batch, sampling, (seed, "evaluation"), policy_version=step)
+            groups = self.scorer.score(rollouts, step, is_eval=True)[0]
+            scores = exploration_scores(groups)
+            for i, group in enumerate(groups):
+                lengths = tuple(len(ids) for ids in group.rollout.token_ids)
+                exploration = {name: values[i] for name, values in scores.items()}
+                found.append(PromptScore(group.utilities, group.rewards, lengths, exploration))
+            advance(len(batch))
+        return found
+
+
+def summary(scores: Sequence[PromptScore], prefix: str) -> dict[str, float]:
+    """Metrics ``<prefix>/…`` over the scores of all prompts, in their order."""
+    utilities = [utility for score in scores for utility in score.utilities]
+    lengths = [length for score in scores for length in score.lengths]
+    metrics = {
+        "mean_reward": sum(utilities) / len(utilities),
+        "mean_length": sum(lengths) / len(lengths),
+    }
+    for name in scores[0].rewards:
+        given = [reward for score in scores for reward in score.rewards[name] if not math.isnan(reward)]
+        if given:
+            metrics[f"rewards/{name}/mean"] = sum(given) / len(given)
+    exploration = {name: [score.exploration[name] for score in scores] for name in scores[0].exploration}
+    metrics |= with_standard_errors(exploration)
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}

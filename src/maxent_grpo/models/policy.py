@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from maxent_grpo.errors import UsageError
 from maxent_grpo.models.lm_head import EntropyMode, LogitScale, logps_of_logits, token_logps
 from maxent_grpo.models.logps import left_padded
 from maxent_grpo.models.packing import Packing, pack
@@ -29,21 +31,31 @@ Shortcut = Literal["packed", "head"]
 
 
 class PolicyForward(nn.Module):
-    """``policy(batch, entropy)`` → log-probs [B, T], entropies [B, T] or None, pooled states [B, D] or None.
+    """``policy(batch, entropy)`` → log-probs [B, T], entropies [B, T], pooled states [B, D], seed logits [B, S].
 
-    The three are the fields of `types.Forward`, as a plain tuple, in which wrappers find the tensors that they hook.
+    They are the fields of `types.Forward`, each None where nothing asks for it, as a plain tuple, in which wrappers
+    find the tensors that they hook.
 
     Args:
         model: a causal language model, or PEFT's wrapper of one whose adapters sit in its layers (LoRA).
         temperature: divides the logits, as in sampling, so that a policy's log-probs are those it samples from.
         pool: how the last hidden states that predict a completion's tokens become one vector.
+        seed_head: InfoSeed's classifier of those vectors: trained with the policy, and no part of it.
     """
 
-    def __init__(self, model: nn.Module, *, temperature: float = 1.0, pool: Pool = "none") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        temperature: float = 1.0,
+        pool: Pool = "none",
+        seed_head: nn.Linear | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         self.pool = pool
+        self.seed_head = seed_head
         self.scale = LogitScale.of(self.language_model.config)
         self.shortcuts: frozenset[Shortcut] = frozenset()
         self.obstacles = _obstacles(self.language_model)
@@ -57,7 +69,7 @@ class PolicyForward(nn.Module):
 
     def forward(
         self, batch: Batch, entropy: EntropyMode = "none"
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """See the class. ``entropy`` "measure" computes it without gradient. Padding positions hold 0."""
         mask = batch.completion_mask
         ids = batch.completion_ids[mask]
@@ -79,11 +91,12 @@ class PolicyForward(nn.Module):
                 states = out.hidden_states[-1].flatten(0, 1).index_select(0, predicting)
             logits = out.logits.flatten(0, 1).index_select(0, predicting)
             logps, entropies = logps_of_logits(logits, ids, self.temperature, entropy)
-        return (
-            _padded_again(logps, mask),
-            None if entropies is None else _padded_again(entropies, mask),
-            None if self.pool == "none" else pooled(states, mask, self.pool),
-        )
+        vectors = None if self.pool == "none" else pooled(states, mask, self.pool)
+        seeds = None
+        if self.seed_head is not None and vectors is not None:
+            seeds = self.seed_head(vectors.to(self.seed_head.weight.dtype))
+        entropy_rows = None if entropies is None else _padded_again(entropies, mask)
+        return _padded_again(logps, mask), entropy_rows, vectors, seeds
 
     def _packed(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """For each real completion token, where its prediction is in the model's output; and the input."""
@@ -136,6 +149,43 @@ class PolicyForward(nn.Module):
             }[shortcut]
             warnings.warn(f"{type(model).__name__}: {cost}, as {reason}", stacklevel=3)
         model.train(was_training)
+
+
+class AdapterOff(nn.Module):
+    """The reference policy of a LoRA run: the policy's own forward, its adapter switched off. No second model.
+
+    Args:
+        module: `PolicyForward`, or what parallel training wrapped around it.
+        model: the PEFT model inside.
+    """
+
+    def __init__(self, module: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, ...]:
+        """See `PolicyForward`; to be called without gradient. Dropout and checkpointing are off, too."""
+        was_training = self.model.training
+        self.model.eval()
+        with self.model.disable_adapter():  # type: ignore[operator]  # a method of PEFT's models
+            found: tuple[Tensor, ...] = self.module(batch)
+        self.model.train(was_training)
+        return found
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The model's repeated blocks, by the class names that the architecture says must not be split.
+
+    Raises `UsageError` where it names none: sharding would gather the whole model at once.
+    """
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise UsageError(
+            f"distributed: {type(model).__name__} names no blocks to shard (_no_split_modules); use ddp or zero3"
+        )
+    return layers
 
 
 def pooled(states: Tensor, mask: Tensor, pool: Pool) -> Tensor:

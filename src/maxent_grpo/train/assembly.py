@@ -1,17 +1,20 @@
 """Builds a `Run` from a resolved configuration: the only place where settings become parts."""
 
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.config.launch import forget_launched_plugins
+from maxent_grpo.config.loading import RunConfig, resolved
 from maxent_grpo.config.plan import BatchPlan, batch_plan, controller_settings, objective_spec, warmup_steps
 from maxent_grpo.controllers.controller import Controllers
 from maxent_grpo.controllers.state_file import read_state
@@ -22,8 +25,9 @@ from maxent_grpo.data.sources import load_rows
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.evaluation import Evaluation
+from maxent_grpo.models.adapters import with_adapter
 from maxent_grpo.models.loading import ModelSource, frozen_copy, load_policy, load_tokenizer, with_pad_token
-from maxent_grpo.models.policy import PolicyForward
+from maxent_grpo.models.policy import AdapterOff, PolicyForward
 from maxent_grpo.objectives.catalog import Objective
 from maxent_grpo.observe.metrics_log import git_sha
 from maxent_grpo.randomness import integer_seed
@@ -32,10 +36,12 @@ from maxent_grpo.rewards.registry import RewardFunction, RewardOptions, load_rew
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
-from maxent_grpo.train.learner import Learner, make_optimizer
+from maxent_grpo.train.learner import Learner, Reference, make_optimizer
 from maxent_grpo.train.meter import Meter
+from maxent_grpo.train.ranks import parameter_checksum, refuse_disagreement, together
 from maxent_grpo.train.schedule import LearningRate
 from maxent_grpo.train.state import Cadence, Run
+from maxent_grpo.train.strategy import Replicated, Strategy
 from maxent_grpo.types import Prompt
 
 if TYPE_CHECKING:
@@ -43,19 +49,74 @@ if TYPE_CHECKING:
 
 
 def start_accelerator(config: RunConfig) -> Accelerator:
-    """The Accelerate object that knows devices and ranks. Raises `UsageError` for several processes."""
+    """The Accelerate object that knows devices and ranks. It wraps nothing: the strategies of this package do."""
     training = config.training
-    accelerator = Accelerator(cpu=training.use_cpu, mixed_precision="bf16" if training.bf16 else "no")
-    if accelerator.num_processes > 1:
-        raise UsageError(
-            f"started with {accelerator.num_processes} processes: this version trains in one; start it without "
-            "torchrun or accelerate launch"
-        )
-    return accelerator
+    forget_launched_plugins(os.environ)
+    return Accelerator(cpu=training.use_cpu, mixed_precision="bf16" if training.bf16 else "no")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a rank loads before it needs the others."""
+
+    tokenizer: PreTrainedTokenizerBase
+    scorer: Scorer
+    evaluation: Evaluation | None
+    stream: PromptStream
+    cadence: Cadence
+    model: PreTrainedModel  # whole, on the device, with its adapter if there is one
+    reference: PolicyForward | None  # None: nothing needs it, or it is the policy without its adapter
+    controllers: Controllers
+    seeds: SeedPrompts | None  # InfoSeed's variants of a prompt
 
 
 def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output_dir: Path) -> Run:
-    """All parts of a run at its first step. Cheap checks (data, rewards) come before the model is loaded."""
+    """All parts of a run at its first step.
+
+    Raises `RunError` where ranks start with different parameters, data or settings.
+    """
+    training = config.training
+    plan = batch_plan(training, accelerator.num_processes)
+    loaded = together(lambda: load(config, given, plan, accelerator.device))
+    if plan.ranks > 1:
+        refuse_disagreement(
+            accelerator,
+            {
+                "settings": resolved(config),
+                "training prompts": loaded.stream.state_dict(),
+                "policy parameters": parameter_checksum(loaded.model),
+            },
+        )
+    learner = make_learner(config, prepared(config, loaded.model), accelerator, loaded.cadence.total_steps)
+    reference: Reference | None = None
+    if needs_reference(config):
+        reference = (
+            AdapterOff(learner.strategy.module, learner.policy.model)
+            if loaded.reference is None
+            else loaded.reference
+        )
+    return Run(
+        seed=training.seed,
+        output_dir=output_dir,
+        plan=plan,
+        cadence=loaded.cadence,
+        objective=Objective(objective_spec(training)),
+        sampling=sampling_settings(config, training.num_generations),
+        tokenizer=loaded.tokenizer,
+        learner=learner,
+        reference=reference,
+        sampler=LocalSampler(learner.strategy.sampling_model, loaded.tokenizer, accelerator.autocast),
+        scorer=loaded.scorer,
+        stream=loaded.stream,
+        meter=Meter(accelerator),
+        evaluation=loaded.evaluation,
+        controllers=loaded.controllers,
+        seeds=loaded.seeds,
+    )
+
+
+def load(config: RunConfig, given: "Given", plan: BatchPlan, device: torch.device) -> Loaded:
+    """Data, rewards and models. Cheap checks (data, rewards) come before the model is loaded."""
     training = config.training
     source = model_source(config)
     tokenizer = with_pad_token(given.tokenizer) if given.tokenizer is not None else load_tokenizer(source)
@@ -63,9 +124,7 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
         given.reward_funcs or config.script.reward_funcs, training.reward_weights, reward_options(config)
     )
     prompts = training_prompts(config, given, tokenizer)
-    plan = batch_plan(training, accelerator.num_processes)
     cadence = make_cadence(config, plan, len(prompts))
-    sampling = sampling_settings(config, training.num_generations)
     held_out = evaluation_prompts(config, given, tokenizer)
     isolation = Isolation(
         IsolationSettings(training.reward_timeout, training.reward_memory_mb, training.reward_workers)
@@ -79,27 +138,24 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
     seeds = make_seeds(config, tokenizer, prompts, config.script.dataset_prompt_column)
 
     torch.manual_seed(integer_seed(training.seed, "model"))
-    model = (given.model if given.model is not None else load_policy(source)).to(accelerator.device)
-    spec = objective_spec(training)
+    model = (given.model if given.model is not None else load_policy(source)).to(device)  # type: ignore[arg-type]
+    named_reference = training.reference_model_name_or_path is not None
+    reference = None
+    if needs_reference(config) and (named_reference or not config.model.use_peft):
+        reference = make_reference(config, model)
+    if config.model.use_peft:
+        model = with_adapter(model, config.model)
     controllers = Controllers.start(controller_settings(training, cadence.total_steps))
     if training.controller_resume_from and not training.controller_overwrite_from_config:
         controllers = restored_controllers(controllers, Path(training.controller_resume_from))
-    reference = make_reference(config, model) if needs_reference(config) else None
-    return Run(
-        seed=training.seed,
-        output_dir=output_dir,
-        plan=plan,
-        cadence=cadence,
-        objective=Objective(spec),
-        sampling=sampling,
+    return Loaded(
         tokenizer=tokenizer,
-        learner=make_learner(config, prepared(config, model), accelerator, cadence.total_steps),
-        reference=reference,
-        sampler=LocalSampler(model, tokenizer, accelerator.autocast),
         scorer=scorer,
-        stream=PromptStream(prompts, seed=training.seed, shuffle=training.shuffle_dataset is not False),
-        meter=Meter(accelerator),
         evaluation=evaluation,
+        stream=PromptStream(prompts, seed=training.seed, shuffle=training.shuffle_dataset is not False),
+        cadence=cadence,
+        model=model,
+        reference=reference,
         controllers=controllers,
         seeds=seeds,
     )
@@ -322,16 +378,8 @@ def make_learner(
     config: RunConfig, model: PreTrainedModel, accelerator: Accelerator, total_steps: int
 ) -> Learner:
     training = config.training
-    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
-    seed_head = make_seed_head(config, model)
     return Learner(
-        model=model,
-        policy=PolicyForward(
-            model,
-            temperature=training.temperature,
-            pool=training.info_seed_pooling if training.info_seed_enabled else "none",
-        ),
-        optimizer=make_optimizer(model, optimizer_class, options, training.weight_decay, seed_head),
+        strategy=make_strategy(config, model, accelerator),
         learning_rate=LearningRate(
             base=training.learning_rate,
             name=str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)),
@@ -343,7 +391,6 @@ def make_learner(
         max_grad_norm=training.max_grad_norm,
         max_completion_length=training.max_completion_length,
         differentiate_entropy=objective_spec(training).needs_entropy,
-        seed_head=seed_head,
     )
 
 
@@ -355,6 +402,50 @@ def make_seed_head(config: RunConfig, model: PreTrainedModel) -> nn.Linear | Non
     torch.manual_seed(integer_seed(training.seed, "seed head"))
     width = model.get_output_embeddings().in_features
     return nn.Linear(width, training.info_seed_num_seeds, device=model.device)
+
+
+def make_strategy(config: RunConfig, model: PreTrainedModel, accelerator: Accelerator) -> Strategy:
+    """How the policy's parameters lie on the ranks, as ``distributed`` says. Raises `UsageError` for its optimiser."""
+    training = config.training
+    try:
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+    except (
+        ImportError,
+        ValueError,
+    ) as error:  # a package that is not installed, or settings that contradict it
+        raise UsageError(f"optim: {training.optim}: {' '.join(str(error).split())}") from error
+
+    seeded = training.info_seed_enabled
+    policy = PolicyForward(
+        model,
+        temperature=training.temperature,
+        pool=training.info_seed_pooling if seeded else "none",
+        seed_head=make_seed_head(config, model),
+    )
+
+    if policy.seed_head is not None and training.distributed not in (None, "ddp"):
+        raise UsageError(
+            f"info_seed_loss_type: the seed head of ce is kept whole, and distributed={training.distributed} shards "
+            "what it trains; use ddp, or infonce"
+        )
+
+    def optimizer_of(parameters: Sequence[nn.Parameter]) -> Optimizer:
+        return make_optimizer(parameters, optimizer_class, options, training.weight_decay)
+
+    match training.distributed:
+        case "fsdp2":
+            from maxent_grpo.train.fsdp2 import FullyShardedStrategy
+
+            return FullyShardedStrategy(policy, optimizer_of, accelerator)
+        case "zero2" | "zero3":
+            from maxent_grpo.train.zero import ZeroStrategy
+
+            stage = int(training.distributed.removeprefix("zero"))
+            return ZeroStrategy(
+                policy, optimizer_of, accelerator, stage=stage, max_grad_norm=training.max_grad_norm
+            )
+        case _:
+            return Replicated(policy, optimizer_of, accelerator)
 
 
 def run_header(config: RunConfig) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Checkpoints that resume exactly: written aside, flushed to disk, and renamed into place.
 
 A ``checkpoint-<step>`` folder is complete by construction: a run killed while writing leaves a ``.partial`` folder
-that nothing reads and the next save removes. Inside: the policy and tokenizer as ``save_pretrained`` writes them,
-``optimizer.safetensors`` with ``optimizer.json``, ``controller_state.json``, ``trainer_state.json`` (position of run
-and prompt stream), InfoSeed's ``seed_head.safetensors`` where one is trained and, between two updates of one rollout,
-the rollout's groups. Nothing is pickled. Randomness is keyed, never saved.
+that nothing reads and the next save removes. Inside: the policy and tokenizer as ``save_pretrained`` writes them (of a
+LoRA run, the adapter), the strategy's training state (``optimizer.safetensors`` with ``optimizer.json`` where ranks
+hold the policy whole; see `train.fsdp2` and `train.zero` for the rest), ``controller_state.json``,
+``trainer_state.json`` (position of run and prompt stream), InfoSeed's ``seed_head.safetensors`` where one is trained
+and, between two updates of one rollout, the groups of all ranks. Nothing else is pickled. Randomness is keyed, never
+saved. Ranks must share the output directory.
 """
 
 import json
@@ -15,38 +17,49 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from maxent_grpo.controllers.state_file import read_state, write_state
 from maxent_grpo.errors import UsageError
+from maxent_grpo.train.ranks import gathered, own_part
+from maxent_grpo.train.saved_state import write_json
 from maxent_grpo.train.state import Run
 from maxent_grpo.types import Group, Prompt, Rollout
 
 MANIFEST = "manifest.json"
 SEED_HEAD = "seed_head.safetensors"
+NAMES = {"replicated": "ddp, or of one process"}
+"""Kinds of training state whose name is not the setting's."""
+RESHARDABLE = frozenset({"replicated", "fsdp2"})
+"""Kinds that resume on another number of ranks."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def save_checkpoint(run: Run) -> Path:
     """Write ``<output_dir>/checkpoint-<step>`` and drop the oldest ones beyond ``save_total_limit``."""
     final = run.output_dir / f"checkpoint-{run.step}"
-    if run.learner.accelerator.is_main_process:
-        partial = run.output_dir / f".checkpoint-{run.step}.partial"
+    partial = run.output_dir / f".checkpoint-{run.step}.partial"
+    accelerator = run.learner.accelerator
+    if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_policy(run, partial)
-        _save_optimizer(run, partial)
+    accelerator.wait_for_everyone()
+    save_policy(run, partial)
+    run.learner.strategy.save(partial, main=accelerator.is_main_process)
+    rollout = in_stream_order(run) if run.updates_left > 0 else []
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
         if run.learner.seed_head is not None:
             save_file(run.learner.seed_head.state_dict(), partial / SEED_HEAD)
         write_state(partial / "controller_state.json", run.controllers.state_dict())
-        _write_json(partial / "trainer_state.json", _trainer_state(run))
-        if run.updates_left > 0:
-            _write_json(partial / "rollout.json", [asdict(group) for group in run.rollout])
+        write_json(partial / "trainer_state.json", _trainer_state(run))
+        if rollout:
+            write_json(partial / "rollout.json", [asdict(group) for group in rollout])
         sizes = {
             str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()
         }
-        _write_json(partial / MANIFEST, sizes)
+        write_json(partial / MANIFEST, sizes)
         for path in partial.rglob("*"):
             _flush(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -58,24 +71,29 @@ def save_checkpoint(run: Run) -> Path:
             else []
         ):
             shutil.rmtree(old)
-    run.learner.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     return final
 
 
 def save_policy(run: Run, directory: Path) -> None:
-    """The policy and its tokenizer, as ``AutoModelForCausalLM.from_pretrained`` loads them."""
-    model = run.learner.accelerator.unwrap_model(run.learner.model)
-    model.save_pretrained(directory, safe_serialization=True)
-    run.tokenizer.save_pretrained(directory)
+    """The policy and its tokenizer, as ``AutoModelForCausalLM.from_pretrained`` loads them; called by all ranks.
+
+    Of a LoRA run the adapter, as ``AutoPeftModelForCausalLM.from_pretrained`` loads it.
+    """
+    with run.learner.strategy.full_weights() as model:
+        if run.learner.accelerator.is_main_process:
+            model.save_pretrained(directory, safe_serialization=True)
+            run.tokenizer.save_pretrained(directory)
 
 
 def save_final(run: Run) -> None:
     """The trained policy in the output directory itself; each file appears whole or not at all."""
+    partial = run.output_dir / ".final.partial"
+    if run.learner.accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    save_policy(run, partial)
     if not run.learner.accelerator.is_main_process:
         return
-    partial = run.output_dir / ".final.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    save_policy(run, partial)
     for path in sorted(partial.iterdir()):
         _flush(path)
         os.replace(path, run.output_dir / path.name)
@@ -112,10 +130,18 @@ def find_checkpoint(output_dir: Path, resume: bool | str) -> Path | None:
 def load_checkpoint(run: Run, path: Path) -> None:
     """Put ``run`` where ``path`` left it: parameters, optimiser, controllers, prompt stream, rollout, position."""
     state = json.loads((path / "trainer_state.json").read_text())
-    model = run.learner.accelerator.unwrap_model(run.learner.model)
-    restored = type(model).from_pretrained(path, dtype=model.dtype)
-    model.load_state_dict(restored.state_dict())
-    _load_optimizer(run, path)
+    strategy, kind = run.learner.strategy, state.get("training_state", "replicated")
+    if kind not in strategy.reads:
+        raise UsageError(
+            f"resume_from_checkpoint: {path} holds the training state of distributed={NAMES.get(kind, kind)}; "
+            "resume it with that setting"
+        )
+    if kind not in RESHARDABLE and state["ranks"] != run.plan.ranks:
+        raise UsageError(
+            f"resume_from_checkpoint: {path} was written by {state['ranks']} ranks, and {kind} resumes on as many "
+            f"only, not {run.plan.ranks}; use distributed=fsdp2 to change the number"
+        )
+    strategy.load(path)
     if run.learner.seed_head is not None:
         _load_seed_head(run.learner.seed_head, path / SEED_HEAD)
     controller_file = path / "controller_state.json"
@@ -128,8 +154,28 @@ def load_checkpoint(run: Run, path: Path) -> None:
     run.tokens_seen = state["num_input_tokens_seen"]
     run.rollout, run.updates_done = (), 0
     if (path / "rollout.json").is_file():
-        run.rollout = [_group_from_json(g) for g in json.loads((path / "rollout.json").read_text())]
+        groups = [_group_from_json(g) for g in json.loads((path / "rollout.json").read_text())]
+        if len(groups) != run.plan.prompts_per_rollout:
+            raise UsageError(
+                f"resume_from_checkpoint: {path} lies within a rollout of {len(groups)} prompts, and this run takes "
+                f"{run.plan.prompts_per_rollout} over {run.plan.ranks} rank(s); set per_device_train_batch_size so "
+                "that they agree"
+            )
+        run.rollout = own_part(groups, run.plan.prompts_per_step, run.learner.accelerator)
         run.updates_done = state["updates_done"]
+
+
+def in_stream_order(run: Run) -> list[Group]:
+    """The groups of the current rollout of all ranks, in the order in which one rank would hold them."""
+    ranks, size = run.plan.ranks, run.plan.prompts_per_rank
+    everyone = gathered(run.rollout, run.learner.accelerator)
+    own = len(everyone) // ranks
+    return [
+        group
+        for start in range(0, own, size)
+        for rank in range(ranks)
+        for group in everyone[rank * own + start : rank * own + start + size]
+    ]
 
 
 def _trainer_state(run: Run) -> dict[str, Any]:
@@ -141,35 +187,13 @@ def _trainer_state(run: Run) -> dict[str, Any]:
         "num_input_tokens_seen": run.tokens_seen,
         "updates_done": run.updates_done,
         "skipped_in_a_row": run.skipped_in_a_row,
+        "training_state": run.learner.strategy.kind,
+        "ranks": run.plan.ranks,
         "stream": run.stream.state_dict(),
     }
 
 
-def _save_optimizer(run: Run, directory: Path) -> None:
-    """Tensors of the optimiser's state to safetensors, its groups and plain numbers to JSON."""
-    state = run.learner.optimizer.state_dict()
-    tensors: dict[str, torch.Tensor] = {}
-    plain: dict[str, Any] = {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            (tensors if torch.is_tensor(value) else plain)[f"{index}.{name}"] = value
-    save_file(
-        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-        directory / "optimizer.safetensors",
-    )
-    _write_json(directory / "optimizer.json", {"param_groups": state["param_groups"], "plain": plain})
-
-
-def _load_optimizer(run: Run, directory: Path) -> None:
-    stored = json.loads((directory / "optimizer.json").read_text())
-    entries: dict[int, dict[str, Any]] = {}
-    for name, value in (load_file(directory / "optimizer.safetensors") | stored["plain"]).items():
-        index, _, key = name.partition(".")
-        entries.setdefault(int(index), {})[key] = value
-    run.learner.optimizer.load_state_dict({"state": entries, "param_groups": stored["param_groups"]})
-
-
-def _load_seed_head(head: torch.nn.Linear, path: Path) -> None:
+def _load_seed_head(head: nn.Linear, path: Path) -> None:
     stored = load_file(path) if path.is_file() else {}
     if {name: tensor.shape for name, tensor in stored.items()} != {
         name: tensor.shape for name, tensor in head.state_dict().items()
@@ -210,17 +234,6 @@ def _verify(path: Path) -> None:
                 f"resume_from_checkpoint: {path} is damaged ({name} is missing or truncated); "
                 "delete it and resume from an earlier checkpoint"
             )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    """JSON for what optimiser groups and dataset columns hold beside JSON's own types."""
-    if isinstance(value, torch.Tensor):
-        return value.item()
-    return str(value)
 
 
 def _flush(path: Path) -> None:

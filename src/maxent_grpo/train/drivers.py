@@ -1,4 +1,4 @@
-"""The inline driver: sample, score, step, in one process, one after the other (staleness 0)."""
+"""The inline driver: sample, score, step, one after the other (staleness 0). Every rank runs it on its share."""
 
 import random
 import time
@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.evaluate.evaluation import summary
 from maxent_grpo.evaluate.exploration import exploration_metrics
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rollout.seeded import with_seeded
 from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.journal import Journal
+from maxent_grpo.train.ranks import gathered, own_part, share
 from maxent_grpo.train.seed_evaluation import evaluate_seeds
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
@@ -35,7 +37,7 @@ def train_inline(run: Run, journal: Journal) -> None:
         groups = next_groups(run)
         result = step(run, groups)
         run.updates_done += 1
-        tokens = sum(len(ids) for group in groups for ids in group.rollout.token_ids)
+        tokens = tokens_of(run, groups)
         run.tokens_seen += tokens
         finished = time.perf_counter()
         journal.step(run, groups, result, {
@@ -65,13 +67,14 @@ def collect(run: Run) -> None:
     step has its size. The statistics are those of everything sampled. The stream's position is all that a resumed
     run needs, as a rollout is collected between two steps.
     """
-    wanted = run.plan.prompts_per_rollout
+    ranks = run.plan.ranks
+    wanted = run.plan.prompts_per_rollout // ranks  # this rank's groups
     kept: list[Group] = []
     silent: list[Group] = []
     rounds = 0
     while len(kept) < wanted and rounds < run.plan.sampling_rounds:
         rounds += 1
-        for group in sample_groups(run, wanted - len(kept)):
+        for group in sample_groups(run, (wanted - len(kept)) * ranks):
             dropped = run.plan.dynamic_sampling and len(set(group.utilities)) == 1
             (silent if dropped else kept).append(group)
     missing = wanted - len(kept)
@@ -85,24 +88,31 @@ def collect(run: Run) -> None:
 
 
 def sample_groups(run: Run, count: int) -> Sequence[Group]:
-    """The next ``count`` prompts of the stream, sampled with the current weights and scored."""
-    prompts = run.stream.take(count)
-    rollouts = run.sampler.sample(
-        prompts, run.sampling, (run.seed, "completion", run.step), policy_version=run.step
-    )
-    if run.seeds is not None:
-        variants = [run.seeds.variants(prompt) for prompt in prompts]
-        key = (run.seed, "seeded completion", run.step)
-        rollouts = with_seeded(rollouts, variants, run.sampler, run.sampling, key)
+    """This rank's share of the next ``count`` prompts of the stream, sampled with the current weights and scored."""
+    prompts = own_part(run.stream.take(count), run.plan.prompts_per_step, run.learner.accelerator)
+    with run.learner.strategy.full_weights():
+        rollouts = run.sampler.sample(
+            prompts, run.sampling, (run.seed, "completion", run.step), policy_version=run.step
+        )
+        if run.seeds is not None:
+            variants = [run.seeds.variants(prompt) for prompt in prompts]
+            key = (run.seed, "seeded completion", run.step)
+            rollouts = with_seeded(rollouts, variants, run.sampler, run.sampling, key)
     groups, metrics = run.scorer.score(rollouts, run.step + 1)
     # Of the originals alone: with the same draws and the same k, whatever is trained.
     run.meter.add(metrics | exploration_metrics([group.originals() for group in groups]))
     return groups
 
 
+def tokens_of(run: Run, groups: Sequence[Group]) -> int:
+    """Completion tokens of the groups of all ranks."""
+    own = sum(len(ids) for group in groups for ids in group.rollout.token_ids)
+    return sum(gathered([own], run.learner.accelerator))
+
+
 def next_groups(run: Run) -> Sequence[Group]:
-    """The groups of the next optimiser step: the rollout's parts in order, ``num_iterations`` times over."""
-    size = run.plan.prompts_per_step
+    """This rank's groups of the next optimiser step: the rollout's parts in order, ``num_iterations`` times over."""
+    size = run.plan.prompts_per_rank
     part = run.updates_done % (len(run.rollout) // size)
     return run.rollout[part * size : (part + 1) * size]
 
@@ -111,17 +121,25 @@ def evaluate(run: Run, journal: Journal) -> None:
     """Evaluate the current weights and record it."""
     if run.evaluation is None:
         return
-    with journal.loop("evaluation: prompt", len(run.evaluation.prompts)) as loop:
-        metrics = run.evaluation.run(run.sampler, run.seed, run.step, loop.advance)
-    if run.evaluation.seeds is not None:
-        with journal.loop("seed evaluation: prompt", len(run.evaluation.prompts)) as loop:
-            metrics |= evaluate_seeds(run, run.evaluation, run.evaluation.seeds, loop.advance)
+    evaluation, accelerator = run.evaluation, run.learner.accelerator
+    own = share(len(evaluation.prompts), accelerator)
+    metrics: dict[str, float] = {}
+    with run.learner.strategy.full_weights():
+        for prefix, sampling in evaluation.passes.items():
+            with journal.loop(f"{prefix}: prompt", len(evaluation.prompts[own])) as loop:
+                scores = evaluation.scores(run.sampler, sampling, run.seed, run.step, own, loop.advance)
+            metrics |= summary(gathered(scores, accelerator), prefix)
+        if evaluation.seeds is not None:
+            with journal.loop("seed evaluation: prompt", len(evaluation.prompts)) as loop:
+                metrics |= evaluate_seeds(run, evaluation, evaluation.seeds, loop.advance)
     journal.evaluation(run.step, metrics)
 
 
 def seed_libraries(run: Run) -> None:
-    """Seed what draws outside our keys (dropout, user reward functions) by (run seed, step): a resumed run repeats."""
-    seed = integer_seed(run.seed, "libraries", run.step)
+    """Seed what draws outside our keys (dropout, user reward functions) by (run seed, step, rank): a resumed run
+    repeats, and ranks do not repeat each other."""
+    rank = run.learner.accelerator.process_index
+    seed = integer_seed(run.seed, "libraries", run.step, *([rank] if rank else []))
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

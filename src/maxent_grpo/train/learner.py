@@ -1,7 +1,8 @@
-"""The learner: the one place that holds the policy's parameters, their gradients and their optimiser."""
+"""The learner: forward, backward and update of the policy, with all that ranks must agree on."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -11,14 +12,19 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from maxent_grpo.config.plan import BatchPlan
+from maxent_grpo.errors import RunError
 from maxent_grpo.models.lm_head import EntropyMode
+from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train.micro_batches import MicroBatch, scoring_batches
 from maxent_grpo.train.schedule import LearningRate
+from maxent_grpo.train.strategy import Strategy
 from maxent_grpo.types import Batch, Denominators, Forward, Signal
 
 Reference = Callable[[Batch], tuple[Tensor, ...]]
 """What scores the reference: a batch → log-probs [B, T] first. A `PolicyForward` of a frozen model, or a call of the
 policy with its adapters switched off."""
+SAME_NORM = 1e-5
+"""Ranks whose gradient norms differ relatively by more than this hold different gradients."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +39,27 @@ class Update:
 class Learner:
     """Forward, backward, update. The interface is that of many ranks; a micro-batch is a number of whole groups."""
 
-    model: PreTrainedModel  # what is saved and sampled from
-    policy: nn.Module  # what runs: `models.policy.PolicyForward` of the model, or a wrapper of it
-    optimizer: Optimizer
+    strategy: Strategy
     learning_rate: LearningRate
     accelerator: Accelerator
     max_grad_norm: float
     max_completion_length: int
     differentiate_entropy: bool
-    seed_head: nn.Linear | None = (
-        None  # InfoSeed's classifier of pooled states: trained here, no part of the policy
-    )
-    _loss_is_finite: bool = field(default=True, init=False)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The policy's model; its weights are whole where the strategy keeps them so, else in ``full_weights``."""
+        return self.strategy.sampling_model
+
+    @property
+    def policy(self) -> PolicyForward:
+        """What is trained."""
+        return self.strategy.policy
+
+    @property
+    def seed_head(self) -> nn.Linear | None:
+        """InfoSeed's classifier of pooled states, where its loss has one."""
+        return self.strategy.policy.seed_head
 
     @property
     def device(self) -> torch.device:
@@ -57,18 +72,20 @@ class Learner:
         groups, sequences, tokens = self.accelerator.reduce(counts, reduction="sum").tolist()
         return Denominators(groups, sequences, tokens, self.max_completion_length)
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All that is trained."""
-        yield from self.model.parameters()
-        if self.seed_head is not None:
-            yield from self.seed_head.parameters()
+    def utility_std(self, batch: Batch) -> Tensor:
+        """The sample standard deviation of the utilities over all ranks: what ``scale_rewards="batch"`` divides by."""
+        utilities = self.accelerator.gather(batch.utilities)
+        return utilities.std(correction=min(1, utilities.numel() - 1))
 
-    def forward(self, batch: Batch) -> Forward:
-        """The policy's view of the batch's completions, with gradient: log-probs, entropy, and what InfoSeed reads."""
-        forward = self._completions(batch, "differentiate" if self.differentiate_entropy else "measure")
-        if self.seed_head is None or forward.pooled is None:
-            return forward
-        return replace(forward, seed_logits=self.seed_head(forward.pooled.to(self.seed_head.weight.dtype)))
+    def forward(self, batch: Batch, *, last: bool = True) -> Forward:
+        """The policy's view of the batch's completions: log-probs, entropy, and what InfoSeed reads.
+
+        ``last`` marks the last micro-batch with a backward pass before `update`: it completes the gradients over all
+        ranks. Every rank must run the same number of micro-batches.
+        """
+        if torch.is_grad_enabled():
+            self.strategy.expect(last=last)
+        return self._completions(batch, "differentiate" if self.differentiate_entropy else "measure")
 
     @torch.no_grad()
     def pooled(self, batch: Batch, parts: Sequence[MicroBatch]) -> Tensor:
@@ -88,12 +105,16 @@ class Learner:
 
     def _completions(self, batch: Batch, entropy: EntropyMode) -> Forward:
         with self.accelerator.autocast():
-            return Forward(*self.policy(batch, entropy))
+            return Forward(*self.strategy.module(batch, entropy))
 
     def backward(self, loss: Tensor) -> None:
-        """Add this micro-batch's gradient. The loss carries global denominators, and ranks' gradients are averaged."""
-        self._loss_is_finite &= bool(torch.isfinite(loss))
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+        """Add this micro-batch's gradient. The loss carries global denominators, and ranks' gradients are averaged.
+
+        A non-finite loss leaves a non-finite gradient, so that `update` refuses it on every rank.
+        """
+        if not bool(torch.isfinite(loss)):
+            loss = loss * torch.nan
+        self.strategy.backward(loss * self.accelerator.num_processes)
 
     def most(self, numbers: Sequence[int]) -> list[int]:
         """The largest of each number over all ranks."""
@@ -120,26 +141,30 @@ class Learner:
         """Clip and step the optimiser, with the learning rate of optimiser step ``step`` (from 0).
 
         A non-finite loss or gradient steps nothing: parameters and optimiser state stay as they were.
-        """
-        self._average_head_gradient()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm or float("inf"))
-        applied = self._loss_is_finite and bool(torch.isfinite(norm))
-        rate = self.learning_rate.base * self.learning_rate.factor(step)
-        if applied:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._loss_is_finite = True
-        metrics = {"learning_rate": rate, "update_skipped": float(not applied)}
-        return Update(applied, metrics | ({"grad_norm": float(norm)} if bool(torch.isfinite(norm)) else {}))
 
-    def _average_head_gradient(self) -> None:
-        """Average the seed head's gradients over ranks, as the policy's are in its backward pass."""
-        if self.seed_head is not None:
-            for parameter in self.seed_head.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+        Raises:
+            RunError: the ranks hold different gradients.
+        """
+        rate = self.learning_rate.base * self.learning_rate.factor(step)
+        norm = self.strategy.update(rate, self.max_grad_norm)
+        self._refuse_unsynchronised(norm, step)
+        applied = math.isfinite(norm)
+        metrics = {"learning_rate": rate, "update_skipped": float(not applied)}
+        return Update(applied, metrics | ({"grad_norm": norm} if applied else {}))
+
+    def _refuse_unsynchronised(self, norm: float, step: int) -> None:
+        """Each rank computes the norm from the gradients that it holds: equal gradients, equal norms."""
+        if self.accelerator.num_processes == 1:
+            return
+        mine = torch.tensor([norm], dtype=torch.float64, device=self.device)
+        norms = self.accelerator.gather(mine).tolist()
+        for rank, other in enumerate(norms):
+            both_lost = not math.isfinite(norms[0]) and not math.isfinite(other)
+            if not both_lost and not math.isclose(norms[0], other, rel_tol=SAME_NORM):
+                raise RunError(
+                    f"step {step + 1}: the gradients of ranks 0 and {rank} are not synchronised (norms {norms[0]:.6g} "
+                    f"and {other:.6g}); nothing that they learn from here on would be one policy"
+                )
 
 
 @torch.no_grad()
@@ -157,19 +182,12 @@ def with_reference(batch: Batch, reference: Reference, learner: Learner, plan: B
 
 
 def make_optimizer(
-    model: PreTrainedModel,
-    optimizer_class: type[Optimizer],
-    options: dict,
-    weight_decay: float,
-    seed_head: nn.Linear | None = None,
+    parameters: Sequence[nn.Parameter], optimizer_class: type[Optimizer], options: dict, weight_decay: float
 ) -> Optimizer:
     """An optimiser that decays matrices and leaves vectors (norms and biases) alone."""
-    head = [] if seed_head is None else list(seed_head.parameters())
-    trained = [p for p in [*model.parameters(), *head] if p.requires_grad]
-    return optimizer_class(
-        [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        **options,
-    )
+    trained = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return optimizer_class([group for group in groups if group["params"]], **options)

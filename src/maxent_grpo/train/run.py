@@ -19,6 +19,7 @@ from maxent_grpo.train.assembly import assemble, run_header, start_accelerator
 from maxent_grpo.train.checkpoint import find_checkpoint, load_checkpoint, save_final
 from maxent_grpo.train.drivers import train_inline
 from maxent_grpo.train.journal import Journal, RunLogs
+from maxent_grpo.train.ranks import naming_lost_ranks, on_first_rank
 from maxent_grpo.train.state import Run
 
 logger = logging.getLogger(__name__)
@@ -50,20 +51,27 @@ def train(config: RunConfig, given: Given | None = None) -> TrainResult:
     Raises `UsageError` for what can be found wrong before training and `RunError` for what fails during it.
     """
     refuse_what_is_missing(config)
-    output_dir, checkpoint = prepare_output_dir(config)
+    with naming_lost_ranks():
+        return _train(config, given or Given())
+
+
+def _train(config: RunConfig, given: Given) -> TrainResult:
+    first = config.training.process_index == 0  # asking starts the process group
+    output_dir, checkpoint = on_first_rank(lambda: prepare_output_dir(config), is_first=first)
     logs = RunLogs(output_dir)
     if config.route == "trl":
         from maxent_grpo.train.trl import train_with_trl
 
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-        start_records(config, logs, step)
-        steps = train_with_trl(config, given or Given(), output_dir, checkpoint)
+        if first:
+            start_records(config, logs, step)
+        steps = train_with_trl(config, given, output_dir, checkpoint)
         return TrainResult(output_dir, steps, last_metrics(logs))
-    run = assemble(config, given or Given(), start_accelerator(config), output_dir)
+    run = assemble(config, given, start_accelerator(config), output_dir)
     try:
         if checkpoint is not None:
             load_checkpoint(run, checkpoint)
-        if run.learner.accelerator.is_main_process:
+        if first:
             start_records(config, logs, run.step)
         train_and_save(run, config, logs)
     finally:
@@ -134,6 +142,7 @@ def train_and_save(run: Run, config: RunConfig, logs: RunLogs) -> None:
         )
         train_inline(run, journal)
     save_final(run)
+    accelerator.wait_for_everyone()  # the first rank's files are whole from here on
     trackers.finish()
 
 
@@ -189,7 +198,7 @@ def refuse_what_is_missing(config: RunConfig) -> None:
     """Raise `UsageError` for what the configuration can say and this version cannot do yet."""
     if config.training.use_vllm:
         raise UsageError("use_vllm: this version samples in-process only; set use_vllm: false")
-    if config.model.use_peft or config.model.load_in_8bit or config.model.load_in_4bit:
+    if config.model.load_in_8bit or config.model.load_in_4bit:
         raise UsageError(
-            "use_peft, load_in_8bit, load_in_4bit: this version trains full weights only; remove them"
+            "load_in_8bit, load_in_4bit: this version trains on weights in full precision; remove them"
         )

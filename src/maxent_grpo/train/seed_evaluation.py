@@ -51,8 +51,9 @@ def state_scores(states: Tensor) -> dict[str, list[float]]:
 def pooled_states(run: Run, groups: list[Group]) -> Tensor:
     """Pooled states of seeded completions under the current weights, without dropout: [P, S, D] on the CPU."""
     batch = collate(groups, pad_id=run.pad_id, on_policy=True).to(run.learner.device)
-    was_training = run.learner.model.training
-    run.learner.model.eval()
+    policy = run.learner.policy
+    was_training = policy.training
+    policy.eval()
     pooled = run.learner.pooled(batch, scoring_batches(batch, run.plan, run.learner.most))
-    run.learner.model.train(was_training)
+    policy.train(was_training)
     return pooled.float().cpu().view(*batch.utilities.shape, -1)

@@ -54,9 +54,11 @@ class Run:
     seeds: SeedPrompts | None = None  # InfoSeed's variants of a prompt
     step: int = 0  # optimiser steps done; also the policy version
     skipped_in_a_row: int = 0  # updates refused for a non-finite loss or gradient since the last good one
-    rollout: Sequence[Group] = field(default_factory=tuple)  # the groups that the current updates draw on
+    rollout: Sequence[Group] = field(
+        default_factory=tuple
+    )  # this rank's groups, which the current updates draw on
     updates_done: int = 0  # optimiser steps already made on `rollout`
-    tokens_seen: int = 0  # completion tokens trained on
+    tokens_seen: int = 0  # completion tokens trained on, over all ranks
 
     def close(self) -> None:
         """End what runs beside this process: the reward workers."""
@@ -66,7 +68,7 @@ class Run:
     @property
     def updates_left(self) -> int:
         """Optimiser steps that the current rollout still serves."""
-        parts = len(self.rollout) // self.plan.prompts_per_step
+        parts = len(self.rollout) // self.plan.prompts_per_rank
         return parts * self.plan.num_iterations - self.updates_done
 
     @property

@@ -35,18 +35,21 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
     if run.reference is not None:
         batch = with_reference(batch, run.reference, run.learner, run.plan)
     knobs = run.controllers.knobs()  # τ and β of this step
-    signal, metrics = run.objective.signal(batch, knobs)  # advantages, weights: whole groups, no gradient
+    spread = run.learner.utility_std(batch) if run.objective.spec.scale_rewards == "batch" else None
+    # Advantages and weights: whole groups, no gradient.
+    signal, metrics = run.objective.signal(batch, knobs, spread)
     run.meter.add(metrics)
 
     denominators = run.learner.denominators(batch)
     teaching = run.objective.teaching(batch, signal, knobs)  # the other groups need no backward pass
     parts = micro_batches(batch, run.plan, teaching, run.learner.most)  # groups stay whole
     signal = with_contrast(run, batch, signal, parts)  # InfoSeed: what its loss needs of the whole batch
+    passes = sum(part.teaches for part in parts)  # these come first
     states = []
-    for part in parts:
+    for number, part in enumerate(parts, start=1):
         micro, micro_signal = batch.select(part.groups), signal.select(part.groups)
         with torch.set_grad_enabled(part.teaches):
-            forward = run.learner.forward(micro)
+            forward = run.learner.forward(micro, last=number == passes)
             loss, metrics = run.objective.loss(forward, micro, micro_signal, knobs, denominators)
         if part.teaches:
             run.learner.backward(loss if part.counts else 0.0 * loss)

@@ -1,0 +1,73 @@
+"""Several processes of a run, forked from one that has imported everything: launching costs no second import."""
+
+import multiprocessing
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+HERE = str(Path(__file__).parent)
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["maxent_grpo.grpo", "maxent_grpo.train.run", "maxent_grpo.train.fsdp2", "peft", "deepspeed"]
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a launched command ended."""
+
+    codes: list[int]  # exit code of each rank
+    errors: list[str]  # what each rank wrote to stderr
+
+
+def start_ranks(directory: Path, arguments: list[str], processes: int = 2) -> list[BaseProcess]:
+    """``python -m maxent_grpo.grpo arguments`` in each of ``processes`` ranks, with torchrun's environment."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        SERVER.Process(
+            target=_rank, args=(rank, processes, port, arguments, str(directory / f"stderr-{rank}"))
+        )
+        for rank in range(processes)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def run_ranks(directory: Path, arguments: list[str], processes: int = 2, timeout: float = 180) -> Ended:
+    """The same, waiting for their end; after ``timeout`` seconds they are killed."""
+    ranks = start_ranks(directory, arguments, processes)
+    for process in ranks:
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    errors = [(directory / f"stderr-{rank}").read_text() for rank in range(processes)]
+    return Ended([-1 if process.exitcode is None else process.exitcode for process in ranks], errors)
+
+
+def _rank(rank: int, processes: int, port: int, arguments: list[str], stderr: str) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    sys.path.append(HERE)
+    with open(stderr, "w") as file, open(os.devnull, "w") as nowhere:
+        os.dup2(file.fileno(), 2)
+        os.dup2(nowhere.fileno(), 1)
+        from maxent_grpo.grpo import main
+
+        code = main(arguments)
+        sys.stderr.flush()
+    os._exit(code)  # without the teardown of libraries, which may wait for other ranks
