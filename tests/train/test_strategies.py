@@ -183,6 +183,7 @@ def test_a_non_finite_loss_on_one_rank_is_stepped_on_none(tmp_path, distributed)
     if distributed.startswith("zero"):
         pytest.importorskip("deepspeed")
     settings = {"max_steps": 3, "eval_strategy": "no", "eval_on_start": False, "distributed": distributed}
+    settings["reward_isolation"] = False  # the reward spoils the trainer's own process
     reward = "rank_rewards:spoils_step_2_on_rank_1"
     ended = run_ranks(tmp_path, arguments(tmp_path / "run", reward_funcs=reward, **settings))
     assert ended.codes == [0, 0], ended.errors

@@ -70,7 +70,7 @@ class FullyShardedStrategy:
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         for layer in decoder_layers(policy.model):
             fully_shard(layer, mesh=mesh)
-        fully_shard(policy, mesh=mesh)
+        self._sharded = fully_shard(policy, mesh=mesh)
         self.module: nn.Module = policy
         self.optimizer = make_optimizer(list(policy.parameters()))
 
@@ -81,6 +81,8 @@ class FullyShardedStrategy:
         loss.backward()
 
     def update(self, learning_rate: float, max_grad_norm: float) -> float:
+        # A forward without gradient leaves the root's parameters gathered: the next one must not read the old ones.
+        self._sharded.reshard()
         return clip_and_step(self.optimizer, self._model.parameters(), learning_rate, max_grad_norm)
 
     @contextmanager
