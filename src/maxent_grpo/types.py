@@ -64,6 +64,8 @@ class Batch:
     prompt_of: Tensor | None = (
         None  # [B] int64, the prompt row that each row continues; None: row b continues b // G
     )
+    answer_clusters: Tensor | None = None  # [P, G] int64, equal within a group where the answers are
+    mode_counts: Tensor | None = None  # [P] int64, distinct right answers of each prompt, at least 1
 
     @property
     def group_size(self) -> int:
@@ -99,6 +101,9 @@ class Batch:
         for name in ("completion_ids", "completion_mask", "behaviour_logps", "reference_logps", "old_logps"):
             value = getattr(self, name)
             picked[name] = None if value is None else value[rows, :width]
+        for name in ("answer_clusters", "mode_counts"):
+            value = getattr(self, name)
+            picked[name] = None if value is None else value[start:stop]
         return replace(self, **picked)
 
     def split(self, groups: int) -> Iterator["Batch"]:
@@ -117,6 +122,9 @@ class Knobs:
 
     tau: float  # weight of the candidate entropy, ≥ 0
     beta: float  # weight of the reference policy, ≥ 0
+    entropy_coef: float | None = (
+        None  # weight of the token entropy where it adapts; None: the objective's own
+    )
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,7 @@ class Signal:
     reference_scores: Tensor | None = (
         None  # [P, G], reference log-prob of each completion as the weights read it
     )
+    tau_factor: Tensor | None = None  # [P, 1], what τ is multiplied by for each group; None: by 1
 
     def split(self, groups: int) -> Iterator["Signal"]:
         """The parts that belong to ``Batch.split(groups)``."""
@@ -142,6 +151,7 @@ class Signal:
                 weights=part(self.weights),
                 log_q=part(self.log_q),
                 reference_scores=part(self.reference_scores),
+                tau_factor=part(self.tau_factor),
             )
 
 

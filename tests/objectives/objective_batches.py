@@ -1,11 +1,26 @@
 """Ragged batches in float64 whose padding is NaN everywhere: whatever reads it spoils the result."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec
 from maxent_grpo.types import Batch, Denominators, Forward, Metrics
 
 MAX_LENGTH = 11
+TESTED: dict[str, ObjectiveSpec] = CATALOG | {
+    # Published settings that would be without effect in groups of 3 completions of at most 7 tokens.
+    "pass_at_k": replace(CATALOG["pass_at_k"], pass_k=2),
+    "clip_cov": replace(CATALOG["clip_cov"], clip_cov_fraction=0.3, clip_cov_low=0.05, clip_cov_high=0.6),
+    "kl_cov": replace(CATALOG["kl_cov"], kl_cov_fraction=0.3),
+    "cispo": replace(CATALOG["cispo"], epsilon_high=1.3),
+    "seed_grpo": replace(CATALOG["seed_grpo"], seed_grpo_alpha=0.8),
+    "flowrl": replace(CATALOG["flowrl"], flow_reward_scale=0.7),
+}
+"""The catalog, with numbers that matter on the batches made here."""
+SELECTS_TOKENS = ("clip_cov", "top_entropy")
+"""Objectives that drop tokens, so that no advantage per completion gives their gradient."""
 LENGTHS = [5, 1, 3, 7, 2, 2, 4, 6, 1, 7, 3, 5]
 
 
@@ -36,18 +51,21 @@ def make_batch(
         utilities = torch.randint(0, 3, (groups, group_size), generator=draw).to(dtype) / 2
         utilities[0] = torch.arange(group_size)  # at least one group with spread
         utilities[-1] = 0.1  # and one without, whose mean rounds
+    behaviour, reference = ragged(base + noise(0.1)), ragged(base + noise(0.5))
+    logps = ragged(base + noise(0.5)).requires_grad_()
+    entropy = ragged(noise(1.0).abs()).requires_grad_()
     batch = Batch(
         prompt_ids=torch.ones(groups, 2, dtype=torch.int64),
         prompt_mask=torch.ones(groups, 2, dtype=torch.bool),
         completion_ids=torch.zeros(rows, width, dtype=torch.int64),
         completion_mask=mask,
-        behaviour_logps=ragged(base + noise(0.1)),
+        behaviour_logps=behaviour,
         utilities=utilities,
-        reference_logps=ragged(base + noise(0.5)),
+        reference_logps=reference,
         old_logps=ragged(base),
+        answer_clusters=torch.randint(0, 2, (groups, group_size), generator=draw),
+        mode_counts=torch.arange(1, groups + 1),
     )
-    logps = ragged(base + noise(0.5)).requires_grad_()
-    entropy = ragged(noise(1.0).abs()).requires_grad_()
     return batch, Forward(logps, entropy)
 
 

@@ -14,6 +14,15 @@ METRIC_DEFINITIONS: dict[str, str] = {
     "reward": "mean utility (weighted sum of rewards) of the completions",
     "reward_std": "mean over groups of the sample standard deviation of utilities within the group",
     "frac_reward_zero_std": "fraction of groups whose utilities are all equal: they carry no policy signal",
+    "reward_shaped": "mean utility after shaping (overlong, unlikeliness, entropy bonus), where there is any",
+    "seed_grpo/semantic_entropy_mean": "mean over groups of the entropy over distinct answers, in nats",
+    "seed_grpo/semantic_entropy_min": "smallest semantic entropy of a group, in nats",
+    "seed_grpo/semantic_entropy_max": "largest semantic entropy of a group, in nats",
+    "seed_grpo/advantage_scale_mean": "mean over groups of 1 / (1 + alpha_effective × semantic entropy)",
+    "seed_grpo/advantage_scale_min": "smallest factor that SEED-GRPO gave a group's advantages",
+    "seed_grpo/advantage_scale_max": "largest factor that SEED-GRPO gave a group's advantages",
+    "seed_grpo/alpha_effective": "α, divided by ln G where it is normalised",
+    "seed_grpo/max_possible_entropy": "ln G: the semantic entropy of G different answers of equal probability",
     "weight_entropy": "mean over groups of H(w), the entropy of the candidate weights, in nats",
     "weight_entropy_norm": "mean over groups of H(w) / ln G: 1 is uniform, 0 is a single candidate",
     "weight_entropy_min": "smallest H(w) of a group, in nats",
@@ -23,20 +32,26 @@ METRIC_DEFINITIONS: dict[str, str] = {
     "q_entropy_mean": "mean over groups of H(q), the entropy of the target distribution, in nats",
     "q_entropy_min": "smallest H(q) of a group, in nats",
     "q_entropy_max": "largest H(q) of a group, in nats",
-    "loss": "the optimised loss: loss/policy + loss/weighted_kl + loss/behaviour_kl + loss/entropy",
+    "loss": "the optimised loss: policy + weighted_kl + behaviour_kl + entropy + kl_cov, each where it is on",
     "loss/policy": "the policy term of the loss",
     "loss/kl": "KL estimate to the reference policy under the loss's reduction, without its coefficient",
     "loss/weighted_kl": "what the KL to the reference adds to the loss: β × loss/kl, 0 where only measured",
     "loss/behaviour_kl": "what the KL to the behaviour policy adds to the loss, coefficient included",
     "loss/entropy": "what the entropy bonus adds to the loss: −coefficient × entropy",
+    "loss/kl_cov": "what KL-Cov adds to the loss, coefficient included",
+    "kl_cov/held": "fraction of tokens that KL-Cov holds",
+    "clip_cov/dropped": "fraction of tokens that Clip-Cov leaves without policy gradient",
+    "top_entropy/kept": "fraction of tokens that keep their policy gradient for their high entropy",
+    "off_policy_mask/kept": "fraction of completions that the off-policy mask keeps",
     "kl": "KL estimate of the policy from the reference policy, mean over tokens, in nats",
     "behaviour_kl": "KL estimate of the policy from the policy that sampled, mean over tokens, in nats",
     "entropy": "exact entropy of the policy's next-token distribution, mean over tokens, in nats",
-    "clip_ratio": "fraction of ratios (per token or completion) whose gradient the clip switched off",
+    "clip_ratio": "fraction of ratios (per token or completion) whose gradient the clip switched off (cispo: capped)",
     "clip_ratio/low_mean": "fraction clipped from below: ratio < 1 − epsilon with a negative advantage",
     "clip_ratio/high_mean": "fraction clipped from above: ratio > 1 + epsilon_high with a positive advantage",
     "ratio/mean": "mean importance ratio of the policy to the policy at the start of the updates",
     "ratio/max": "largest importance ratio",
+    "ratio/square_mean": "mean squared importance ratio; ratio/mean² over it is the effective sample size as a share",
     "tis/mean": "mean truncated importance weight between the learner's and the sampler's log-probs",
     "tis/capped": "fraction of tokens whose importance weight reached the cap",
 }
@@ -57,7 +72,21 @@ def utility_metrics(utilities: Tensor) -> Metrics:
     }
 
 
-def weight_metrics(weights: Tensor, log_q: Tensor, denominator: float) -> Metrics:
+def seed_metrics(entropy: Tensor, scale: Tensor, alpha: float, group_size: int) -> Metrics:
+    """Statistics of SEED-GRPO: semantic entropy and scale [P], α_eff."""
+    return {
+        "seed_grpo/semantic_entropy_mean": mean_stat(entropy),
+        "seed_grpo/semantic_entropy_min": extreme_stat(entropy, "min"),
+        "seed_grpo/semantic_entropy_max": extreme_stat(entropy, "max"),
+        "seed_grpo/advantage_scale_mean": mean_stat(scale),
+        "seed_grpo/advantage_scale_min": extreme_stat(scale, "min"),
+        "seed_grpo/advantage_scale_max": extreme_stat(scale, "max"),
+        "seed_grpo/alpha_effective": mean_stat(entropy.new_tensor(alpha)),
+        "seed_grpo/max_possible_entropy": mean_stat(entropy.new_tensor(math.log(group_size))),
+    }
+
+
+def weight_metrics(weights: Tensor, log_q: Tensor, denominator: float | Tensor) -> Metrics:
     """Statistics of the candidate weights and of their target, both [P, G]; ``denominator`` is τ+β or τ."""
     entropy = weight_entropy(weights)
     q_entropy = weight_entropy(log_q.exp())
@@ -67,7 +96,9 @@ def weight_metrics(weights: Tensor, log_q: Tensor, denominator: float) -> Metric
         "weight_entropy_norm": mean_stat(entropy / math.log(group_size) if group_size > 1 else entropy),
         "weight_entropy_min": extreme_stat(entropy, "min"),
         "weight_entropy_max": extreme_stat(entropy, "max"),
-        "weight_norm_denom": mean_stat(weights.new_tensor(denominator)),
+        "weight_norm_denom": mean_stat(
+            torch.as_tensor(denominator, dtype=weights.dtype, device=weights.device)
+        ),
         "effective_rollouts": mean_stat(entropy.exp()),
         "q_entropy_mean": mean_stat(q_entropy),
         "q_entropy_min": extreme_stat(q_entropy, "min"),
@@ -84,6 +115,7 @@ def ratio_metrics(ratio: Tensor, events: ClipEvents, mask: Tensor) -> Metrics:
         "clip_ratio/low_mean": mean_stat(events.low.float(), mask),
         "clip_ratio/high_mean": mean_stat(events.high.float(), mask),
         "ratio/mean": mean_stat(ratio, mask),
+        "ratio/square_mean": mean_stat(ratio.square(), mask),
         "ratio/max": extreme_stat(torch.where(mask, ratio, -math.inf), "max"),
     }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maxent_grpo.types import Denominators
 
-LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
+LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo", "luspo", "cispo", "sapo", "vespo"]
 
 
 def log_ratio(logps: Tensor, other_logps: Tensor, mask: Tensor) -> Tensor:
@@ -54,10 +54,24 @@ def fixed_length(values: Tensor, mask: Tensor, denominators: Denominators) -> Te
     return row_sums(values, mask).sum() / (denominators.sequences * denominators.max_length)
 
 
+def sequence_sum(values: Tensor, mask: Tensor, denominators: Denominators) -> Tensor:
+    """Sum over tokens, then mean over completions (LUSPO, 2026, arXiv 2602.05261): scalar.
+
+    With a ratio per completion, every completion counts in proportion to its length, as its tokens would.
+    """
+    return row_sums(values, mask).sum() / denominators.sequences
+
+
 REDUCTIONS: dict[LossType, Callable[[Tensor, Tensor, Denominators], Tensor]] = {
     "grpo": sequence_mean,
     "bnpo": token_mean,
     "dapo": token_mean,
     "dr_grpo": fixed_length,
+    "luspo": sequence_sum,
+    "cispo": token_mean,
+    "sapo": sequence_mean,
+    "vespo": token_mean,
 }
-"""``loss_type`` → reduction of per-token values [B, T] (or [B, 1]) under a mask [B, T] to a scalar."""
+"""``loss_type`` → reduction of per-token values [B, T] (or [B, 1]) under a mask [B, T] to a scalar.
+
+The last three are TRL's names for a surrogate and the reduction that goes with it."""

@@ -100,7 +100,7 @@ def tilted_weights(
 
     Args:
         utilities: [P, G] Ū, finite.
-        tau: τ ≥ 0, in units of Ū.
+        tau: τ ≥ 0, in units of Ū; a number, a scalar tensor, or [P, 1], one per group (then all 0, or none).
         reference_scores: [P, G], see `sequence_scores`. None: no reference.
         beta: β ≥ 0 and finite.
 
@@ -113,6 +113,15 @@ def tilted_weights(
     _check_knobs(tau, beta, reference_scores)
     scores = utilities if reference_scores is None else utilities + beta * reference_scores
     return _tempered_softmax(scores, tau + beta)
+
+
+def mode_adaptive_factor(mode_counts: Tensor) -> Tensor:
+    """``1 / ln(1 + κ_x)``: what τ is multiplied by for a prompt with κ_x ≥ 1 right answers. [P] → [P, 1].
+
+    Where more answers are right, less entropy of the weights is needed to keep them all, as xDr.GRPO's
+    mode-adaptive arm τ_x = τ₀ / ln(1 + κ_x) has it. Counts come as floating point.
+    """
+    return 1.0 / torch.log1p(mode_counts.clamp(min=1)).unsqueeze(1)
 
 
 def weight_entropy(weights: Tensor) -> Tensor:
@@ -137,7 +146,7 @@ def sequence_scores(logps: Tensor, mask: Tensor, group_size: int, length_normali
 def _tempered_softmax(scores: Tensor, temperature: float | Tensor) -> Tensor:
     """softmax(scores / temperature); at temperature 0 its limit, uniform over the exact argmax set."""
     best = scores.detach().amax(dim=-1, keepdim=True)
-    if temperature == 0:
+    if bool(torch.as_tensor(temperature == 0).all()):
         ties = (scores == best).to(scores.dtype)
         return ties / ties.sum(dim=-1, keepdim=True)
     # Shifted by the maximum first, the best stays at 0 even where a tiny temperature overflows the rest.
@@ -145,7 +154,7 @@ def _tempered_softmax(scores: Tensor, temperature: float | Tensor) -> Tensor:
 
 
 def _check_knobs(tau: float | Tensor, beta: float | Tensor, reference_scores: Tensor | None) -> None:
-    if not tau >= 0:
+    if not bool(torch.as_tensor(tau >= 0).all()):
         raise ValueError(f"tau must be a number ≥ 0, got {tau}")
     if not 0 <= beta < math.inf:
         raise ValueError(f"beta must be a finite number ≥ 0, got {beta}")

@@ -73,6 +73,7 @@ class Learner:
             weights=None if signal.weights is None else gather(signal.weights),
             log_q=None if signal.log_q is None else gather(signal.log_q),
             reference_scores=None if signal.reference_scores is None else gather(signal.reference_scores),
+            tau_factor=None if signal.tau_factor is None else gather(signal.tau_factor),
         )
 
     def from_first_rank(self, numbers: Sequence[float]) -> list[float]:

@@ -1,0 +1,49 @@
+"""SEED-GRPO: how much the answers of a group disagree, and what that does to its advantages."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def semantic_entropy(clusters: Tensor, scores: Tensor) -> Tensor:
+    """Entropy of the answers of each group, completions with the same answer counted as one.
+
+    ``H = −Σ_c p_c·log p_c`` with ``p_c = Σ_{i∈c} e^{s_i} / Σ_i e^{s_i}`` (Kuhn et al. 2023, arXiv 2302.09664;
+    Chen et al. 2025, arXiv 2505.12346, section 3.2, who average −log p_c over clusters instead of weighting it).
+    As ``p_c`` is the mass of every member's cluster, the sum over clusters is ``−Σ_i p_i·log p_{c(i)}``.
+
+    Args:
+        clusters: [P, G] integers; equal within a group where the answers are.
+        scores: [P, G] log-probs of the completions under the policy that sampled them, per token or in all.
+
+    Returns:
+        [P] nats, between 0 and the logarithm of the number of clusters.
+    """
+    p = torch.softmax(scores, dim=1)
+    same = clusters.unsqueeze(2) == clusters.unsqueeze(1)  # [P, G, G]
+    mass = (same.to(p.dtype) * p.unsqueeze(1)).sum(dim=2)
+    information = -mass.clamp(min=torch.finfo(p.dtype).tiny, max=1.0).log()  # rounding must not make it negative
+    return (p * information).sum(dim=1)
+
+
+def effective_alpha(alpha: float, group_size: int, normalize_by_max_entropy: bool) -> float:
+    """α, or α / ln G: α in units of the largest entropy that a group of this size can have.
+
+    Raises:
+        ValueError: normalisation of a group of one, whose largest entropy is 0.
+    """
+    if not normalize_by_max_entropy:
+        return alpha
+    if group_size < 2:
+        raise ValueError("seed_grpo_alpha_normalize_by_max_entropy needs at least 2 completions per prompt")
+    return alpha / math.log(group_size)
+
+
+def seed_scale(entropy: Tensor, alpha: float) -> Tensor:
+    """``1 / (1 + α·H)``: the more a group's answers disagree, the smaller its update. [P] → [P].
+
+    SEED-GRPO (Chen et al. 2025, arXiv 2505.12346) scales advantages by a decreasing function of the semantic
+    entropy. α = 0 gives exactly 1.
+    """
+    return 1.0 / (1.0 + alpha * entropy)

@@ -1,0 +1,66 @@
+"""Changes of the utilities [P, G] before they become advantages or targets."""
+
+import torch
+from torch import Tensor
+
+from maxent_grpo.objectives.advantages import has_spread
+from maxent_grpo.objectives.weights import sequence_scores
+
+SPREAD_FLOOR = 1e-6
+"""Floor of the standard deviation that a z-score divides by."""
+
+
+def soft_overlong(lengths: Tensor, max_length: int, buffer: int, penalty: float = 1.0) -> Tensor:
+    """Soft overlong punishment (DAPO, Yu et al. 2025, arXiv 2503.14476, eq. 13): what to add to the utilities.
+
+    0 up to ``max_length − buffer`` tokens, then linearly down to ``−penalty`` at ``max_length``, and no further.
+
+    Args:
+        lengths: completion lengths in tokens, floating point, any shape.
+        max_length: longest allowed completion.
+        buffer: tokens over which the punishment grows, > 0.
+        penalty: its largest size.
+    """
+    over = (lengths - (max_length - buffer)) / buffer
+    return -penalty * over.clamp(min=0.0, max=1.0)
+
+
+def unlikeliness(utilities: Tensor, scores: Tensor, coefficient: float) -> Tensor:
+    """Unlikeliness reward ``U_i·(1 − β_rank·(G − rank_i)/G)`` (He et al. 2025, arXiv 2506.02355, eq. 4).
+
+    rank 0 is the completion of highest probability: of two right answers the rarer earns more, while a utility of
+    0 stays 0. Equal scores share the mean of their ranks. A group with equal utilities is left alone, so that it
+    stays without signal.
+
+    Args:
+        utilities: [P, G].
+        scores: [P, G] log-probs of the completions under the policy that sampled them.
+        coefficient: β_rank in [0, 1]; 0 changes nothing.
+    """
+    size = utilities.shape[1]
+    likelier = (scores.unsqueeze(1) > scores.unsqueeze(2)).sum(dim=2)
+    equal = (scores.unsqueeze(1) == scores.unsqueeze(2)).sum(dim=2) - 1
+    rank = likelier + 0.5 * equal.to(utilities.dtype)
+    shaped = utilities * (1.0 - coefficient * (size - rank) / size)
+    return torch.where(has_spread(utilities).unsqueeze(1), shaped, utilities)
+
+
+def entropy_bonus(utilities: Tensor, logps: Tensor, mask: Tensor, coefficient: float) -> Tensor:
+    """Utilities with a bonus for completions sampled where the policy was less certain than in the rest of the group.
+
+    ``U_i + c·σ_U·z_i``: σ_U is the standard deviation of all utilities given (1 where they do not differ), z_i
+    the completion's mean token entropy as a z-score within its group (population deviation, at least
+    `SPREAD_FLOOR`). The entropy is estimated from the sample: a token's −log μ is unbiased for the entropy of the
+    distribution that it came from, and needs no further forward.
+
+    Args:
+        utilities: [P, G].
+        logps, mask: [B, T] behaviour log-probs; padding may hold anything.
+        coefficient: c; 0 changes nothing.
+    """
+    surprisal = -sequence_scores(logps, mask, utilities.shape[1], length_normalize=True)
+    spread = surprisal.std(dim=1, correction=0, keepdim=True).clamp(min=SPREAD_FLOOR)
+    z = (surprisal - surprisal.mean(dim=1, keepdim=True)) / spread
+    deviation = utilities.std(correction=0)
+    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    return utilities + coefficient * deviation * z
