@@ -53,7 +53,7 @@ def train(config: RunConfig, given: Given | None = None) -> TrainResult:
     output_dir, checkpoint = prepare_output_dir(config)
     logs = RunLogs(output_dir)
     if config.route == "trl":
-        from maxent_grpo.train.trl import train_with_trl
+        from maxent_grpo.train.trl_route import train_with_trl
 
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         start_records(config, logs, step)
@@ -153,7 +153,7 @@ def prepare_output_dir(config: RunConfig) -> tuple[Path, Path | None]:
         ) from error
     if resume and str(resume).lower() != "false":
         if config.route == "trl":
-            from maxent_grpo.train.trl import find_trl_checkpoint
+            from maxent_grpo.train.trl_route import find_trl_checkpoint
 
             return output_dir, find_trl_checkpoint(output_dir, str(resume))
         return output_dir, find_checkpoint(output_dir, resume)

@@ -28,11 +28,22 @@ from maxent_grpo.objectives.catalog import CATALOG
 from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.objectives.regularizers import kl_estimate
 from maxent_grpo.objectives.spec import ObjectiveSpec
-from maxent_grpo.rewards.clusters import answer_clusters
 from maxent_grpo.types import Batch, Metrics, Signal, Stat, mean_stat
 
 TRL_ONLY_TAU = 0.05
 """τ where the arguments are TRL's own: that of the shipped MaxEnt recipes."""
+
+BEYOND_ADVANTAGES = (
+    "surrogate",
+    "tis_cap",
+    "behaviour_kl_coef",
+    "adaptive_entropy",
+    "clip_cov_fraction",
+    "kl_cov_fraction",
+    "entropy_bonus_coef",
+    "mode_adaptive_tau",
+)
+"""Settings of `ObjectiveSpec` that are no advantage: they need the native loop's loss, or data that TRL has not."""
 
 
 class MaxEntGRPOTrainer(GRPOTrainer):
@@ -54,7 +65,7 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         self._beta_in_loss = spec.kl_in_loss or not isinstance(self.args, GRPOConfig)
         if not self._beta_in_loss:
             self.beta = 0.0  # the reference acts through the weights: TRL must not add its KL term as well
-        self._changes_advantages = spec.has_weights or spec.seed_grpo_enabled
+        self._changes_advantages = bool(changes_advantages(spec))
         self._controlled_step = -1
         self._rewards: Tensor | None = None  # [B, functions] of all processes, as TRL gathered them
         self._completions: list[Any] = []  # this process's, as the reward functions saw them
@@ -96,16 +107,25 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         assert self._rewards is not None, "TRL scores before it returns"
         spec = self.objective.spec
         mask = self._gathered(output["completion_mask"]).bool()
-        needs_logps = spec.policy_loss == "listwise" or spec.seed_grpo_enabled or self.controllers.settings.kl_target
-        behaviour = self._behaviour_logps(output) if needs_logps else torch.zeros_like(output["completion_mask"])
+        controlled = self.controllers.settings.kl_target > 0
+        needs_logps = (
+            spec.policy_loss == "listwise" or spec.seed_grpo_enabled or spec.unlikeliness_coef or controlled
+        )
+        behaviour = (
+            self._behaviour_logps(output) if needs_logps else torch.zeros_like(output["completion_mask"])
+        )
         reference = output.get("ref_per_token_logps")
         utilities, scored = self._utilities(self._rewards)
         clusters = None
         if spec.seed_grpo_enabled:
-            local = answer_clusters([text_of(c) for c in self._completions])
-            clusters = self.accelerator.gather(torch.tensor(local, device=utilities.device)).view_as(utilities)
+            local = []
+            clusters = self.accelerator.gather(torch.tensor(local, device=utilities.device)).view_as(
+                utilities
+            )
         batch = Batch(
-            prompt_ids=mask.new_zeros(utilities.shape[0], 1, dtype=torch.long),  # advantages do not read prompts
+            prompt_ids=mask.new_zeros(
+                utilities.shape[0], 1, dtype=torch.long
+            ),  # advantages do not read prompts
             prompt_mask=mask.new_ones(utilities.shape[0], 1),
             completion_ids=mask.long(),
             completion_mask=mask,
@@ -127,7 +147,9 @@ class MaxEntGRPOTrainer(GRPOTrainer):
             grouped = centred / (std + 1e-4)
         utilities = (grouped * self.reward_weights.to(rewards.device)).nansum(dim=2)
         utilities = utilities.masked_fill(~scored.view_as(utilities), torch.nan)
-        return torch.where(utilities.isnan(), utilities.nanmean(dim=1, keepdim=True), utilities).nan_to_num(0.0), scored
+        return torch.where(utilities.isnan(), utilities.nanmean(dim=1, keepdim=True), utilities).nan_to_num(
+            0.0
+        ), scored
 
     def _behaviour_logps(self, output: Mapping[str, Any]) -> Tensor:
         """Log-probs [B, T] of the policy that sampled: as the sampler or TRL has them, else of the policy as it is."""
@@ -179,7 +201,9 @@ class MaxEntGRPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder = (
+                Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            )
             write_state(folder / "controller_state.json", self.controllers.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -197,12 +221,35 @@ def settings_of(args: TRLConfig) -> tuple[ObjectiveSpec, ControllerSettings]:
         spec = replace(CATALOG["tilted"], scale_rewards=aggregated, kl_in_loss=False)
         return spec, ControllerSettings(tau=TRL_ONLY_TAU, beta=0.0)
     spec = objective_spec(args)
+    default = ObjectiveSpec()
+    beyond = [name for name in BEYOND_ADVANTAGES if getattr(spec, name) != getattr(default, name)]
+    if spec.policy_loss == "flow":
+        beyond.append("objective")
+    if beyond:
+        raise UsageError(
+            f"{', '.join(beyond)}: MaxEntGRPOTrainer changes TRL's advantages and nothing else; use "
+            "maxent_grpo.train.trainer.GRPOTrainer"
+        )
+    if args.beta == 0 and args.kl_target > 0:
+        raise UsageError(
+            "kl_target: TRL loads no reference policy at beta=0, so there is no KL; set beta above 0"
+        )
     return spec, controller_settings(args, max(args.max_steps, 1))
+
+
+def changes_advantages(spec: ObjectiveSpec) -> bool:
+    """Whether its advantages are others than TRL's centred and scaled rewards."""
+    other = spec.advantage != "centred" or spec.positive_only or spec.shapes_utilities
+    return spec.has_weights or spec.seed_grpo_enabled or other
 
 
 def text_of(completion: Any) -> str:
     """A completion's text, plain or as TRL's list of messages."""
-    return completion if isinstance(completion, str) else "".join(str(m.get("content") or "") for m in completion)
+    return (
+        completion
+        if isinstance(completion, str)
+        else "".join(str(m.get("content") or "") for m in completion)
+    )
 
 
 def mean_of(stat: Stat) -> float:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
-from trl import GRPOTrainer
 
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.models.loading import load_policy, load_tokenizer
@@ -18,6 +17,7 @@ from maxent_grpo.observe import names
 from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.rewards.registry import load_rewards
 from maxent_grpo.train.assembly import evaluation_prompts, model_source, training_prompts
+from maxent_grpo.train.trl import MaxEntGRPOTrainer
 from maxent_grpo.types import Prompt
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def find_trl_checkpoint(output_dir: Path, resume: str) -> Path | None:
 
 
 def train_with_trl(config: RunConfig, given: "Given", output_dir: Path, checkpoint: Path | None) -> int:
-    """Train with TRL's ``GRPOTrainer``; returns the optimiser steps done. Policy and records land in ``output_dir``.
+    """Train with TRL's ``GRPOTrainer`` (`MaxEntGRPOTrainer`, which is the same for plain GRPO); returns the optimiser steps done. Policy and records land in ``output_dir``.
 
     Checkpoints are TRL's, with its guarantees and not ours: exact resume is the native loop's.
     """
@@ -48,7 +48,7 @@ def train_with_trl(config: RunConfig, given: "Given", output_dir: Path, checkpoi
     rewards = load_rewards(given.reward_funcs or config.script.reward_funcs, config.training.reward_weights)
     training_set = _dataset(training_prompts(config, given, tokenizer))
     held_out = evaluation_prompts(config, given, tokenizer)
-    trainer = GRPOTrainer(
+    trainer = MaxEntGRPOTrainer(
         model=given.model or load_policy(source),
         reward_funcs=[reward.function for reward in rewards],
         args=config.training,
