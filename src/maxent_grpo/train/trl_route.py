@@ -39,7 +39,9 @@ def find_trl_checkpoint(output_dir: Path, resume: str) -> Path | None:
 
 
 def train_with_trl(config: RunConfig, given: "Given", output_dir: Path, checkpoint: Path | None) -> int:
-    """Train with TRL's ``GRPOTrainer`` (`MaxEntGRPOTrainer`, which is the same for plain GRPO); returns the optimiser steps done. Policy and records land in ``output_dir``.
+    """Train with `MaxEntGRPOTrainer`, which for plain GRPO is TRL's own; returns the optimiser steps done.
+
+    Policy and records land in ``output_dir``.
 
     Checkpoints are TRL's, with its guarantees and not ours: exact resume is the native loop's.
     """
