@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from objective_batches import denominators, gradient, make_batch, total
+from objective_batches import TESTED, denominators, gradient, make_batch, total
 from torch import Tensor
 
 from maxent_grpo.objectives.catalog import CATALOG, Objective, ObjectiveSpec
@@ -12,9 +12,13 @@ from maxent_grpo.types import Batch, Forward, Knobs
 
 SPECS: dict[str, ObjectiveSpec] = {
     name: replace(spec, entropy_coef=0.1, behaviour_kl_coef=0.2, kl_in_loss=True)
-    for name, spec in CATALOG.items()
+    for name, spec in TESTED.items()
 }
 SPECS["grpo, corrected"] = replace(SPECS["grpo"], tis_cap=1.02)
+SPECS["tilted, temperature by prompt"] = replace(SPECS["tilted"], mode_adaptive_tau=True)
+SPECS["selection of every kind"] = replace(
+    SPECS["clip_cov"], top_entropy_quantile=0.7, off_policy_mask_threshold=0.1, kl_cov_fraction=0.2
+)
 KNOBS = Knobs(tau=0.3, beta=0.1)
 
 

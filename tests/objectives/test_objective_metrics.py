@@ -3,9 +3,10 @@
 import math
 from dataclasses import replace
 
+import naive_objectives as naive
 import pytest
 import torch
-from objective_batches import denominators, make_batch, total
+from objective_batches import TESTED, denominators, make_batch, total
 
 from maxent_grpo.objectives.catalog import CATALOG, METRIC_DEFINITIONS, Objective, ObjectiveSpec
 from maxent_grpo.types import Batch, Forward, Knobs
@@ -25,9 +26,9 @@ def metrics_of(
 
 def test_every_metric_is_defined_and_every_definition_is_used() -> None:
     seen: set[str] = set()
-    for spec in CATALOG.values():
+    for spec in TESTED.values():
         seen |= metrics_of(replace(spec, entropy_coef=0.1, behaviour_kl_coef=0.1))[0].keys()
-    seen |= metrics_of(replace(CATALOG["grpo"], tis_cap=1.1))[0].keys()
+    seen |= metrics_of(replace(CATALOG["grpo"], tis_cap=1.1, off_policy_mask_threshold=0.1))[0].keys()
     assert seen == METRIC_DEFINITIONS.keys()
 
 
@@ -99,6 +100,46 @@ def test_ratios_and_clipping_per_token() -> None:
     assert metrics["ratio/max"] == pytest.approx(rho.max().item(), abs=1e-12)
 
 
+def test_semantic_entropy() -> None:
+    spec = TESTED["seed_grpo"]
+    metrics, batch, _, _ = metrics_of(spec)
+    scales = [naive.semantic_scale(spec, batch, p) for p in range(4)]
+    alpha = 0.8 / math.log(3)
+    entropies = [(1 / scale - 1) / alpha for scale in scales]
+    for name, values in (("semantic_entropy", entropies), ("advantage_scale", scales)):
+        for kind, value in (("mean", sum(values) / 4), ("min", min(values)), ("max", max(values))):
+            assert metrics[f"seed_grpo/{name}_{kind}"] == pytest.approx(value, abs=1e-12)
+    assert metrics["seed_grpo/alpha_effective"] == pytest.approx(alpha)
+    assert metrics["seed_grpo/max_possible_entropy"] == pytest.approx(math.log(3))
+    assert max(entropies) > 0.1
+
+
+def test_shares_of_tokens() -> None:
+    spec = replace(TESTED["clip_cov"], top_entropy_quantile=0.7, kl_cov_fraction=0.2)
+    metrics, batch, forward, objective = metrics_of(spec)
+    flat = objective.signal(batch, KNOBS)[0].advantages.flatten().tolist()
+    tokens = int(batch.completion_mask.sum())
+    only = {"clip_cov/dropped": replace(spec, top_entropy_quantile=1.0)}
+    only["top_entropy/kept"] = replace(spec, clip_cov_fraction=0.0)
+    gone = {
+        name: sum(len(naive.dropped(part, batch, forward, flat, row)) for row in range(0, 12, 3))
+        for name, part in only.items()
+    }
+    assert metrics["clip_cov/dropped"] * tokens == pytest.approx(gone["clip_cov/dropped"])
+    assert metrics["top_entropy/kept"] * tokens == pytest.approx(tokens - gone["top_entropy/kept"])
+    assert 0 < gone["clip_cov/dropped"] < tokens
+    held = [math.ceil(0.2 * int(group.sum())) for group in batch.completion_mask.split(3)]
+    assert metrics["kl_cov/held"] * tokens == pytest.approx(sum(held))
+
+
+def test_utility_after_shaping_is_reported_beside_the_reward() -> None:
+    spec = replace(CATALOG["grpo"], overlong_buffer=10, max_completion_length=11)
+    metrics, batch, _, _ = metrics_of(spec)
+    over = ((batch.lengths.double() - 1) / 10).clamp(min=0).mean().item()
+    assert metrics["reward_shaped"] == pytest.approx(metrics["reward"] - over, abs=1e-12)
+    assert "reward_shaped" not in metrics_of(CATALOG["grpo"])[0]
+
+
 def test_ratios_per_completion_count_completions() -> None:
     metrics, batch, forward, _ = metrics_of(CATALOG["gspo"])
     gaps = torch.where(batch.completion_mask, forward.logps - batch.old_logps, 0.0).sum(1) / batch.lengths
@@ -125,7 +166,7 @@ def test_corrections() -> None:
 
 def test_metrics_carry_no_gradient() -> None:
     batch, forward = make_batch()
-    for spec in CATALOG.values():
+    for spec in TESTED.values():
         signal, _ = Objective(spec).signal(batch, KNOBS)
         _, metrics = Objective(spec).loss(forward, batch, signal, KNOBS, denominators(batch))
         assert not any(stat.value.requires_grad for stat in metrics.values())

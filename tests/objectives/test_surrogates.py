@@ -177,7 +177,8 @@ def test_reductions_equal_a_loop(loss_type: str, shape: str) -> None:
         "bnpo": sum(map(sum, rows)) / sum(map(len, rows)),
         "dapo": sum(map(sum, rows)) / sum(map(len, rows)),
         "dr_grpo": sum(map(sum, rows)) / (12 * MAX_LENGTH),
-    }[loss_type]
+        "luspo": sum(map(sum, rows)) / 12,
+    }[{"cispo": "dapo", "sapo": "grpo", "vespo": "dapo"}.get(loss_type, loss_type)]
     reduced = REDUCTIONS[loss_type](values, batch.completion_mask, denominators(batch))
     assert reduced.item() == pytest.approx(expected, abs=1e-12)
 

@@ -64,6 +64,6 @@ def test_training_goes_on_from_its_last_checkpoint(args, policy, tokenizer, tmp_
 def test_no_prompts_and_unsupported_settings_are_refused_at_construction(args, policy, tokenizer):
     with pytest.raises(UsageError, match="train_dataset is empty"):
         GRPOTrainer(policy, reward, args, [], processing_class=tokenizer)
-    args.top_entropy_quantile = 0.2
-    with pytest.raises(UsageError, match="top_entropy_quantile"):
+    args.mask_truncated_completions = True
+    with pytest.raises(UsageError, match="mask_truncated_completions"):
         GRPOTrainer(policy, reward, args, ["a"], processing_class=tokenizer)

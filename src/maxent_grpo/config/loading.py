@@ -23,7 +23,7 @@ from maxent_grpo.config.schema import SECTIONS, GRPOConfig, GRPOScriptArguments
 from maxent_grpo.config.unsupported import REFUSED, refuse_unsupported
 from maxent_grpo.data.sources import RetryPolicy
 from maxent_grpo.errors import UsageError
-from maxent_grpo.objectives.catalog import CATALOG
+from maxent_grpo.objectives.catalog import CATALOG, find_objective
 
 Command = Literal["train-baseline", "train-maxent", "train-infoseed"]
 Route = Literal["native", "trl"]
@@ -187,12 +187,13 @@ def _settle_command(command: str, merged: Layer, place: str) -> None:
         raise UsageError(f"{place}: InfoSeed is not supported for this command; use train-infoseed")
     if not seeded:
         _refuse_set(training, "info_seed_", "InfoSeed", "info_seed_enabled=true", place)
-    if objective in CATALOG and train_grpo is None:
-        train_grpo = not CATALOG[objective].has_weights
+    named = objective in CATALOG or ":" in (objective or "")
+    if named and train_grpo is None:
+        train_grpo = not find_objective(objective).has_weights
     elif train_grpo is None:
         train_grpo = command != "train-maxent"
     if command != "train-maxent" and not train_grpo:
-        asked = f"objective={objective}" if objective in CATALOG else "train_grpo_objective=false"
+        asked = f"objective={objective}" if named else "train_grpo_objective=false"
         raise UsageError(f"{place}: {asked} trains a MaxEnt objective; use train-maxent")
     if train_grpo:
         _refuse_set(training, "maxent_", "MaxEnt", "train_grpo_objective=false", place)

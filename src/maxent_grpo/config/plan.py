@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from maxent_grpo.config.schema import MAXENT_SETTINGS, OBJECTIVE_SETTINGS, GRPOConfig
+from maxent_grpo.config.schema import MAXENT_SETTINGS, OBJECTIVE_SETTINGS, SAME_AS_TRL, GRPOConfig
 from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
 from maxent_grpo.errors import UsageError
-from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec
+from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
 
 META_KEYS = {
     "enabled": "controller_meta_enabled",
@@ -53,6 +53,8 @@ class BatchPlan:
     micro_groups: int  # whole groups in one forward and backward pass of one process
     updates_per_rollout: int  # optimiser steps that one pass over a rollout takes
     num_iterations: int  # passes over each rollout
+    dynamic_sampling: bool = False  # whether groups with equal utilities are replaced before a step
+    sampling_rounds: int = 1  # how often prompts may be drawn for one rollout
 
     @property
     def on_policy(self) -> bool:
@@ -90,13 +92,17 @@ def batch_plan(training: GRPOConfig, world_size: int) -> BatchPlan:
         micro_groups=max(1, training.per_device_train_batch_size // group),
         updates_per_rollout=updates,
         num_iterations=training.num_iterations,
+        dynamic_sampling=training.dynamic_sampling,
+        sampling_rounds=training.dynamic_sampling_max_rounds if training.dynamic_sampling else 1,
     )
 
 
 def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
     """What the steps optimise. Raises `UsageError` on settings that contradict each other."""
-    entry = CATALOG[training.objective]
-    numbers = {key: getattr(training, key) for key in OBJECTIVE_SETTINGS}
+    entry = find_objective(training.objective)
+    given = {key: getattr(training, key) for key in OBJECTIVE_SETTINGS}
+    numbers = {key: value for key, value in given.items() if value is not None}
+    numbers |= {key: getattr(training, key) for key in SAME_AS_TRL}
     numbers |= {
         "entropy_coef": training.entropy_coef,
         "behaviour_kl_coef": training.behaviour_kl_coef,

@@ -18,7 +18,8 @@ from maxent_grpo.config import validation
 from maxent_grpo.config.conversion import convert, describe, field_types
 from maxent_grpo.config.fields import ScriptFields, TrainingFields
 from maxent_grpo.errors import UsageError
-from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec
+from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
+from maxent_grpo.objectives.spec import OWN_SCALE
 
 OBJECTIVE_SETTINGS = (
     "loss_type",
@@ -28,14 +29,48 @@ OBJECTIVE_SETTINGS = (
     "delta",
     "importance_sampling_level",
     "kl_estimator",
+    "advantage",
+    "pass_k",
+    "risk_sensitivity",
+    "positive_only",
+    "unlikeliness_coef",
+    "entropy_bonus_coef",
+    "overlong_buffer",
+    "overlong_penalty",
+    "seed_grpo_enabled",
+    "seed_grpo_alpha",
+    "seed_grpo_alpha_normalize_by_max_entropy",
+    "seed_grpo_length_normalize_logprobs",
+    "surrogate",
+    "top_entropy_quantile",
+    "clip_cov_fraction",
+    "clip_cov_low",
+    "clip_cov_high",
+    "kl_cov_fraction",
+    "kl_cov_coef",
+    "flow_reward_scale",
 )
-"""Settings whose unset value is the objective's, under the same name in `ObjectiveSpec`."""
+"""Settings whose unset value is the objective's, under the same name in `ObjectiveSpec`.
+
+Where an objective of one's own has a function there, the setting stays unset."""
+
+SAME_AS_TRL = (
+    "sapo_temperature_pos",
+    "sapo_temperature_neg",
+    "vespo_k_pos",
+    "vespo_lambda_pos",
+    "vespo_k_neg",
+    "vespo_lambda_neg",
+    "off_policy_mask_threshold",
+)
+"""TRL's settings, with TRL's defaults, under the same name in `ObjectiveSpec`."""
 
 MAXENT_SETTINGS = {
     "maxent_loss": "policy_loss",
     "maxent_weight_denominator": "weight_denominator",
     "maxent_tilted_utility": "tilted_utility",
     "maxent_length_normalize_ref": "length_normalize_ref",
+    "maxent_tau_mode_adaptive": "mode_adaptive_tau",
 }
 """The same for objectives of the MaxEnt family; they stay unset for the rest."""
 
@@ -69,6 +104,7 @@ class GRPOConfig(TrainingFields, TRLConfig):
         loss_type: Any = "grpo"
         scale_rewards: Any = "group"
         importance_sampling_level: Any = "token"
+        top_entropy_quantile: float = 1.0
         num_generations: int = 8
         max_completion_length: int = 512
         steps_per_generation: int = 1
@@ -99,7 +135,7 @@ class GRPOConfig(TrainingFields, TRLConfig):
         self.beta = 0.0 if self.beta is None else self.beta
         self._fill_from_objective()
         self._refuse(
-            validation.training_problems(self, CATALOG) + validation.batch_problems(self, _launched())
+            validation.training_problems(self, _launched()) + validation.batch_problems(self, _launched())
         )
         try:
             super().__post_init__()
@@ -118,8 +154,8 @@ class GRPOConfig(TrainingFields, TRLConfig):
     def _fill_from_objective(self) -> None:
         """Unset settings take the catalog entry's value; with no objective named, GRPO takes TRL's."""
         name = self.objective or ("maxent" if self.train_grpo_objective is False else "grpo")
-        self._refuse(validation.objective_problems(name, self.train_grpo_objective, CATALOG))
-        entry = CATALOG[name]
+        entry = find_objective(name)
+        self._refuse(validation.objective_problems(name, self.train_grpo_objective, entry))
         if self.objective is None and name == "grpo":
             trl_default: dict[str, Any] = {f.name: f.default for f in fields(TRLConfig)}
             entry = ObjectiveSpec(
@@ -129,9 +165,12 @@ class GRPOConfig(TrainingFields, TRLConfig):
         self.train_grpo_objective = validation.family(entry) == "grpo"
         if isinstance(self.scale_rewards, bool):
             self.scale_rewards = "group" if self.scale_rewards else "none"
+        if self.scale_rewards is None and self.advantage in OWN_SCALE:
+            self.scale_rewards = "none"
         for key in OBJECTIVE_SETTINGS:
-            if getattr(self, key) is None:
-                setattr(self, key, getattr(entry, key))
+            value = getattr(entry, key)
+            if getattr(self, key) is None and not callable(value):
+                setattr(self, key, value)
         if self.train_grpo_objective:
             return
         for key, attribute in MAXENT_SETTINGS.items():

@@ -31,6 +31,8 @@ HONOURED = _by_name(
             num_iterations num_generations num_generations_eval max_completion_length temperature
             top_p top_k min_p reward_weights beta epsilon epsilon_high delta
             importance_sampling_level loss_type scale_rewards entropy_coef use_cpu trust_remote_code
+            sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg
+            vespo_lambda_neg top_entropy_quantile off_policy_mask_threshold
         """
     }
 ).keys()
@@ -67,9 +69,7 @@ REFUSED = _by_name(
             fsdp fsdp_config deepspeed parallelism_config ds3_gather_for_generation
         """,
         "this loss belongs to TRL's trainer": """
-            sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg
-            vespo_lambda_neg top_entropy_quantile off_policy_mask_threshold use_bias_correction_kl
-            mask_truncated_completions multi_objective_aggregation router_aux_loss_coef
+            use_bias_correction_kl mask_truncated_completions multi_objective_aggregation router_aux_loss_coef
             label_smoothing_factor
         """,
         "the native loop knows a constant entropy_coef only": """
@@ -127,12 +127,18 @@ REFUSED = _by_name(
 NATIVE_CHOICES = {"eval_strategy": ("no", "steps"), "save_strategy": ("no", "steps")}
 """Honoured settings of which the native loop knows these values only."""
 
+NATIVE_REASON = "TRL's trainer does not read it; set force_custom_loop=true"
 NATIVE_ONLY = _by_name(
     {
-        "TRL's trainer does not read it; set force_custom_loop=true": """
+        NATIVE_REASON: """
             kl_estimator kl_horizon kl_ctl_step_size behaviour_kl_coef tis_cap log_reference_kl
             controller_resume_from controller_overwrite_from_config reference_model_name_or_path
             stop_sequences zero_truncated_completion_rewards max_nonfinite_steps
+            advantage pass_k risk_sensitivity positive_only unlikeliness_coef entropy_bonus_coef
+            overlong_buffer overlong_penalty dynamic_sampling dynamic_sampling_max_rounds
+            seed_grpo_enabled seed_grpo_alpha seed_grpo_alpha_normalize_by_max_entropy
+            seed_grpo_length_normalize_logprobs surrogate clip_cov_fraction clip_cov_low clip_cov_high
+            kl_cov_fraction kl_cov_coef flow_reward_scale
         """,
         "TRL's trainer does not read it; export WANDB_PROJECT": "wandb_project",
         "TRL's trainer does not read it; export WANDB_ENTITY": "wandb_entity",
@@ -151,6 +157,10 @@ def refuse_unsupported(training: GRPOConfig, route: str) -> None:
         for name, why in (refused if route == "native" else NATIVE_ONLY).items()
         if _plain(getattr(training, name)) != _plain(getattr(pristine, name))
     ]
+    if route == "trl" and training.importance_sampling_level == "sequence_token":
+        problems.append(f"importance_sampling_level: {NATIVE_REASON}")
+    if route == "trl" and (":" in training.objective or training.objective == "flowrl"):
+        problems.append(f"objective: TRL's trainer has no {training.objective}; set force_custom_loop=true")
     for name, choices in NATIVE_CHOICES.items() if route == "native" else ():
         value = _plain(getattr(training, name))
         if value not in choices:

@@ -2,10 +2,10 @@
 
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from maxent_grpo.objectives.catalog import ObjectiveSpec
+from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
 
 if TYPE_CHECKING:
     from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments
@@ -31,6 +31,12 @@ POSITIVE = (
     "controller_meta_truncation_steps",
     "max_nonfinite_steps",
     "eval_steps",
+    "dynamic_sampling_max_rounds",
+    "flow_reward_scale",
+    "pass_k",
+    "sapo_temperature_pos",
+    "sapo_temperature_neg",
+    "off_policy_mask_threshold",
 )
 NOT_NEGATIVE = (
     "beta",
@@ -59,13 +65,21 @@ NOT_NEGATIVE = (
     "info_seed_lambda",
     "info_seed_alpha_entropy",
     "warmup_steps",
+    "seed_grpo_alpha",
+    "unlikeliness_coef",
+    "entropy_bonus_coef",
+    "overlong_buffer",
+    "overlong_penalty",
+    "kl_cov_coef",
 )
 ENTROPY_TARGETS = tuple(f"maxent_target_weight_entropy{suffix}" for suffix in ("", "_start", "_final"))
-LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo")
+LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "luspo", "cispo", "sapo", "vespo")
 CHOICES = {
     "loss_type": LOSS_TYPES,
     "scale_rewards": ("group", "batch", "none"),
-    "importance_sampling_level": ("token", "sequence"),
+    "importance_sampling_level": ("token", "sequence", "sequence_token"),
+    "advantage": ("centred", "rloo", "maxrl", "pass_at_k", "risk_sensitive"),
+    "surrogate": ("clip", "unclipped", "cispo", "sapo", "vespo"),
 }
 
 
@@ -94,20 +108,16 @@ def script_problems(script: "GRPOScriptArguments") -> list[str]:
     return problems
 
 
-def objective_problems(
-    name: str, train_grpo_objective: bool | None, catalog: Mapping[str, ObjectiveSpec]
-) -> list[str]:
-    """Whether the objective exists, and agrees with ``train_grpo_objective`` where that is set."""
-    if name not in catalog:
-        return [f"objective: there is no {name!r}{closest(name, catalog)} (known: {', '.join(catalog)})"]
-    if train_grpo_objective is None or train_grpo_objective == (family(catalog[name]) == "grpo"):
+def objective_problems(name: str, train_grpo_objective: bool | None, entry: ObjectiveSpec) -> list[str]:
+    """Whether the objective agrees with ``train_grpo_objective`` where that is set."""
+    if train_grpo_objective is None or train_grpo_objective == (family(entry) == "grpo"):
         return []
-    kind = "a MaxEnt" if family(catalog[name]) == "maxent" else "a GRPO"
+    kind = "a MaxEnt" if family(entry) == "maxent" else "a GRPO"
     wanted = str(not train_grpo_objective).lower()
     return [f"train_grpo_objective: {name} is {kind} objective; set it to {wanted}, or leave it out"]
 
 
-def training_problems(training: "GRPOConfig", catalog: Mapping[str, ObjectiveSpec]) -> list[str]:
+def training_problems(training: "GRPOConfig", processes: int) -> list[str]:
     """What is wrong with the training settings, one line each; empty where nothing is."""
     problems = _range_problems(training)
     if problems:
@@ -133,6 +143,16 @@ def training_problems(training: "GRPOConfig", catalog: Mapping[str, ObjectiveSpe
     if training.reference_model_revision is not None and training.reference_model_name_or_path is None:
         problems.append(
             "reference_model_revision: names no model; set reference_model_name_or_path, or remove it"
+        )
+    if training.dynamic_sampling and processes > 1:
+        problems.append(f"dynamic_sampling: works in one process, and {processes} were launched; turn it off")
+    if training.advantage == "pass_at_k" and training.pass_k > training.num_generations:
+        problems.append(
+            f"pass_k: {training.pass_k} is above num_generations={training.num_generations}; lower it"
+        )
+    if find_objective(training.objective).policy_loss == "flow" and training.beta > 0:
+        problems.append(
+            "beta: FlowRL has the reference in its target and no KL to weigh; set it to 0, or flow_reward_scale"
         )
     problems += _target_problems(training)
     if not training.train_grpo_objective:
@@ -191,7 +211,8 @@ def _range_problems(training: "GRPOConfig") -> list[str]:
         if not math.isfinite(value) or value < 0 or (value == 0 and name in POSITIVE):
             problems.append(f"{name}: {value} must be {'> 0' if name in POSITIVE else '≥ 0'}")
     for name, choices in CHOICES.items():
-        if getattr(training, name) not in choices:
+        may_be_unset = name in ("advantage", "surrogate")  # where a function or loss_type says it
+        if getattr(training, name) not in choices and not (may_be_unset and getattr(training, name) is None):
             problems.append(f"{name}: {getattr(training, name)!r} is not one of {', '.join(choices)}")
     if training.maxent_tau_warmup_steps < -1:
         problems.append(f"maxent_tau_warmup_steps: {training.maxent_tau_warmup_steps} must be ≥ -1")

@@ -17,7 +17,7 @@ def high_entropy(entropy: Tensor, mask: Tensor, group_size: int, share: float) -
     "Forking tokens" (Wang et al. 2025, "Beyond the 80/20 rule", arXiv 2506.01939), whose share is 0.2. TRL takes the
     quantile over the tokens of a micro-batch on all ranks; the two are equal where that is one group.
     """
-    groups = torch.where(mask, entropy.detach(), torch.nan).view(-1, group_size * mask.shape[1])
+    groups = torch.where(mask, entropy.detach(), torch.nan).reshape(-1, group_size * mask.shape[1])
     threshold = torch.nanquantile(groups, 1.0 - share, dim=1)
     return (entropy.detach() >= threshold.repeat_interleave(group_size).unsqueeze(1)) & mask
 
@@ -30,11 +30,11 @@ def covariance(advantages: Tensor, logps: Tensor, mask: Tensor, group_size: int)
     """
     logps = torch.where(mask, logps.detach(), 0.0)
     spread_out = torch.where(mask, advantages.unsqueeze(1).expand_as(logps), 0.0)
-    groups = mask.view(-1, group_size * mask.shape[1])
+    groups = mask.reshape(-1, group_size * mask.shape[1])
     count = groups.sum(dim=1, keepdim=True).clamp(min=1)
 
     def centred(values: Tensor) -> Tensor:
-        mean = values.view_as(groups).sum(dim=1, keepdim=True) / count
+        mean = values.reshape(groups.shape).sum(dim=1, keepdim=True) / count
         return values - mean.repeat_interleave(group_size, dim=0)
 
     return torch.where(mask, centred(spread_out) * centred(logps), 0.0)
@@ -43,8 +43,8 @@ def covariance(advantages: Tensor, logps: Tensor, mask: Tensor, group_size: int)
 def largest(values: Tensor, candidates: Tensor, mask: Tensor, group_size: int, share: float) -> Tensor:
     """Per group, the candidates of largest value, at most ``share`` of its tokens (rounded up): [B, T] bool."""
     shape = (-1, group_size * mask.shape[1])
-    count = torch.ceil(share * mask.view(shape).sum(dim=1, keepdim=True).double() - 1e-9)
-    ranked = torch.where(candidates, values, -torch.inf).view(shape)
+    count = torch.ceil(share * mask.reshape(shape).sum(dim=1, keepdim=True).double() - 1e-9)
+    ranked = torch.where(candidates, values, -torch.inf).reshape(shape)
     rank = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < count).view_as(mask) & candidates
 

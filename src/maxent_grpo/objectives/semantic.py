@@ -23,7 +23,9 @@ def semantic_entropy(clusters: Tensor, scores: Tensor) -> Tensor:
     p = torch.softmax(scores, dim=1)
     same = clusters.unsqueeze(2) == clusters.unsqueeze(1)  # [P, G, G]
     mass = (same.to(p.dtype) * p.unsqueeze(1)).sum(dim=2)
-    information = -mass.clamp(min=torch.finfo(p.dtype).tiny, max=1.0).log()  # rounding must not make it negative
+    information = -mass.clamp(
+        min=torch.finfo(p.dtype).tiny, max=1.0
+    ).log()  # rounding must not make it negative
     return (p * information).sum(dim=1)
 
 

@@ -180,14 +180,9 @@ class ObjectiveSpec(AdvantageSpec, SurrogateSpec, WeightSpec, RegularizerSpec):
         return self.entropy_coef != 0.0 or self.adaptive_entropy
 
     @property
-    def needs_answer_clusters(self) -> bool:
-        """Whether `Batch.answer_clusters` must be there."""
-        return self.seed_grpo_enabled
-
-    @property
-    def needs_mode_counts(self) -> bool:
-        """Whether `Batch.mode_counts` must be there."""
-        return self.mode_adaptive_tau
+    def needs_answers(self) -> bool:
+        """Whether `Batch.answer_clusters` and `Batch.mode_counts` must be there."""
+        return self.seed_grpo_enabled or self.mode_adaptive_tau
 
     @property
     def clip_range(self) -> tuple[float, float]:
@@ -231,6 +226,8 @@ def contradictions(spec: ObjectiveSpec) -> Iterator[str]:
         yield f"surrogate: loss_type={spec.loss_type} names its own; unset it, or use loss_type=dapo"
     if spec.delta is not None and kind != "clip":
         yield "delta: caps the ratio of the clipped surrogate only; unset it"
+    if kind == "cispo" and spec.clip_range[1] <= 1.0:
+        yield f"epsilon_high: under cispo it caps the ratio itself, and {spec.clip_range[1]} is not above 1; use 4 to 5"
     if kind == "vespo" and spec.importance_sampling_level != "token":
         yield "importance_sampling_level: vespo weighs whole completions by itself; use token"
     if spec.tilted_utility == "dr_grpo" and spec.max_completion_length is None:

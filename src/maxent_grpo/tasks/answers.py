@@ -20,7 +20,7 @@ def extract_answer(response: str) -> str | None:
     A plain line has at most `MAX_PLAIN_CHARACTERS` characters; words such as "The answer is:" before it and
     quotes, emphasis or a full stop around it are stripped. None where there is no answer. Linear in the length.
     """
-    boxed = _last_boxed(response[-READ_CHARACTERS:])
+    boxed = last_boxed(response[-READ_CHARACTERS:])
     if boxed is not None:
         return boxed.strip() or None
     if len(response) > READ_CHARACTERS:
@@ -33,7 +33,7 @@ def extract_answer(response: str) -> str | None:
     return (line[prefix.end() :] if prefix else line).strip(_WRAPPING) or None
 
 
-def _last_boxed(text: str) -> str | None:
+def last_boxed(text: str) -> str | None:
     """The content of the balanced box that opens last."""
     opened: list[int | None] = []  # where the content of each open box starts; None for a plain brace
     last: tuple[int, int] | None = None

@@ -269,7 +269,7 @@ def make_learner(
         temperature=training.temperature,
         max_grad_norm=training.max_grad_norm,
         max_completion_length=training.max_completion_length,
-        differentiate_entropy=training.entropy_coef != 0,
+        differentiate_entropy=objective_spec(training).needs_entropy,
         shared_prefix=not training.activation_checkpointing,
     )
 

@@ -1,18 +1,22 @@
 """Scored groups as tensors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from maxent_grpo.models.logps import left_padded
+from maxent_grpo.objectives.advantages import RIGHT
+from maxent_grpo.tasks.clusters import answer_clusters, mode_count
 from maxent_grpo.types import Batch, Group
 
 
-def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool) -> Batch:
+def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool, answers: bool = False) -> Batch:
     """The groups' sampled token ids as a `Batch` on the CPU: never decoded and tokenised again.
 
     ``on_policy`` says that the sampling weights are the learner's: the forward's own log-probs are then the old ones.
-    Otherwise the behaviour log-probs are. All groups have the same size.
+    Otherwise the behaviour log-probs are. All groups have the same size. ``answers`` asks for the fields that are read
+    from the texts: `Batch.answer_clusters` and `Batch.mode_counts`.
     """
     prompt_ids, prompt_mask = left_padded([g.rollout.prompt.token_ids for g in groups], pad_id)
     rows = [ids for g in groups for ids in g.rollout.token_ids]
@@ -21,7 +25,7 @@ def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool) -> Batch:
     mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
     row_logps = [logps for g in groups for logps in g.rollout.logps]
     behaviour = torch.tensor([list(r) + [0.0] * (width - len(r)) for r in row_logps], dtype=torch.float32)
-    return Batch(
+    batch = Batch(
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
         completion_ids=ids,
@@ -30,3 +34,14 @@ def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool) -> Batch:
         utilities=torch.tensor([g.utilities for g in groups], dtype=torch.float32),
         old_logps=None if on_policy else behaviour,
     )
+    return with_answers(batch, groups) if answers else batch
+
+
+def with_answers(batch: Batch, groups: Sequence[Group]) -> Batch:
+    """The batch with what the completions answer; a completion is right from utility `RIGHT` on."""
+    clusters = [answer_clusters(g.rollout.texts, g.rollout.prompt.columns) for g in groups]
+    counts = [
+        mode_count(ids, [utility >= RIGHT for utility in g.utilities], g.rollout.prompt.columns)
+        for ids, g in zip(clusters, groups, strict=True)
+    ]
+    return replace(batch, answer_clusters=torch.tensor(clusters), mode_counts=torch.tensor(counts))

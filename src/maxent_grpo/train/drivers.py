@@ -14,7 +14,7 @@ from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.journal import Journal
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
-from maxent_grpo.types import Group
+from maxent_grpo.types import Group, mean_stat
 
 
 def train_inline(run: Run, journal: Journal) -> None:
@@ -55,14 +55,42 @@ def train_inline(run: Run, journal: Journal) -> None:
 
 
 def collect(run: Run) -> None:
-    """Sample and score a new rollout with the current weights. Its statistics go to the next step's record."""
-    prompts = run.stream.take(run.plan.prompts_per_rollout)
+    """Sample and score a new rollout with the current weights. Its statistics go to the next step's record.
+
+    With ``dynamic_sampling`` a rollout is filled with groups that carry signal (DAPO, Yu et al. 2025, arXiv
+    2503.14476, section 3.2): prompts whose utilities are all equal are replaced by the next ones of the stream, for
+    at most ``sampling_rounds`` rounds; what is missing then are the last groups without signal, so that every
+    step has its size. The statistics are those of everything sampled. The stream's position is all that a resumed
+    run needs, as a rollout is collected between two steps.
+    """
+    wanted = run.plan.prompts_per_rollout
+    kept: list[Group] = []
+    silent: list[Group] = []
+    rounds = 0
+    while len(kept) < wanted and rounds < run.plan.sampling_rounds:
+        rounds += 1
+        for group in sample_groups(run, wanted - len(kept)):
+            dropped = run.plan.dynamic_sampling and len(set(group.utilities)) == 1
+            (silent if dropped else kept).append(group)
+    missing = wanted - len(kept)
+    run.rollout = kept + silent[len(silent) - missing :] if missing else kept
+    run.updates_done = 0
+    if run.plan.dynamic_sampling:
+        counts = {"rounds": rounds, "dropped": len(silent) - missing, "filled": missing}
+        run.meter.add(
+            {f"dynamic_sampling/{name}": mean_stat(torch.tensor(float(n))) for name, n in counts.items()}
+        )
+
+
+def sample_groups(run: Run, count: int) -> Sequence[Group]:
+    """The next ``count`` prompts of the stream, sampled with the current weights and scored."""
+    prompts = run.stream.take(count)
     rollouts = run.sampler.sample(
         prompts, run.sampling, (run.seed, "completion", run.step), policy_version=run.step
     )
-    run.rollout, metrics = run.scorer.score(rollouts, run.step + 1)
-    run.updates_done = 0
-    run.meter.add(metrics | exploration_metrics(run.rollout))
+    groups, metrics = run.scorer.score(rollouts, run.step + 1)
+    run.meter.add(metrics | exploration_metrics(groups))
+    return groups
 
 
 def next_groups(run: Run) -> Sequence[Group]:

@@ -26,7 +26,9 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
     Signals come from whole groups and denominators from the whole optimiser batch, so the gradient depends neither
     on the micro-batch size, nor on padding, nor on the number of ranks.
     """
-    batch = collate(groups, pad_id=run.pad_id, on_policy=run.plan.on_policy).to(run.learner.device)
+    answers = run.objective.spec.needs_answers
+    batch = collate(groups, pad_id=run.pad_id, on_policy=run.plan.on_policy, answers=answers)
+    batch = batch.to(run.learner.device)
     if run.reference is not None:
         batch = with_reference(batch, run.reference, run.learner, run.plan.micro_groups)
     knobs = run.controllers.knobs()  # τ and β of this step
