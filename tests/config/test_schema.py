@@ -127,7 +127,10 @@ def test_resume_takes_true_and_paths() -> None:
         ({"controller_meta_update_interval": 0}, "controller_meta_update_interval: 0 must be > 0"),
         ({"logging_steps": 0}, "logging_steps: 0.0 must be > 0"),
         ({"save_steps": -1}, "save_steps: -1 must be > 0"),
-        ({"loss_type": "ppo"}, "loss_type: 'ppo' is not one of grpo, bnpo, dapo, dr_grpo, luspo, cispo, sapo, vespo"),
+        (
+            {"loss_type": "ppo"},
+            "loss_type: 'ppo' is not one of grpo, bnpo, dapo, dr_grpo, luspo, cispo, sapo, vespo",
+        ),
         ({"top_p": 0.0}, "top_p: 0.0 must be in (0, 1]"),
         ({"delta": 1.1}, "delta: 1.1 must be above 1 + epsilon = 1.2, or be unset"),
         (

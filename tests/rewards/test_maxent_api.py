@@ -53,7 +53,9 @@ def settings(tau=0.3, beta=0.2, grpo=False, **parts):
     return api.WeightingSettings(
         tau=tau,
         beta=beta,
-        normalization=api.WeightNormalizationSettings(parts.pop("denom", tau + beta), parts.pop("len_norm", True)),
+        normalization=api.WeightNormalizationSettings(
+            parts.pop("denom", tau + beta), parts.pop("len_norm", True)
+        ),
         q_distribution=api.QDistributionSettings(1.0, 1e-6),
         tau_schedule=parts.pop("schedule", api.TauSchedule(None, 0.0, 0.0, 0.0, 0)),
         kl_controller=parts.pop("kl", api.KlControllerSettings(0.0, 0, 0.0)),
@@ -143,7 +145,9 @@ def test_the_matrix_form_equals_the_vector_form_row_by_row():
 
 
 def test_rewards_become_utilities_advantages_and_q():
-    spec = api.RewardSpec([lambda c, a: [float(len(t)) for t in c], lambda c, a: [math.nan] * len(c)], [2.0, 1.0])
+    spec = api.RewardSpec(
+        [lambda c, a: [float(len(t)) for t in c], lambda c, a: [math.nan] * len(c)], [2.0, 1.0]
+    )
     batch = api.GenerationBatch(["p", "r"], ["x", "y"], GROUPS)
     got = api.compute_reward_statistics(batch, spec, CPU, 2.0, 0.0)
     assert got.total_utils == [2.0, 4.0, 6.0, 4.0, 2.0]
@@ -161,7 +165,10 @@ def test_rewards_become_utilities_advantages_and_q():
 
 
 def test_truncated_completions_lose_their_utility():
-    info = [[{"truncated": True}, {"finish_reason": "stop"}], [{"finish_reason": "length"}, {"token_count": 9}, {}]]
+    info = [
+        [{"truncated": True}, {"finish_reason": "stop"}],
+        [{"finish_reason": "length"}, {"token_count": 9}, {}],
+    ]
     batch = api.GenerationBatch(["p", "r"], ["x", "y"], GROUPS, None, info)
     spec = api.RewardSpec([lambda c, a: [1.0] * len(c)], [1.0])
     got = api.compute_reward_statistics(
@@ -177,7 +184,9 @@ def test_seed_grpo_scales_by_the_entropy_of_the_answers():
     batch = api.GenerationBatch(["p"], ["1"], groups, meta)
     spec = api.RewardSpec([lambda c, a: [1.0, 0.0, 0.0, 0.5]], [1.0])
     plain = api.compute_reward_statistics(batch, spec, CPU, 1.0, 0.0)
-    scaled = api.compute_reward_statistics(batch, spec, CPU, 1.0, 0.0, seed_grpo_enabled=True, seed_grpo_alpha=0.5)
+    scaled = api.compute_reward_statistics(
+        batch, spec, CPU, 1.0, 0.0, seed_grpo_enabled=True, seed_grpo_alpha=0.5
+    )
     p = softmax([s / n for s, n in zip(sums, counts, strict=True)])
     clusters = [p[0] + p[1], p[2], p[3]]
     entropy = -sum(c * math.log(c) for c in clusters)
@@ -218,10 +227,14 @@ def test_missing_completions_are_asked_for_again_and_counted():
 
 def test_weight_statistics_of_groups():
     spec = api.RewardSpec([lambda c, a: [float(len(t)) for t in c]], [1.0])
-    reward = api.compute_reward_statistics(api.GenerationBatch(["p", "r"], ["", ""], GROUPS), spec, CPU, 1.0, 0.0)
+    reward = api.compute_reward_statistics(
+        api.GenerationBatch(["p", "r"], ["", ""], GROUPS), spec, CPU, 1.0, 0.0
+    )
     stats = reference([-4.0, -9.0, -2.0, -3.0, -1.0], [2.0, 3.0, 1.0, 3.0, 2.0])
     got = api.compute_weight_stats(GROUPS, reward, stats, settings())
-    expected = softmax([(math.log(q) + 0.2 * ref) / 0.5 for q, ref in zip(reward.q_grouped[0], [-2, -3], strict=True)])
+    expected = softmax(
+        [(math.log(q) + 0.2 * ref) / 0.5 for q, ref in zip(reward.q_grouped[0], [-2, -3], strict=True)]
+    )
     assert got.weights_grouped[0] == pytest.approx(expected)
     entropies = [-sum(w * math.log(w) for w in group) for group in got.weights_grouped]
     assert got.weight_entropy == pytest.approx(sum(entropies) / 2)

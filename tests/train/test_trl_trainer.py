@@ -124,6 +124,29 @@ def test_a_plain_grpo_objective_keeps_trls_advantages(make_trainer):
     torch.testing.assert_close(output["advantages"], expected.flatten())
 
 
+def test_seed_grpo_scales_trls_advantages(make_trainer):
+    trainer = make_trainer(objective="dr_grpo", seed_grpo_enabled=True, seed_grpo_alpha=2.0)
+    output = first_batch(trainer)
+    utilities = trainer._rewards.view(-1, GROUP)
+    centred = utilities - utilities.mean(dim=1, keepdim=True)
+    # No completion of the random policy holds an answer: G clusters, weighted by their probability per token.
+    mask = output["completion_mask"].bool()
+    batch = Batch(
+        output["prompt_ids"][::GROUP],
+        output["prompt_mask"][::GROUP].bool(),
+        output["completion_ids"],
+        mask,
+        torch.zeros(mask.shape),
+        utilities,
+    )
+    with torch.no_grad():
+        logps = completion_logps(trainer.model, batch, temperature=1.0).logps
+    p = (logps.sum(dim=1) / mask.sum(dim=1)).view(-1, GROUP).softmax(dim=1)
+    entropy = -(p * p.log()).sum(dim=1, keepdim=True)
+    scale = 1 / (1 + 2.0 / torch.tensor(float(GROUP)).log() * entropy)
+    torch.testing.assert_close(output["advantages"], (centred * scale).flatten(), atol=1e-6, rtol=1e-4)
+
+
 def test_a_completion_that_no_function_scored_teaches_nothing(make_trainer):
     trainer = make_trainer(TRLConfig, rewards=(sometimes_none,), beta=0.0)
     output = first_batch(trainer)
@@ -156,6 +179,16 @@ def test_controllers_move_are_logged_saved_and_resumed(make_trainer, tmp_path):
     resumed = make_trainer(**settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert [r["tau"] for r in resumed.state.log_history if "tau" in r] == pytest.approx(taus)
+
+
+def test_beta_follows_the_kl_to_the_reference(make_trainer):
+    kl = {"kl_target": 1e-3, "kl_horizon": 1, "kl_ctl_step_size": 0.5}
+    trainer = make_trainer(objective="maxent", maxent_tau=0.05, beta=0.1, **kl)
+    trainer.train()
+    records = [record for record in trainer.state.log_history if "beta" in record]
+    assert records[0]["kl"] == pytest.approx(0.0, abs=1e-6)  # the policy starts as its reference
+    assert records[1]["beta"] == pytest.approx(0.05)  # less KL than the target: half as much pull
+    assert records[1]["kl"] > 1e-6
 
 
 def test_the_reference_acts_through_the_weights_and_not_twice(make_trainer):

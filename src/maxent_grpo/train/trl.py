@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
@@ -28,6 +29,7 @@ from maxent_grpo.objectives.catalog import CATALOG
 from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.objectives.regularizers import kl_estimate
 from maxent_grpo.objectives.spec import ObjectiveSpec
+from maxent_grpo.tasks.clusters import answer_clusters
 from maxent_grpo.types import Batch, Metrics, Signal, Stat, mean_stat
 
 TRL_ONLY_TAU = 0.05
@@ -57,8 +59,13 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         UsageError: the objective is not one that advantages alone can express, or its reference is missing.
     """
 
+    objective: Objective
+    controllers: Controllers
+    num_generations: int
+
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
+        assert isinstance(self.args, TRLConfig), "TRL's trainer takes no other"
         spec, settings = settings_of(self.args)
         self.objective = Objective(spec)
         self.controllers = Controllers.start(settings)
@@ -68,14 +75,16 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         self._changes_advantages = bool(changes_advantages(spec))
         self._controlled_step = -1
         self._rewards: Tensor | None = None  # [B, functions] of all processes, as TRL gathered them
-        self._completions: list[Any] = []  # this process's, as the reward functions saw them
+        self._answers: list[
+            tuple[str, Any]
+        ] = []  # this process's completions, with the procedural task of each
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
         """TRL's rewards [B, functions] of all processes, which are kept for the advantages."""
         self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._completions = list(completions)
+        self._answers = [(text_of(c), row.get("task")) for c, row in zip(completions, inputs, strict=True)]
         return self._rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -88,7 +97,7 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         if not self._beta_in_loss:
             self.beta = 0.0
-        if not (self._changes_advantages and self.model.training):
+        if not (self._changes_advantages and self.model is not None and self.model.training):
             return output
         batch, scored = self._whole_batch(output)
         signal, metrics = self.objective.signal(batch, knobs)
@@ -116,12 +125,7 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         )
         reference = output.get("ref_per_token_logps")
         utilities, scored = self._utilities(self._rewards)
-        clusters = None
-        if spec.seed_grpo_enabled:
-            local = []
-            clusters = self.accelerator.gather(torch.tensor(local, device=utilities.device)).view_as(
-                utilities
-            )
+        clusters = self._answer_clusters().view_as(utilities) if spec.seed_grpo_enabled else None
         batch = Batch(
             prompt_ids=mask.new_zeros(
                 utilities.shape[0], 1, dtype=torch.long
@@ -168,6 +172,15 @@ class MaxEntGRPOTrainer(GRPOTrainer):
             )[0]
         return logps
 
+    def _answer_clusters(self) -> Tensor:
+        """Which completions of a group answer the same, over all processes: [B] int64."""
+        answers = gather_object(self._answers)
+        clusters: list[int] = []
+        for start in range(0, len(answers), self.num_generations):
+            group = answers[start : start + self.num_generations]
+            clusters += answer_clusters([text for text, _ in group], {"task": group[0][1]})
+        return torch.tensor(clusters, device=self.accelerator.device)
+
     def _gathered(self, values: Tensor) -> Tensor:
         """Rows [B, T] of all processes, padded with 0 to the longest."""
         return self.accelerator.gather(self.accelerator.pad_across_processes(values, dim=1))
@@ -176,8 +189,9 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         """KL(policy ‖ reference) at the rollout, where the reference was scored and the KL is controlled."""
         if batch.reference_logps is None or not self.controllers.settings.kl_target:
             return {}
-        kl = kl_estimate(batch.behaviour_logps, batch.reference_logps, self.objective.spec.kl_estimator)
-        return {"kl": mean_stat(kl, batch.completion_mask)}
+        mask, estimator = batch.completion_mask, self.objective.spec.kl_estimator
+        kl = kl_estimate(batch.behaviour_logps, batch.reference_logps, mask, estimator)
+        return {"kl": mean_stat(kl, mask)}
 
     def _control(self, signal: Signal, measured: Mapping[str, float]) -> dict[str, float]:
         """Let the controllers see this rollout; at most once per optimiser step."""
@@ -192,7 +206,7 @@ class MaxEntGRPOTrainer(GRPOTrainer):
                 step=step + 1,
                 kl=measured.get("kl"),
                 weight_entropy=measured.get("weight_entropy"),
-                lr_scale=scheduler.get_last_lr()[0] / base if scheduler is not None and base else 1.0,
+                lr_scale=float(scheduler.get_last_lr()[0]) / base if scheduler is not None and base else 1.0,
                 weights=lambda tau, beta: self.objective.weights(signal, tau, beta),
             )
         )
@@ -216,9 +230,9 @@ class MaxEntGRPOTrainer(GRPOTrainer):
 def settings_of(args: TRLConfig) -> tuple[ObjectiveSpec, ControllerSettings]:
     """The objective and the controllers that ``args`` ask for; see `MaxEntGRPOTrainer`."""
     if not isinstance(args, GRPOConfig):
-        scale = {True: "group", False: "none"}.get(args.scale_rewards, args.scale_rewards)
-        aggregated = "batch" if args.multi_objective_aggregation == "normalize_then_sum" else scale
-        spec = replace(CATALOG["tilted"], scale_rewards=aggregated, kl_in_loss=False)
+        # TRL leaves one of "group", "batch" and "none" in scale_rewards
+        scale = "batch" if args.multi_objective_aggregation == "normalize_then_sum" else args.scale_rewards
+        spec = replace(CATALOG["tilted"], scale_rewards=scale, kl_in_loss=False)  # type: ignore[arg-type]
         return spec, ControllerSettings(tau=TRL_ONLY_TAU, beta=0.0)
     spec = objective_spec(args)
     default = ObjectiveSpec()

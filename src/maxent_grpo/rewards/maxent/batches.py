@@ -145,7 +145,7 @@ def group_advantages(
     Raises:
         ValueError: there are not as many utilities as completions.
     """
-    grouped = []
+    grouped: list[list[float]] = []
     for utilities in _grouped(grouped_comps, total_utils):
         if not utilities:
             grouped.append([])

@@ -154,7 +154,7 @@ def collect_weight_entropy(
 
 def build_uniform_weight_stats(grouped_completions: Sequence[Sequence[str]]) -> WeightStats | None:
     """1/K for each of a group's K completions; None where there is no completion."""
-    grouped = [[1 / len(group)] * len(group) for group in grouped_completions]
+    grouped = [[1 / len(group) for _ in group] for group in grouped_completions]
     return _stats(grouped) if any(grouped) else None
 
 
