@@ -137,8 +137,7 @@ NATIVE_ONLY = _by_name(
             eval_temperature eval_top_p eval_top_k eval_min_p greedy_eval_enabled
             advantage pass_k risk_sensitivity positive_only unlikeliness_coef entropy_bonus_coef
             overlong_buffer overlong_penalty dynamic_sampling dynamic_sampling_max_rounds
-            seed_grpo_enabled seed_grpo_alpha seed_grpo_alpha_normalize_by_max_entropy
-            seed_grpo_length_normalize_logprobs surrogate clip_cov_fraction clip_cov_low clip_cov_high
+            surrogate clip_cov_fraction clip_cov_low clip_cov_high
             kl_cov_fraction kl_cov_coef flow_reward_scale
             entropy_kl_threshold entropy_kl_gain entropy_kl_trust_zone
         """,

@@ -60,7 +60,7 @@ def _train(config: RunConfig, given: Given) -> TrainResult:
     output_dir, checkpoint = on_first_rank(lambda: prepare_output_dir(config), is_first=first)
     logs = RunLogs(output_dir)
     if config.route == "trl":
-        from maxent_grpo.train.trl import train_with_trl
+        from maxent_grpo.train.trl_route import train_with_trl
 
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         if first:
@@ -165,7 +165,7 @@ def prepare_output_dir(config: RunConfig) -> tuple[Path, Path | None]:
         ) from error
     if resume and str(resume).lower() != "false":
         if config.route == "trl":
-            from maxent_grpo.train.trl import find_trl_checkpoint
+            from maxent_grpo.train.trl_route import find_trl_checkpoint
 
             return output_dir, find_trl_checkpoint(output_dir, str(resume))
         return output_dir, find_checkpoint(output_dir, resume)

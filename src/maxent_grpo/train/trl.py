@@ -1,103 +1,271 @@
-"""The TRL route: GRPO in TRL's own trainer, with this package's data, rewards and records around it.
+"""MaxEnt-GRPO inside TRL: `MaxEntGRPOTrainer` is TRL's ``GRPOTrainer`` with other advantages.
 
-For runs that want TRL's trainer itself. Paired comparisons set ``force_custom_loop`` and train both arms with
-`maxent_grpo.train.step.step`.
+Each objective of this package is, on-policy and to first order, a policy gradient whose advantages
+`maxent_grpo.objectives.objective.Objective.signal` computes from whole groups. So TRL keeps its loop, its loss and its
+options, and only the advantages change: G·(w − p) for ``listwise``, G·w·A for ``tilted``, SEED-GRPO's scale for GRPO.
+After several updates on one rollout the two differ: TRL clips the ratio of a frozen advantage, where the native loop
+follows the objective itself.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from datasets import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig as TRLConfig
 
-from maxent_grpo.config.loading import RunConfig
-from maxent_grpo.models.loading import load_policy, load_tokenizer
-from maxent_grpo.observe import names
-from maxent_grpo.observe.metrics_log import JsonlLog
-from maxent_grpo.rewards.registry import load_rewards
-from maxent_grpo.train.assembly import evaluation_prompts, model_source, reward_options, training_prompts
-from maxent_grpo.types import Prompt
+from maxent_grpo.config.plan import controller_settings, objective_spec
+from maxent_grpo.config.schema import GRPOConfig
+from maxent_grpo.controllers.controller import Controllers, Measurement
+from maxent_grpo.controllers.settings import ControllerSettings
+from maxent_grpo.controllers.state_file import read_state, write_state
+from maxent_grpo.errors import UsageError
+from maxent_grpo.objectives.catalog import CATALOG
+from maxent_grpo.objectives.objective import Objective
+from maxent_grpo.objectives.regularizers import kl_estimate
+from maxent_grpo.objectives.spec import ObjectiveSpec
+from maxent_grpo.tasks.clusters import answer_clusters
+from maxent_grpo.types import Batch, Metrics, Signal, Stat, mean_stat
 
-if TYPE_CHECKING:
-    from maxent_grpo.train.run import Given
+TRL_ONLY_TAU = 0.05
+"""τ where the arguments are TRL's own: that of the shipped MaxEnt recipes."""
 
-# What TRL calls otherwise: one name for one thing in every metrics.jsonl.
-RENAMED = {
-    "reward_std": "trl/reward_std"
-}  # TRL's is the spread over the batch, ours the mean spread within a group
-TIMINGS = ("step_time", "runtime", "samples_per_second", "steps_per_second", "total_flos")  # suffixes
-
-
-def find_trl_checkpoint(output_dir: Path, resume: str) -> Path | None:
-    """The checkpoint that ``resume_from_checkpoint`` asks for, in TRL's own format; None: there is none yet."""
-    if resume.lower() != "true":
-        return Path(resume)
-    newest = get_last_checkpoint(str(output_dir))
-    return None if newest is None else Path(newest)
+BEYOND_ADVANTAGES = (
+    "surrogate",
+    "tis_cap",
+    "behaviour_kl_coef",
+    "adaptive_entropy",
+    "clip_cov_fraction",
+    "kl_cov_fraction",
+    "entropy_bonus_coef",
+    "mode_adaptive_tau",
+)
+"""Settings of `ObjectiveSpec` that are no advantage: they need the native loop's loss, or data that TRL has not."""
 
 
-def train_with_trl(config: RunConfig, given: "Given", output_dir: Path, checkpoint: Path | None) -> int:
-    """Train with TRL's ``GRPOTrainer``; returns the optimiser steps done. Policy and records land in ``output_dir``.
+class MaxEntGRPOTrainer(GRPOTrainer):
+    """TRL's ``GRPOTrainer`` with the constructor, datasets and reward functions that it has.
 
-    Checkpoints are TRL's, with its guarantees and not ours: exact resume is the native loop's.
+    With this package's ``GRPOConfig`` as ``args`` it trains the objective that they name, with its controllers. With
+    TRL's own it trains ``tilted`` at τ = 0.05 on top of what they say, and ``beta`` keeps TRL's meaning (a KL term in
+    the loss). Groups are compared over all processes. Evaluation losses keep TRL's advantages.
+
+    Raises:
+        UsageError: the objective is not one that advantages alone can express, or its reference is missing.
     """
-    source = model_source(config)
-    tokenizer = given.tokenizer or load_tokenizer(source)
-    rewards = load_rewards(
-        given.reward_funcs or config.script.reward_funcs,
-        config.training.reward_weights,
-        reward_options(config),
+
+    objective: Objective
+    controllers: Controllers
+    num_generations: int
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        assert isinstance(self.args, TRLConfig), "TRL's trainer takes no other"
+        spec, settings = settings_of(self.args)
+        self.objective = Objective(spec)
+        self.controllers = Controllers.start(settings)
+        self._beta_in_loss = spec.kl_in_loss or not isinstance(self.args, GRPOConfig)
+        if not self._beta_in_loss:
+            self.beta = 0.0  # the reference acts through the weights: TRL must not add its KL term as well
+        self._changes_advantages = bool(changes_advantages(spec))
+        self._controlled_step = -1
+        self._rewards: Tensor | None = None  # [B, functions] of all processes, as TRL gathered them
+        self._answers: list[
+            tuple[str, Any]
+        ] = []  # this process's completions, with the procedural task of each
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        """TRL's rewards [B, functions] of all processes, which are kept for the advantages."""
+        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._answers = [(text_of(c), row.get("task")) for c, row in zip(completions, inputs, strict=True)]
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's batch with this objective's advantages; the controllers move on once per optimiser step."""
+        knobs = self.controllers.knobs()
+        if self._beta_in_loss and isinstance(self.args, GRPOConfig):
+            self.beta = knobs.beta
+        elif not self._beta_in_loss:
+            self.beta = knobs.beta  # has TRL score the reference
+        output = super()._generate_and_score_completions(inputs)
+        if not self._beta_in_loss:
+            self.beta = 0.0
+        if not (self._changes_advantages and self.model is not None and self.model.training):
+            return output
+        batch, scored = self._whole_batch(output)
+        signal, metrics = self.objective.signal(batch, knobs)
+        advantages = torch.where(scored, signal.advantages.flatten(), 0.0)
+        rows = output["completion_mask"].shape[0]
+        start = self.accelerator.process_index * rows
+        output["advantages"] = advantages[start : start + rows].to(output["advantages"].dtype)
+        numbers = {name: mean_of(stat) for name, stat in (metrics | self._kl(batch)).items()}
+        numbers |= self._control(signal, numbers)
+        for name, value in numbers.items():
+            self._metrics["train"][name].append(value)
+        return output
+
+    def _whole_batch(self, output: Mapping[str, Any]) -> tuple[Batch, Tensor]:
+        """The completions of all processes, and which of them any reward function scored [B]."""
+        assert self._rewards is not None, "TRL scores before it returns"
+        spec = self.objective.spec
+        mask = self._gathered(output["completion_mask"]).bool()
+        controlled = self.controllers.settings.kl_target > 0
+        needs_logps = (
+            spec.policy_loss == "listwise" or spec.seed_grpo_enabled or spec.unlikeliness_coef or controlled
+        )
+        behaviour = (
+            self._behaviour_logps(output) if needs_logps else torch.zeros_like(output["completion_mask"])
+        )
+        reference = output.get("ref_per_token_logps")
+        utilities, scored = self._utilities(self._rewards)
+        clusters = self._answer_clusters().view_as(utilities) if spec.seed_grpo_enabled else None
+        batch = Batch(
+            prompt_ids=mask.new_zeros(
+                utilities.shape[0], 1, dtype=torch.long
+            ),  # advantages do not read prompts
+            prompt_mask=mask.new_ones(utilities.shape[0], 1),
+            completion_ids=mask.long(),
+            completion_mask=mask,
+            behaviour_logps=self._gathered(behaviour),
+            utilities=utilities,
+            reference_logps=None if reference is None else self._gathered(reference),
+            answer_clusters=clusters,
+        )
+        return batch, scored
+
+    def _utilities(self, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted sums [P, G], the group's mean where no function gave a score; and where one did [B]."""
+        scored = ~rewards.isnan().all(dim=1)
+        grouped = rewards.view(-1, self.num_generations, rewards.shape[1])
+        if self.multi_objective_aggregation == "normalize_then_sum":
+            centred = grouped - grouped.nanmean(dim=1, keepdim=True)
+            counts = (~grouped.isnan()).sum(dim=1, keepdim=True)
+            std = (centred.square().nansum(dim=1, keepdim=True) / (counts - 1).clamp(min=1)).sqrt()
+            grouped = centred / (std + 1e-4)
+        utilities = (grouped * self.reward_weights.to(rewards.device)).nansum(dim=2)
+        utilities = utilities.masked_fill(~scored.view_as(utilities), torch.nan)
+        return torch.where(utilities.isnan(), utilities.nanmean(dim=1, keepdim=True), utilities).nan_to_num(
+            0.0
+        ), scored
+
+    def _behaviour_logps(self, output: Mapping[str, Any]) -> Tensor:
+        """Log-probs [B, T] of the policy that sampled: as the sampler or TRL has them, else of the policy as it is."""
+        for name in ("sampling_per_token_logps", "old_per_token_logps"):
+            if output.get(name) is not None:
+                return output[name]
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        with torch.no_grad():
+            logps: Tensor = self._get_per_token_logps_and_entropies(
+                self.model,
+                ids,
+                mask,
+                output["completion_ids"].shape[1],
+                batch_size=self.args.per_device_train_batch_size,
+            )[0]
+        return logps
+
+    def _answer_clusters(self) -> Tensor:
+        """Which completions of a group answer the same, over all processes: [B] int64."""
+        answers = gather_object(self._answers)
+        clusters: list[int] = []
+        for start in range(0, len(answers), self.num_generations):
+            group = answers[start : start + self.num_generations]
+            clusters += answer_clusters([text for text, _ in group], {"task": group[0][1]})
+        return torch.tensor(clusters, device=self.accelerator.device)
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """Rows [B, T] of all processes, padded with 0 to the longest."""
+        return self.accelerator.gather(self.accelerator.pad_across_processes(values, dim=1))
+
+    def _kl(self, batch: Batch) -> Metrics:
+        """KL(policy ‖ reference) at the rollout, where the reference was scored and the KL is controlled."""
+        if batch.reference_logps is None or not self.controllers.settings.kl_target:
+            return {}
+        mask, estimator = batch.completion_mask, self.objective.spec.kl_estimator
+        kl = kl_estimate(batch.behaviour_logps, batch.reference_logps, mask, estimator)
+        return {"kl": mean_stat(kl, mask)}
+
+    def _control(self, signal: Signal, measured: Mapping[str, float]) -> dict[str, float]:
+        """Let the controllers see this rollout; at most once per optimiser step."""
+        step = self.state.global_step
+        if step == self._controlled_step:
+            return {}
+        self._controlled_step = step
+        base = self.args.learning_rate
+        scheduler = self.lr_scheduler
+        self.controllers, metrics = self.controllers.update(
+            Measurement(
+                step=step + 1,
+                kl=measured.get("kl"),
+                weight_entropy=measured.get("weight_entropy"),
+                lr_scale=float(scheduler.get_last_lr()[0]) / base if scheduler is not None and base else 1.0,
+                weights=lambda tau, beta: self.objective.weights(signal, tau, beta),
+            )
+        )
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = (
+                Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            )
+            write_state(folder / "controller_state.json", self.controllers.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            path = Path(checkpoint) / "controller_state.json"
+            self.controllers = self.controllers.load_state_dict(read_state(path), source=str(path))
+
+
+def settings_of(args: TRLConfig) -> tuple[ObjectiveSpec, ControllerSettings]:
+    """The objective and the controllers that ``args`` ask for; see `MaxEntGRPOTrainer`."""
+    if not isinstance(args, GRPOConfig):
+        # TRL leaves one of "group", "batch" and "none" in scale_rewards
+        scale = "batch" if args.multi_objective_aggregation == "normalize_then_sum" else args.scale_rewards
+        spec = replace(CATALOG["tilted"], scale_rewards=scale, kl_in_loss=False)  # type: ignore[arg-type]
+        return spec, ControllerSettings(tau=TRL_ONLY_TAU, beta=0.0)
+    spec = objective_spec(args)
+    default = ObjectiveSpec()
+    beyond = [name for name in BEYOND_ADVANTAGES if getattr(spec, name) != getattr(default, name)]
+    if spec.policy_loss == "flow":
+        beyond.append("objective")
+    if beyond:
+        raise UsageError(
+            f"{', '.join(beyond)}: MaxEntGRPOTrainer changes TRL's advantages and nothing else; use "
+            "maxent_grpo.train.trainer.GRPOTrainer"
+        )
+    if args.beta == 0 and args.kl_target > 0:
+        raise UsageError(
+            "kl_target: TRL loads no reference policy at beta=0, so there is no KL; set beta above 0"
+        )
+    return spec, controller_settings(args, max(args.max_steps, 1))
+
+
+def changes_advantages(spec: ObjectiveSpec) -> bool:
+    """Whether its advantages are others than TRL's centred and scaled rewards."""
+    other = spec.advantage != "centred" or spec.positive_only or spec.shapes_utilities
+    return spec.has_weights or spec.seed_grpo_enabled or other
+
+
+def text_of(completion: Any) -> str:
+    """A completion's text, plain or as TRL's list of messages."""
+    return (
+        completion
+        if isinstance(completion, str)
+        else "".join(str(m.get("content") or "") for m in completion)
     )
-    training_set = _dataset(training_prompts(config, given, tokenizer))
-    held_out = evaluation_prompts(config, given, tokenizer)
-    trainer = GRPOTrainer(
-        model=given.model or load_policy(source),
-        reward_funcs=[reward.function for reward in rewards],
-        args=config.training,
-        train_dataset=training_set,
-        eval_dataset=None if held_out is None else _dataset(held_out),
-        processing_class=tokenizer,
-        callbacks=[Recorder(JsonlLog(output_dir / names.METRICS_FILE))],
-    )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.save_model(str(output_dir))
-    return int(trainer.state.global_step)
 
 
-class Recorder(TrainerCallback):
-    """Writes what TRL logs to ``metrics.jsonl`` under this package's prefixes."""
-
-    def __init__(self, log: JsonlLog) -> None:
-        self._log = log
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """One record per call; a repeated step (TRL's closing summary) adds its own."""
-        if state.is_world_process_zero and logs:
-            self._log.append({"step": state.global_step} | canonical_names(logs))
-
-
-def canonical_names(logs: dict[str, Any]) -> dict[str, Any]:
-    """TRL's metrics under this package's names: ``train/…`` or ``eval/…``, timings left out."""
-    renamed = {}
-    for name, value in logs.items():
-        if name.endswith(TIMINGS):
-            continue
-        if name.startswith("eval_"):
-            renamed[f"eval/{name.removeprefix('eval_')}"] = value
-        else:
-            renamed[f"train/{RENAMED.get(name, name)}"] = value
-    return renamed
-
-
-def _dataset(prompts: list[Prompt]) -> Dataset:
-    """TRL's columns: the templated prompt as ``prompt``, and the row for the reward functions."""
-    return Dataset.from_list([{**prompt.columns, "prompt": prompt.text} for prompt in prompts])
+def mean_of(stat: Stat) -> float:
+    """The number that a statistic of the whole batch stands for."""
+    return float(stat.value / stat.weight) if stat.kind == "mean" else float(stat.value)

@@ -1,0 +1,105 @@
+"""The TRL route: GRPO in TRL's own trainer, with this package's data, rewards and records around it.
+
+For runs that want TRL's trainer itself. Paired comparisons set ``force_custom_loop`` and train both arms with
+`maxent_grpo.train.step.step`.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.models.loading import load_policy, load_tokenizer
+from maxent_grpo.observe import names
+from maxent_grpo.observe.metrics_log import JsonlLog
+from maxent_grpo.rewards.registry import load_rewards
+from maxent_grpo.train.assembly import evaluation_prompts, model_source, reward_options, training_prompts
+from maxent_grpo.train.trl import MaxEntGRPOTrainer
+from maxent_grpo.types import Prompt
+
+if TYPE_CHECKING:
+    from maxent_grpo.train.run import Given
+
+# What TRL calls otherwise: one name for one thing in every metrics.jsonl.
+RENAMED = {
+    "reward_std": "trl/reward_std"
+}  # TRL's is the spread over the batch, ours the mean spread within a group
+TIMINGS = ("step_time", "runtime", "samples_per_second", "steps_per_second", "total_flos")  # suffixes
+
+
+def find_trl_checkpoint(output_dir: Path, resume: str) -> Path | None:
+    """The checkpoint that ``resume_from_checkpoint`` asks for, in TRL's own format; None: there is none yet."""
+    if resume.lower() != "true":
+        return Path(resume)
+    newest = get_last_checkpoint(str(output_dir))
+    return None if newest is None else Path(newest)
+
+
+def train_with_trl(config: RunConfig, given: "Given", output_dir: Path, checkpoint: Path | None) -> int:
+    """Train with `MaxEntGRPOTrainer`, which for plain GRPO is TRL's own; returns the optimiser steps done.
+
+    Policy and records land in ``output_dir``.
+
+    Checkpoints are TRL's, with its guarantees and not ours: exact resume is the native loop's.
+    """
+    source = model_source(config)
+    tokenizer = given.tokenizer or load_tokenizer(source)
+    rewards = load_rewards(
+        given.reward_funcs or config.script.reward_funcs,
+        config.training.reward_weights,
+        reward_options(config),
+    )
+    training_set = _dataset(training_prompts(config, given, tokenizer))
+    held_out = evaluation_prompts(config, given, tokenizer)
+    trainer = MaxEntGRPOTrainer(
+        model=given.model or load_policy(source),
+        reward_funcs=[reward.function for reward in rewards],
+        args=config.training,
+        train_dataset=training_set,
+        eval_dataset=None if held_out is None else _dataset(held_out),
+        processing_class=tokenizer,
+        callbacks=[Recorder(JsonlLog(output_dir / names.METRICS_FILE))],
+    )
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model(str(output_dir))
+    return int(trainer.state.global_step)
+
+
+class Recorder(TrainerCallback):
+    """Writes what TRL logs to ``metrics.jsonl`` under this package's prefixes."""
+
+    def __init__(self, log: JsonlLog) -> None:
+        self._log = log
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """One record per call; a repeated step (TRL's closing summary) adds its own."""
+        if state.is_world_process_zero and logs:
+            self._log.append({"step": state.global_step} | canonical_names(logs))
+
+
+def canonical_names(logs: dict[str, Any]) -> dict[str, Any]:
+    """TRL's metrics under this package's names: ``train/…`` or ``eval/…``, timings left out."""
+    renamed = {}
+    for name, value in logs.items():
+        if name.endswith(TIMINGS):
+            continue
+        if name.startswith("eval_"):
+            renamed[f"eval/{name.removeprefix('eval_')}"] = value
+        else:
+            renamed[f"train/{RENAMED.get(name, name)}"] = value
+    return renamed
+
+
+def _dataset(prompts: list[Prompt]) -> Dataset:
+    """TRL's columns: the templated prompt as ``prompt``, and the row for the reward functions."""
+    return Dataset.from_list([{**prompt.columns, "prompt": prompt.text} for prompt in prompts])
