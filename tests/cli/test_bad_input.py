@@ -14,6 +14,10 @@ def raises(completions, **_):
     raise ValueError("no such unit")
 
 
+def tells_apart(completions, **columns):
+    return [float(i) for i in range(len(completions))]
+
+
 def gives_nan(completions, **_):
     return [float("nan")] * len(completions)
 
@@ -84,7 +88,7 @@ def test_an_empty_dataset_is_named(run_cli, tmp_path):
 def test_a_loss_that_stays_nan_ends_the_run(run_cli, monkeypatch):
     real = Objective.loss
     monkeypatch.setattr(Objective, "loss", lambda self, *a: (real(self, *a)[0] * torch.nan, {}))
-    exit_code, line = run_cli(reward_funcs="[task_reward]", dataset_name="task:arithmetic")
+    exit_code, line = run_cli(reward_funcs=f"[{__name__}:tells_apart]")
     assert exit_code == 1
     assert "step 3: 3 updates in a row" in line
     assert "lower learning_rate" in line

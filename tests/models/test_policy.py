@@ -108,7 +108,7 @@ def test_entropy_and_its_gradient_are_those_of_the_plain_forward(policy, ways):
     found = []
     for chosen in (frozenset(), ways):
         forward.shortcuts = chosen
-        logps, entropy, _ = forward(batch, "differentiate")
+        logps, entropy, _, _ = forward(batch, "differentiate")
         (logps.sum() + 0.3 * entropy.square().sum()).backward()
         found.append((entropy.detach(), gradient(policy)))
         assert not forward(batch, "measure")[1].requires_grad
@@ -188,9 +188,9 @@ def test_activation_checkpointing_keeps_the_shortcuts_and_the_gradient(policy):
 
 def test_bfloat16_autocast_stays_near_float32_and_sums_in_float32(policy):
     forward, batch = PolicyForward(policy), make_batch()
-    exact, exact_entropy, _ = forward(batch, "differentiate")
+    exact, exact_entropy, _, _ = forward(batch, "differentiate")
     with torch.autocast("cpu", torch.bfloat16):
-        logps, entropy, _ = forward(batch, "differentiate")
+        logps, entropy, _, _ = forward(batch, "differentiate")
         forward.shortcuts = frozenset()
         plain = forward(batch)[0]
     assert logps.dtype == entropy.dtype == torch.float32
