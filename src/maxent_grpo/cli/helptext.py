@@ -19,6 +19,7 @@ commands
   train-maxent     MaxEnt-GRPO: a target over each group      (script: maxent-grpo-maxent)
   train-infoseed   GRPO with seeded prompts and a seed loss   (script: maxent-grpo-infoseed)
   report           plots and an HTML page of a run directory: run=DIR
+  study            compare methods over matched seeds         (script: maxent-grpo-study): study.plan=FILE
   demo             train the bundled tiny policy on a CPU, nothing to download: demo.steps=100 demo.seed=0
 
 examples
@@ -45,6 +46,13 @@ keys
   Order of precedence: defaults < recipe < preset < command line. An unknown key is an error.
   Lists are [a,b]; quote what the shell would eat. --multirun with a=1,2 runs every combination, each in
   <output_dir>/<what varies>. --hydra-help lists Hydra's own flags.
+
+study
+  study.plan=FILE                  what is compared (configs/study has some); runs what is missing, then reports
+  study.dry_run=true               print the runs and an estimate of the time; study.probe=false makes no timing
+  study.output_dir=DIR study.processes=N study.arms=[a,b]   instead of the plan's; some arms and the baseline
+  study.analyse=true               report on the finished runs
+  study.index=K study.slurm=true   one run alone; all runs as a Slurm job array (with dry_run: print its script)
 
 TRL style, with the same recipes and checks
   python -m maxent_grpo.grpo        --config FILE --learning_rate 5e-7 --bf16

@@ -2,8 +2,8 @@
 
 The tree: ``command``; ``dry_run``; one section per training command (``baseline``, ``maxent``,
 ``infoseed``), each with ``recipe``, ``script``, ``training`` and ``model``; the last three also bare, for
-the section of the running command; any setting by its name alone, as in a recipe; ``run`` for report and
-``demo.*`` for demo. A key that the command would not read is refused.
+the section of the running command; any setting by its name alone, as in a recipe; ``run`` for report,
+``demo.*`` for demo and ``study.*`` for study. A key that the command would not read is refused.
 """
 
 import difflib
@@ -17,9 +17,9 @@ from maxent_grpo.errors import UsageError
 SECTIONS = {"train-baseline": "baseline", "train-maxent": "maxent", "train-infoseed": "infoseed"}
 """Training command → its section of the tree."""
 
-COMMANDS = (*SECTIONS, "report", "demo")
+COMMANDS = (*SECTIONS, "report", "demo", "study")
 GROUPS = ("script", "training", "model")
-_OTHER_KEYS = ("command", "dry_run", "run", "demo")
+_OTHER_KEYS = ("command", "dry_run", "run", "demo", "study")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Request:
     dry_run: bool = False
     run: str = ""  # run directory that report reads
     demo: Mapping[str, Any] = field(default_factory=dict)
+    study: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_request(composed: Composed, default_command: str | None) -> Request:
@@ -55,12 +56,15 @@ def read_request(composed: Composed, default_command: str | None) -> Request:
     if command == "demo":
         _refuse_others(tree, command, {"command", "demo"})
         return Request(command, demo=_mapping(tree.get("demo"), "demo"))
+    if command == "study":
+        _refuse_others(tree, command, {"command", "study"})
+        return Request(command, study=_mapping(tree.get("study"), "study"))
     return _training_request(composed, command)
 
 
 def _training_request(composed: Composed, command: str) -> Request:
     tree, name = composed.tree, SECTIONS[command]
-    for key in ("run", "demo"):
+    for key in ("run", "demo", "study"):
         if key in tree:
             raise UsageError(
                 f"{key} is not read by {command}; it belongs to command={'report' if key == 'run' else key}"
@@ -137,7 +141,7 @@ def _refuse_other_sections(composed: Composed, command: str) -> None:
 def _refuse_others(tree: Mapping[str, Any], command: str, read: set[str]) -> None:
     unread = sorted(tree.keys() - read)
     if unread:
-        wanted = "run=DIR" if "run" in read else "demo.KEY=VALUE"
+        wanted = "run=DIR" if "run" in read else f"{command}.KEY=VALUE"
         raise UsageError(f"{unread[0]} is not read by {command}, which takes {wanted}")
 
 
