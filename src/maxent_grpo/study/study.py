@@ -157,9 +157,10 @@ def matrix_text(plan: Plan, cells: Sequence[Cell]) -> str:
                 STATES[state_of(cell.directory)].ljust(len(str(cell.seed))) for cell in mine
             )
             note = "  baseline" if arm.name == plan.baseline else "  A/A" if arm.is_aa else ""
-            note += f"  cannot run: {refused[arm.name]}" if arm.name in refused else ""
+            note += "  cannot run, see below" if arm.name in refused else ""
             lines.append(f"{arm.label:{width}}        {marks}{note}")
     lines += ["", "● done  ◕ trained, not evaluated  ◐ begun  ○ to do"]
+    lines += [f"cannot run {why}" for arm, why in refused.items() if arm in {a.name for a in arms}]
     return "\n".join(lines)
 
 
