@@ -40,7 +40,9 @@ def rate(events: int, studies: int) -> Rate:
     return Rate(events / studies, float(interval.low), float(interval.high))
 
 
-def run_level(studies: int, pairs: int = 8, heavy_tails: bool = False, resamples: int = 999) -> Mapping[str, Rate]:
+def run_level(
+    studies: int, pairs: int = 8, heavy_tails: bool = False, resamples: int = 999
+) -> Mapping[str, Rate]:
     """Rates of the paired analysis: no effect (type I, coverage), and an effect as large as the margin (TOST)."""
     rng = np.random.default_rng(20)
     found = dict.fromkeys(("type I error, sign-flip p", "coverage of the interval", "type I error, TOST"), 0)
@@ -86,9 +88,13 @@ def null_rows(rng: np.random.Generator, pairs: int, prompts: int, k: int = 8) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--studies", type=int, default=2000, help="simulated studies of the paired analysis")
-    parser.add_argument("--row-studies", type=int, default=500, help="simulated studies of the analyses of rows")
+    parser.add_argument(
+        "--row-studies", type=int, default=500, help="simulated studies of the analyses of rows"
+    )
     options = parser.parse_args()
     tables = {
         "8 pairs, normal runs": run_level(options.studies),

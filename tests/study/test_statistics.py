@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
+from benchmarks.study_statistics import null_rows, row_level, run_level
 from scipy import stats
 
-from benchmarks.study_statistics import null_rows, row_level, run_level
 from maxent_grpo.study.paired import (
     bootstrap_interval,
     compare,
@@ -66,7 +66,9 @@ def test_the_detectable_effect_is_3_3_standard_errors_with_8_seeds_and_2_8_with_
     se = differences.std(ddof=1) / math.sqrt(8)
     assert detectable_effect(differences, 0.05, 0.8) / se == pytest.approx(3.3, abs=0.1)
     many = np.tile(differences, 100)
-    assert detectable_effect(many, 0.05, 0.8) / (many.std(ddof=1) / math.sqrt(800)) == pytest.approx(2.8, abs=0.02)
+    assert detectable_effect(many, 0.05, 0.8) / (many.std(ddof=1) / math.sqrt(800)) == pytest.approx(
+        2.8, abs=0.02
+    )
 
 
 def test_equal_runs_are_no_difference_and_equivalent():
@@ -104,7 +106,9 @@ def test_the_wild_bootstrap_equals_refitting_every_sample():
     rows = null_rows(np.random.default_rng(6), pairs=5, prompts=6)
     y = rows["mean"].to_numpy()
     treated = (rows["arm"] == "arm").astype(float).to_numpy()
-    x = np.column_stack([np.ones(len(y)), pd.get_dummies(rows["seed"], drop_first=True).to_numpy(float), treated])
+    x = np.column_stack(
+        [np.ones(len(y)), pd.get_dummies(rows["seed"], drop_first=True).to_numpy(float), treated]
+    )
     clusters = rows["seed"].to_numpy()
     fast = wild_cluster_p(y, x, x.shape[1] - 1, clusters, resamples=60, seed=4)
 
@@ -129,6 +133,10 @@ def test_error_rates_and_coverage_of_the_paired_analysis_are_nominal():
 
 def test_error_rates_of_the_row_analyses():
     rates = row_level(studies=120, resamples=199)
-    assert rates["type I error, wild cluster bootstrap"].low <= 0.05 <= rates["type I error, wild cluster bootstrap"].high
+    assert (
+        rates["type I error, wild cluster bootstrap"].low
+        <= 0.05
+        <= rates["type I error, wild cluster bootstrap"].high
+    )
     # What the warning in the documentation is about: prompts as the sample say little about a method.
     assert rates["type I error, prompt-clustered regression"].share > 0.15

@@ -24,7 +24,7 @@ def verdict_of(row: pd.Series, plan: Plan) -> Verdict:
     alpha, k = plan.judgement.alpha, plan.evaluation.k
     label = plan.arm(str(row["arm"])).label
     name = outcome_name(str(row["outcome"]), k)
-    numbers = f"{signed(row['effect'])} [{signed(row['ci_low'])}, {signed(row['ci_high'])}]"
+    numbers = _interval(row)
     levels = f"from {row['baseline_mean']:.3f} to {row['arm_mean']:.3f}"
     p_name = "p" if plan.arm(str(row["arm"])).is_aa else "Holm p"
     if row["p_holm"] < alpha:
@@ -32,18 +32,19 @@ def verdict_of(row: pd.Series, plan: Plan) -> Verdict:
         small = row["p_equivalence"] < alpha
         note = f", though by less than the margin of {row['margin']:g}" if small else ""
         return Verdict(
-            verb, f"{label} {verb} {name} {levels}, by {numbers} ({p_name} = {p_text(row['p_holm'])}){note}."
+            verb,
+            f"{label} {verb} {name} {levels}, by {numbers} ({p_name} {p_relation(row['p_holm'])}){note}.",
         )
     if row["p_equivalence"] < alpha:
         return Verdict(
             "equivalent",
-            f"{label} leaves {name} where the baseline has it: {numbers}, within ± {row['margin']:g} "
-            f"(TOST p = {p_text(row['p_equivalence'])}).",
+            f"{label} leaves {name} where the baseline has it: {numbers}, within ±\u00a0{row['margin']:g} "
+            f"(TOST p {p_relation(row['p_equivalence'])}).",
         )
     return Verdict(
         "inconclusive",
-        f"{label} shows no difference in {name}: {numbers} ({p_name} = {p_text(row['p_holm'])}). Nor is equivalence within "
-        f"± {row['margin']:g} shown (TOST p = {p_text(row['p_equivalence'])}); {_detectable(row, plan)}.",
+        f"{label} shows no difference in {name}: {numbers} ({p_name} {p_relation(row['p_holm'])}). Nor is equivalence "
+        f"within ±\u00a0{row['margin']:g} shown (TOST p {p_relation(row['p_equivalence'])}); {_detectable(row, plan)}.",
     )
 
 
@@ -66,7 +67,7 @@ def conclusions(table: pd.DataFrame, plan: Plan) -> list[tuple[str, list[str]]]:
 
 def aa_sentence(table: pd.DataFrame, plan: Plan) -> tuple[bool, str]:
     """Whether the A/A comparison is in order, and the sentence for the head of the report."""
-    aa = plan.aa
+    aa, k = plan.aa, plan.evaluation.k
     if aa is None:
         return False, (
             "This study has no A/A arm: nothing shows that its analysis finds no difference where there is none."
@@ -76,24 +77,35 @@ def aa_sentence(table: pd.DataFrame, plan: Plan) -> tuple[bool, str]:
         return False, "The A/A arm has fewer than two finished pairs: it cannot be judged yet."
     alarms = aa_alarms(table, plan)
     if alarms.empty:
+        own = table[(table["arm"] == aa.name) & (table["outcome"] == plan.judgement.primary)]
+        primary = "; ".join(
+            f"{label_of_task(plan, row['task'])} {_interval(row)}"
+            for _, row in own[own["temperature"] == plan.evaluation.temperatures[0]].iterrows()
+        )
         return True, (
             "The A/A arm, the baseline once more with other seeds, does not differ from the baseline in any outcome "
-            f"(Holm over outcomes, α = {plan.judgement.alpha:g})."
+            f"(Holm over outcomes, α = {plan.judgement.alpha:g}). In {outcome_name(plan.judgement.primary, k)}: "
+            f"{primary}."
         )
     named = ", ".join(
-        f"{outcome_name(row['outcome'], plan.evaluation.k)} on {row['task']} by {signed(row['effect'])} "
-        f"(p = {p_text(row['p_sign_flip'])})"
+        f"{outcome_name(row['outcome'], k)} on {label_of_task(plan, row['task'])} by {signed(row['effect'])} "
+        f"(p {p_relation(row['p_sign_flip'])})"
         for _, row in alarms.iterrows()
     )
     return False, (
-        f"The A/A arm differs from the baseline although only its seeds do: {named}. Distrust every effect of that size "
-        "on this page: the runs vary more than the analysis assumes, or chance struck."
+        f"The A/A arm differs from the baseline although only its seeds do: {named}. Distrust every effect of that "
+        "size on this page: the runs vary more than the analysis assumes, or chance struck."
     )
 
 
 def smallest_p(seeds: int) -> float:
     """The smallest p that the sign-flip test can give with so many pairs."""
     return min(1.0, 2.0 / 2**seeds)
+
+
+def label_of_task(plan: Plan, name: str) -> str:
+    """How the plan calls a task in text."""
+    return next((task.label for task in plan.tasks if task.name == name), name)
 
 
 def outcome_name(outcome: str, k: int) -> str:
@@ -108,6 +120,15 @@ def signed(value: float) -> str:
 
 def p_text(p: float) -> str:
     return "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+
+
+def p_relation(p: float) -> str:
+    """``= .016`` or ``< .001``, for a sentence; it does not break over lines."""
+    return f"<\u00a0{p_text(p)[1:]}" if p < 0.001 else f"=\u00a0{p_text(p)}"
+
+
+def _interval(row: pd.Series) -> str:
+    return f"{signed(row['effect'])} [{signed(row['ci_low'])}, {signed(row['ci_high'])}]"
 
 
 def _detectable(row: pd.Series, plan: Plan) -> str:

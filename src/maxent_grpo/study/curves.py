@@ -48,6 +48,8 @@ def average(runs: Sequence[Series]) -> Curve:
     mean = values.mean(axis=0)
     n = len(runs)
     half = (
-        stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
+        stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+        if n > 1
+        else np.full_like(mean, np.nan)
     )
     return Curve(np.array(common), mean, mean - half, mean + half)

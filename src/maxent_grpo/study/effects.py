@@ -104,6 +104,7 @@ def aa_alarms(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         return table.iloc[:0]
     rows = table[(table["arm"] == plan.aa.name) & (table["temperature"] == plan.evaluation.temperatures[0])]
     alarms = [
-        group[holm(group["p_sign_flip"].to_numpy()) < plan.judgement.alpha] for _, group in rows.groupby("task")
+        group[holm(group["p_sign_flip"].to_numpy()) < plan.judgement.alpha]
+        for _, group in rows.groupby("task")
     ]
     return pd.concat(alarms) if alarms else rows

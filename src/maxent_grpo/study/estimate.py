@@ -103,7 +103,9 @@ def _seconds_of_one(plan: Plan, task: str) -> float:
         whole = time.monotonic() - started
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines()
-            raise RunError(f"the probe of {cell.arm.name} on {task} failed: {lines[-1] if lines else 'no output'}")
+            raise RunError(
+                f"the probe of {cell.arm.name} on {task} failed: {lines[-1] if lines else 'no output'}"
+            )
         timings = JsonlLog.read(trial.directory / names.TIMINGS_FILE)
     step = timings[-1]
     per_sample = step["time/sample"] / (

@@ -49,7 +49,7 @@ def evaluate_run(directory: Path, evaluation: EvaluationPlan) -> None:
 
 
 def evaluation_rows(config: RunConfig, evaluation: EvaluationPlan) -> Iterator[Row]:
-    """``temperature``, ``eval_seed``, ``prompt`` (row in its data set), ``modes``, ``k`` and the scores of k samples."""
+    """``temperature``, ``eval_seed``, ``prompt`` (row in its data set), ``modes``, ``k``, and scores of k samples."""
     source = model_source(config)
     tokenizer = load_tokenizer(source)
     prompts = evaluation_prompts(config, Given(), tokenizer)

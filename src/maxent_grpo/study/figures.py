@@ -22,12 +22,23 @@ if TYPE_CHECKING:
 COLUMNS: Final = 4  # small multiples side by side
 MARKERS: Final = "osD^vP*X<>hp8"
 
-AXIS: Final = {
-    "mean": "share of right answers",
+DIFFERENCE: Final = {
+    "mean": "share of samples",
     "pass": "share of prompts",
     "distinct": "answers per prompt",
-    "coverage": "share of right answers found",
+    "coverage": "share of modes",
 }
+"""Outcome → what its difference counts, for an axis."""
+
+CURVE_NOTES: Final = {
+    "reward": "",
+    "coverage": "Coverage within a training group: different right answers found, over all that the prompt has.",
+    "weights": "1 weighs all completions of a group alike, 0 one alone; arms without weights are left out.",
+    "gradient": "Arms whose norms differ by factors differ in step size as well as in method, unless the optimiser "
+    "normalises it, as Adam does.",
+}
+"""What a reader must know of a figure of curves."""
+
 SHADES: Final = ("#e8e8e8", "#c6dbef", "#9ecae1", "#6baed6", "#3182bd", "#08519c")  # one hue, light to dark
 
 
@@ -41,7 +52,9 @@ class Drawn:
     caption: str
 
 
-def draw_figures(plan: Plan, rows: pd.DataFrame, effects: pd.DataFrame, done: Sequence[Cell], out: Path) -> list[Drawn]:
+def draw_figures(
+    plan: Plan, rows: pd.DataFrame, effects: pd.DataFrame, done: Sequence[Cell], out: Path
+) -> list[Drawn]:
     """Every figure that the finished runs have data for, task by task."""
     records = Records(done)
     drawn: list[Drawn | None] = []
@@ -55,9 +68,35 @@ def draw_figures(plan: Plan, rows: pd.DataFrame, effects: pd.DataFrame, done: Se
             _modes(plan, task, here, out),
             _curves(plan, task, records, names.REWARD, "Reward while training", "mean reward", "reward", out),
             _curves(
-                plan, task, records, names.COVERAGE, "Coverage while training", "share of right answers found", "coverage", out
+                plan,
+                task,
+                records,
+                names.COVERAGE,
+                "Coverage while training",
+                "share of modes",
+                "coverage",
+                out,
             ),
-            _diagnostics(plan, task, records, out),
+            _curves(
+                plan,
+                task,
+                records,
+                "train/weight_entropy_norm",
+                "Entropy of the weights",
+                "H(w) / ln G",
+                "weights",
+                out,
+            ),
+            _curves(
+                plan,
+                task,
+                records,
+                "train/grad_norm",
+                "Gradient norm before clipping",
+                "L2 norm",
+                "gradient",
+                out,
+            ),
         ]
     return [figure for figure in drawn if figure is not None]
 
@@ -96,13 +135,17 @@ def _forest(plan: Plan, task: StudyTask, effects: pd.DataFrame, out: Path) -> Dr
         for axes, outcome in zip(grid, outcomes, strict=True):
             _forest_panel(axes, plan, table[table["outcome"] == outcome], arms)
             star = " (primary)" if outcome == plan.judgement.primary else ""
-            axes.set_title(f"{outcome_name(outcome, plan.evaluation.k)}{star}", fontweight="bold", fontsize=10)
-            axes.set_xlabel(f"difference, {AXIS[outcome]}", fontsize=8.5)
+            axes.set_title(
+                f"{outcome_name(outcome, plan.evaluation.k)}{star}", fontweight="bold", fontsize=10
+            )
+            axes.set_xlabel(f"difference, {DIFFERENCE[outcome]}", fontsize=8.5)
         grid[0].set_yticks(range(len(arms)), [arm.label for arm in arms], fontsize=9.5, color=charts.INK)
         grid[0].set_ylim(len(arms) - 0.5, -0.5)
         title = f"Effects on {task.label}, against {plan.arm(plan.baseline).label}"
         _heading(figure, title, left=0.1 / width)
-        figure.subplots_adjust(left=left / width, right=0.985, top=1 - 0.78 / height, bottom=0.62 / height, wspace=0.14)
+        figure.subplots_adjust(
+            left=left / width, right=0.985, top=1 - 0.78 / height, bottom=0.62 / height, wspace=0.14
+        )
     caption = (
         f"{title}: mean of seed-paired differences with bootstrap intervals over runs. A filled marker: Holm p below "
         f"{plan.judgement.alpha:g}. The shaded band is the margin within which a difference would not matter. The grey "
@@ -185,7 +228,7 @@ def _trajectory(plan: Plan, task: StudyTask, records: Records, out: Path) -> Dra
         )
         k = _k_of_training(plan, records, task)
         axes.set_xlabel(f"accuracy: mean@{k}, share of right answers")
-        axes.set_ylabel(f"diversity: coverage@{k}, share of right answers found")
+        axes.set_ylabel(f"diversity: coverage@{k}, share of modes found")
         axes.grid(visible=True, axis="both")
         axes.margins(0.08)
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9.5)
@@ -193,7 +236,7 @@ def _trajectory(plan: Plan, task: StudyTask, records: Records, out: Path) -> Dra
         _heading(figure, title, left=0.015)
         figure.tight_layout(rect=(0, 0, 1, 0.93))
     caption = (
-        f"{title}: each path is an arm's mean over seeds on held-out prompts, from the common start (open circle) to its "
+        f"{title}: each path is an arm's mean over seeds on held-out prompts, from the start (open circle) to its "
         "last evaluation. Right is more accurate, up is more diverse; a method that explores well goes right without "
         "falling."
     )
@@ -226,7 +269,15 @@ def _modes(plan: Plan, task: StudyTask, rows: pd.DataFrame, out: Path) -> Drawn 
                 axes.barh(row, share, left=start, color=shade, edgecolor="white", height=0.72, linewidth=0.8)
                 if share > 0.055:
                     ink = "white" if modes >= 4 else charts.INK
-                    axes.text(start + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=8.5, color=ink)
+                    axes.text(
+                        start + share / 2,
+                        row,
+                        f"{share:.0%}",
+                        ha="center",
+                        va="center",
+                        fontsize=8.5,
+                        color=ink,
+                    )
                 start += share
         axes.set_yticks(range(len(arms)), [arm.label for arm in arms], fontsize=9.5, color=charts.INK)
         axes.set_ylim(len(arms) - 0.5, -0.5)
@@ -239,8 +290,8 @@ def _modes(plan: Plan, task: StudyTask, rows: pd.DataFrame, out: Path) -> Drawn 
         _legend_of_shades(figure, top, plan.evaluation.k, left / width, 1 - 0.42 / height)
         figure.subplots_adjust(left=left / width, right=0.97, top=1 - 0.78 / height, bottom=0.62 / height)
     caption = (
-        f"{title}: how many of a prompt's right answers {plan.evaluation.k} samples of the final policy find. Darker is "
-        "more. A policy that collapses onto one answer moves prompts from the dark end to “1”."
+        f"{title}: how many of a prompt's right answers {plan.evaluation.k} samples of the final policy find. Darker "
+        "is more. A policy that collapses onto one answer moves prompts from the dark end to “1”."
     )
     return _drawn(out / f"{task.name}_modes", title, caption)
 
@@ -268,11 +319,11 @@ def _legend_of_shades(figure: "Figure", top: int, k: int, left: float, height: f
 def _curves(
     plan: Plan, task: StudyTask, records: Records, metric: str, heading: str, unit: str, stem: str, out: Path
 ) -> Drawn | None:
-    """One small panel per arm, with the baseline behind it in grey."""
+    """One small panel per arm that logs the metric, with the baseline behind it in grey."""
     curves = {arm.name: records.curve(task.name, arm.name, metric) for arm in plan.arms}
     baseline = curves[plan.baseline]
     arms = [arm for arm in plan.arms if curves[arm.name] is not None and arm.name != plan.baseline]
-    if baseline is None or not arms:
+    if not arms:
         return None
     columns = min(COLUMNS, len(arms))
     lines = -(-len(arms) // columns)
@@ -285,8 +336,9 @@ def _curves(
                 continue
             arm, curve = arms[position], curves[arms[position].name]
             assert curve is not None
-            _band(axes, baseline, "#9a9a9a")
-            _band(axes, curve, colour_of(plan, arm) if not arm.is_aa else charts.PALETTE[0])
+            if baseline is not None:
+                _band(axes, baseline, "#9a9a9a")
+            _band(axes, curve, charts.INK if arm.is_aa else colour_of(plan, arm))
             axes.set_title(arm.label, fontsize=10, fontweight="bold")
             if position % columns == 0:
                 axes.set_ylabel(unit)
@@ -296,9 +348,10 @@ def _curves(
         title = f"{heading}, {task.label}"
         _heading(figure, title, left=0.015)
         figure.tight_layout(rect=(0, 0, 1, 1 - 0.42 / height))
+    behind = f"; {plan.arm(plan.baseline).label} in grey behind" if baseline is not None else ""
     caption = (
-        f"{title}: mean over seeds of the training batches, smoothed, with the 95% t interval over runs; "
-        f"{plan.arm(plan.baseline).label} in grey behind."
+        f"{title}: mean over seeds of the training batches, smoothed, with the 95% t interval over runs{behind}. "
+        f"{CURVE_NOTES[stem]}"
     )
     return _drawn(out / f"{task.name}_{stem}", title, caption)
 
@@ -308,61 +361,6 @@ def _band(axes: "Axes", curve: Curve, colour: str) -> None:
     low, high = charts.smooth(curve.low, window), charts.smooth(curve.high, window)
     axes.fill_between(curve.steps, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(curve.steps, charts.smooth(curve.mean, window), color=colour, linewidth=1.9)
-
-
-def _diagnostics(plan: Plan, task: StudyTask, records: Records, out: Path) -> Drawn | None:
-    """Weight entropy and gradient norm over steps: is the comparison one of methods, or of step sizes?"""
-    panels = (
-        ("train/weight_entropy_norm", "Entropy of the weights over a group", "H(w) / ln G"),
-        ("train/grad_norm", "Gradient norm before clipping", "L2 norm"),
-    )
-    drawn = [
-        (title, unit, [(arm, c) for arm in plan.arms if (c := records.curve(task.name, arm.name, metric)) is not None])
-        for metric, title, unit in panels
-    ]
-    drawn = [panel for panel in drawn if panel[2]]
-    if not drawn:
-        return None
-    arms = [arm for arm in plan.arms if any(arm is a for _, _, curves in drawn for a, _ in curves)]
-    width = 4.1 * len(drawn) + _label_room(arms)
-    with _figure(width, 3.5, out / f"{task.name}_diagnostics") as figure:
-        grid = figure.subplots(1, len(drawn), squeeze=False)[0]
-        for axes, (title, unit, curves) in zip(grid, drawn, strict=True):
-            for arm, curve in curves:
-                window = charts.smoothing_window(len(curve.steps))
-                every = max(1, len(curve.steps) // 5)
-                axes.plot(
-                    curve.steps,
-                    charts.smooth(curve.mean, window),
-                    color=colour_of(plan, arm),
-                    marker=marker_of(plan, arm),
-                    markevery=(plan.arms.index(arm) % every, every),
-                    markersize=5.5,
-                    markeredgecolor="white",
-                    linewidth=1.7,
-                    label=arm.label,
-                )
-            axes.set_title(title, fontsize=10, fontweight="bold")
-            axes.set_ylabel(unit)
-            axes.set_xlabel("optimiser step")
-            axes.set_ylim(bottom=0)
-        handles = {h.get_label(): h for axes in grid for h in axes.get_lines()}
-        figure.tight_layout(rect=(0, 0, 1 - _label_room(arms) / width, 0.9))
-        figure.legend(
-            handles=list(handles.values()),
-            loc="center left",
-            bbox_to_anchor=(1 - _label_room(arms) / width, 0.5),
-            frameon=False,
-            fontsize=9.5,
-        )
-        heading = f"Weights and gradients, {task.label}"
-        _heading(figure, heading, left=0.015)
-    caption = (
-        f"{heading}: means over seeds, smoothed. An entropy of 1 weighs all completions of a group alike, 0 one alone; "
-        "arms without weights have none. Arms whose gradient norms differ by factors differ in step size as well as in "
-        "method."
-    )
-    return _drawn(out / f"{task.name}_diagnostics", heading, caption)
 
 
 def _label_room(arms: Sequence[Arm]) -> float:
@@ -386,9 +384,10 @@ def _figure(width: float, height: float, stem: Path) -> Iterator["Figure"]:
     """A figure in our style, saved as PNG and SVG when the block ends well; equal numbers give equal files."""
     from matplotlib import rc_context
 
-    with rc_context({"svg.hashsalt": "maxent-grpo", "svg.fonttype": "none"}), charts.styled_figure(
-        width, height, stem.with_suffix(".png")
-    ) as figure:
+    with (
+        rc_context({"svg.hashsalt": "maxent-grpo", "svg.fonttype": "none"}),
+        charts.styled_figure(width, height, stem.with_suffix(".png")) as figure,
+    ):
         yield figure
         stem.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})

@@ -18,8 +18,22 @@ from maxent_grpo.types import Prompt
 Identity = Mapping[str, Any]
 
 NOT_IDENTITY = frozenset(
-    """output_dir run_name resume_from_checkpoint overwrite_output_dir disable_tqdm log_level report_to
-    project wandb_project wandb_entity wandb_run_group logging_dir save_steps save_total_limit""".split()
+    {
+        "output_dir",
+        "run_name",
+        "resume_from_checkpoint",
+        "overwrite_output_dir",
+        "disable_tqdm",
+        "log_level",
+        "report_to",
+        "project",
+        "wandb_project",
+        "wandb_entity",
+        "wandb_run_group",
+        "logging_dir",
+        "save_steps",
+        "save_total_limit",
+    }
 )
 """Settings that leave the trained policy and its records as they are."""
 
@@ -73,15 +87,25 @@ def _data(config: RunConfig) -> tuple[str, str]:
     """Digests of the training and the held-out prompts as the policy reads them, and of their columns."""
     training, model = config.training, config.model
     key = json.dumps(
-        [resolved(config)["script"], model.model_name_or_path, model.model_revision, config.max_prompt_chars]
-        + [training.system_prompt, training.chat_template, training.max_prompt_length],
+        [
+            resolved(config)["script"],
+            model.model_name_or_path,
+            model.model_revision,
+            config.max_prompt_chars,
+            training.system_prompt,
+            training.chat_template,
+            training.max_prompt_length,
+        ],
         default=str,
     )
     if key not in _digests:
         tokenizer = load_tokenizer(model_source(config))
         held_out = evaluation_prompts(config, Given(), tokenizer)
         assert held_out is not None, "runs of a study evaluate at their start"
-        _digests[key] = (_prompts_digest(training_prompts(config, Given(), tokenizer)), _prompts_digest(held_out))
+        _digests[key] = (
+            _prompts_digest(training_prompts(config, Given(), tokenizer)),
+            _prompts_digest(held_out),
+        )
     return _digests[key]
 
 

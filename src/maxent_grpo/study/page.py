@@ -15,6 +15,7 @@ from maxent_grpo.study.cells import Cell
 from maxent_grpo.study.conclusions import (
     aa_sentence,
     conclusions,
+    label_of_task,
     outcome_name,
     p_text,
     signed,
@@ -27,9 +28,8 @@ from maxent_grpo.study.plan import OUTCOMES, Plan
 from maxent_grpo.study.store import CELL, State, state_of
 
 TEMPLATE = "study.html"
-PACKAGES = (
-    "torch transformers trl accelerate datasets numpy scipy statsmodels pandas pyarrow matplotlib".split()
-)
+COMPUTING = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
+ANALYSING = ("scipy", "statsmodels", "pandas", "pyarrow", "matplotlib")
 VERDICTS = {"raises": "higher", "lowers": "lower", "equivalent": "equivalent", "inconclusive": "not shown"}
 
 
@@ -61,7 +61,10 @@ def write_page(
         warnings=warnings_of(plan, effects, cells, done),
         conclusions=conclusions(effects, plan),
         design=design_of(plan, rows, done),
-        outcomes=[(outcome_name(name, plan.evaluation.k), OUTCOMES[name]) for name in measured_outcomes(rows, plan)],
+        outcomes=[
+            (outcome_name(name, plan.evaluation.k), OUTCOMES[name].partition(": ")[2])
+            for name in measured_outcomes(rows, plan)
+        ],
         levels=levels_of(plan, rows),
         effects=effect_tables(plan, effects),
         figures=[_image(figure) for figure in figures],
@@ -78,7 +81,9 @@ def warnings_of(plan: Plan, effects: pd.DataFrame, cells: Sequence[Cell], done: 
     """What a reader must know before the first number."""
     told = []
     if len(done) < len(cells):
-        told.append(f"{len(cells) - len(done)} of {len(cells)} runs are not finished: this is a report of the rest.")
+        told.append(
+            f"{len(cells) - len(done)} of {len(cells)} runs are not finished: this is a report of the rest."
+        )
     seeds = int(effects["seeds"].min()) if len(effects) else 0
     if seeds < LEAST_SEEDS:
         told.append("There are too few finished pairs to compare anything: effects need at least two seeds.")
@@ -89,7 +94,9 @@ def warnings_of(plan: Plan, effects: pd.DataFrame, cells: Sequence[Cell], done: 
         )
     elif seeds < 8:
         told.append(f"Only {seeds} seeds per arm: a claim needs at least 8.")
-    commits = sorted({str(load_run(cell.directory).header.get("run/git_sha", "unknown"))[:12] for cell in done})
+    commits = sorted(
+        {str(load_run(cell.directory).header.get("run/git_sha", "unknown"))[:12] for cell in done}
+    )
     if len(commits) > 1:
         told.append(f"The runs were made by different commits: {', '.join(commits)}.")
     return told
@@ -100,19 +107,26 @@ def design_of(plan: Plan, rows: pd.DataFrame, done: Sequence[Cell]) -> list[tupl
     evaluation = plan.evaluation
     prompts = {task: group["prompt"].nunique() for task, group in rows.groupby("task", sort=False)}
     margins = ", ".join(
-        f"± {plan.judgement.margin[name]:g} {outcome_name(name, evaluation.k)}" for name in measured_outcomes(rows, plan)
+        f"± {plan.judgement.margin[name]:g} {outcome_name(name, evaluation.k)}"
+        for name in measured_outcomes(rows, plan)
     )
     facts = [
         ("baseline", plan.arm(plan.baseline).label),
-        ("other arms", ", ".join(arm.label for arm in plan.arms if arm.name != plan.baseline)),
-        ("tasks", ", ".join(f"{task.label} ({prompts.get(task.name, 0)} held-out prompts)" for task in plan.tasks)),
-        ("runs", f"{len(done)} finished: {len(plan.seeds)} seeds for each arm and task, the seeds {_seeds(plan.seeds)}"),
+        ("other arms", "; ".join(arm.label for arm in plan.arms if arm.name != plan.baseline)),
+        (
+            "tasks",
+            ", ".join(f"{task.label} ({prompts.get(task.name, 0)} held-out prompts)" for task in plan.tasks),
+        ),
+        (
+            "runs",
+            f"{len(done)} finished: {len(plan.seeds)} seeds for each arm and task, the seeds {_seeds(plan.seeds)}",
+        ),
         ("budget", f"{plan.budget.steps} optimiser steps a run"),
         (
             "evaluation",
             f"final policy, {evaluation.k} samples a prompt at temperature "
-            f"{' and '.join(f'{t:g}' for t in evaluation.temperatures)}, sampling seeds {_seeds(evaluation.seeds)}, the "
-            "same draws for every run",
+            f"{' and '.join(f'{t:g}' for t in evaluation.temperatures)}, sampling seeds {_seeds(evaluation.seeds)}, "
+            "the same draws for every run",
         ),
         ("primary outcome", outcome_name(plan.judgement.primary, evaluation.k)),
         ("margin of equivalence", margins),
@@ -174,8 +188,9 @@ def effect_tables(plan: Plan, effects: pd.DataFrame) -> list[dict[str, Any]]:
                     "verdict": VERDICTS[kind],
                 }
             )
-        label = next((t.label for t in plan.tasks if t.name == task), str(task))
-        tables.append({"task": label, "temperature": f"{temperature:g}", "rows": lines})
+        tables.append(
+            {"task": label_of_task(plan, str(task)), "temperature": f"{temperature:g}", "rows": lines}
+        )
     return tables
 
 
@@ -200,7 +215,7 @@ def repeat_commands(plan_file: Path, plan: Plan, done: Sequence[Cell]) -> list[s
 def versions() -> list[tuple[str, str]]:
     """Package → version of what computes here."""
     found = [("maxent-grpo", __version__)]
-    for name in PACKAGES:
+    for name in (*COMPUTING, *ANALYSING):
         try:
             found.append((name, version(name)))
         except PackageNotFoundError:
@@ -215,4 +230,9 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _image(figure: Drawn) -> dict[str, str]:
     data = base64.b64encode(figure.png.read_bytes()).decode()
-    return {"data": data, "title": figure.title, "caption": figure.caption, "svg": f"figures/{figure.svg.name}"}
+    return {
+        "data": data,
+        "title": figure.title,
+        "caption": figure.caption,
+        "svg": f"figures/{figure.svg.name}",
+    }

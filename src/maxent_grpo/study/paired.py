@@ -102,15 +102,17 @@ def equivalence_p(arm: Floats, baseline: Floats, margin: float) -> float:
 def detectable_effect(differences: Floats, alpha: float, power: float) -> float:
     """The minimum detectable effect of a two-sided paired t test with these differences' standard deviation.
 
-    From the noncentral t distribution (statsmodels' `TTestPower`). The usual shorthand 2.8 standard errors is its large-N limit; with
-    8 seeds the factor is 3.3.
+    From the noncentral t distribution (statsmodels' `TTestPower`). The usual shorthand of 2.8 standard errors is
+    its large-N limit; with 8 seeds the factor is 3.3.
     """
     spread = float(np.std(differences, ddof=1))
     if spread == 0 or len(differences) < 3:
         return 0.0 if spread == 0 else math.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its root finder warns before it falls back to another
-        standardised = TTestPower().solve_power(effect_size=None, nobs=len(differences), alpha=alpha, power=power)
+        standardised = TTestPower().solve_power(
+            effect_size=None, nobs=len(differences), alpha=alpha, power=power
+        )
     return float(np.squeeze(standardised)) * spread
 
 

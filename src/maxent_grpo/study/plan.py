@@ -184,13 +184,15 @@ def _checked(plan: Plan) -> Plan:
                 "take an offset larger than every seed"
             )
     if len(again) > 1:
-        raise UsageError(f"arms: {again[0].name} and {again[1].name} both have a seed_offset; keep one A/A arm")
+        raise UsageError(
+            f"arms: {again[0].name} and {again[1].name} both have a seed_offset; keep one A/A arm"
+        )
     for arm in plan.arms:
         same = (arm.command, arm.recipe, arm.overrides) == (base.command, base.recipe, base.overrides)
         if same and arm is not base and not arm.is_aa:
             raise UsageError(
-                f"arms.{arm.name}: the same settings and seeds as {base.name}, so the same runs to the byte; an A/A arm "
-                "needs seed_offset: 10000"
+                f"arms.{arm.name}: the same settings and seeds as {base.name}, so the same runs to the byte; an A/A "
+                "arm needs seed_offset: 10000"
             )
     if plan.judgement.primary not in plan.judgement.outcomes:
         raise UsageError(f"judgement.primary: {plan.judgement.primary} is not among judgement.outcomes")
@@ -268,7 +270,8 @@ def _judgement(tree: Any) -> Judgement:
     for name in (*outcomes, primary):
         if name not in OUTCOMES:
             raise UsageError(
-                f"judgement.outcomes: unknown outcome {name!r}{closest(name, OUTCOMES)}; outcomes: {', '.join(OUTCOMES)}"
+                f"judgement.outcomes: unknown outcome {name!r}{closest(name, OUTCOMES)}; outcomes: "
+                f"{', '.join(OUTCOMES)}"
             )
     margin = values.get("margin", {})
     if not isinstance(margin, Mapping):

@@ -83,7 +83,9 @@ def wild_cluster_p(
         return sums
 
     scores = by_cluster(partial * restricted)  # [G]: what each cluster's residuals add to the coefficient
-    spread = by_cluster(partial[:, None] * x) @ np.linalg.pinv(x.T @ x) @ by_cluster(restricted[:, None] * x).T
+    spread = (
+        by_cluster(partial[:, None] * x) @ np.linalg.pinv(x.T @ x) @ by_cluster(restricted[:, None] * x).T
+    )
     fitted = np.diag(scores) - spread  # [G, G]: cluster scores of the refitted residuals = fitted @ weights
     points = WEBB if count < FEW_CLUSTERS else RADEMACHER
     weights = np.random.default_rng(seed).choice(points, size=(resamples, count))

@@ -13,7 +13,10 @@ SCRIPT = "study.sbatch"
 
 def slurm_script(plan_file: Path, plan: Plan, runs: int, at_once: int) -> str:
     """The text of the array script. Requeued tasks go on from their run's checkpoint: the same line serves both."""
-    command = f"maxent-grpo-study study.plan={shlex.quote(str(plan_file))} study.output_dir={shlex.quote(str(plan.output_dir))}"
+    files = {"study.plan": plan_file, "study.output_dir": plan.output_dir}
+    command = " ".join(
+        ["maxent-grpo-study", *(f"{key}={shlex.quote(str(path))}" for key, path in files.items())]
+    )
     return f"""#!/bin/bash
 #SBATCH --job-name=maxent-grpo-study
 #SBATCH --array=0-{runs - 1}%{at_once}
@@ -39,7 +42,9 @@ def submit(script: str, output_dir: Path) -> str:
     path = output_dir / SCRIPT
     path.write_text(script, encoding="utf-8")
     if shutil.which("sbatch") is None:
-        raise RunError(f"study.slurm: there is no sbatch here; submit {path} on a Slurm machine, or add study.dry_run=true")
+        raise RunError(
+            f"study.slurm: there is no sbatch here; submit {path} on a Slurm machine, or add study.dry_run=true"
+        )
     done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RunError(f"study.slurm: sbatch refused {path}: {' '.join(done.stderr.split())}")

@@ -1,9 +1,9 @@
 """What a study keeps of its runs, and how it knows what is left to do.
 
 A run's directory is an ordinary run directory with four more files: ``cell.json`` (its identity, written before the run
-starts), ``recipe.yaml`` (its resolved configuration), ``study.log``, and at the end ``evaluation.parquet``, which appears
-whole and carries its own identity. A run is done when that file is there: nothing else is a sign of it, so a kill at
-any moment leaves either a finished run or one to go on with.
+starts), ``recipe.yaml`` (its resolved configuration), ``study.log``, and at the end ``evaluation.parquet``, which
+appears whole and carries its own identity. A run is done when that file is there: nothing else is a sign of it, so a
+kill at any moment leaves either a finished run or one to go on with.
 """
 
 import fcntl
@@ -73,7 +73,9 @@ def refuse_changes(plan: Plan, cells: Sequence[Cell]) -> dict[int, RunConfig]:
             )
         evaluated = read_evaluation_identity(cell.directory)
         changed = (
-            [] if evaluated is None else changes(evaluated, _plain(evaluation_identity(config, plan.evaluation)))
+            []
+            if evaluated is None
+            else changes(evaluated, _plain(evaluation_identity(config, plan.evaluation)))
         )
         if changed:
             raise UsageError(
@@ -89,7 +91,9 @@ def open_cell(cell: Cell, config: RunConfig) -> None:
     if not (cell.directory / CELL).is_file():
         write_resolved(config, cell.directory / RECIPE)
         facts = {"task": cell.task.name, "arm": cell.arm.name, "seed": cell.seed, "run_seed": cell.run_seed}
-        write_atomically(cell.directory / CELL, json.dumps({**facts, "identity": identity_of(config)}, indent=1))
+        write_atomically(
+            cell.directory / CELL, json.dumps({**facts, "identity": identity_of(config)}, indent=1)
+        )
 
 
 def read_evaluation_identity(directory: Path) -> Identity | None:

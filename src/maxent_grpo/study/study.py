@@ -29,7 +29,9 @@ class StudyOptions:
     output_dir: str | None = None  # instead of the plan's
     processes: int | None = None  # runs side by side, instead of the plan's
     arms: tuple[str, ...] = ()  # only these, and the baseline
-    index: int | None = None  # only the run at this position of the plan, and no report: a task of a job array
+    index: int | None = (
+        None  # only the run at this position of the plan, and no report: a task of a job array
+    )
     analyse: bool = False  # run nothing: report on what is there
     slurm: bool = False  # submit a job array instead of running here
     dry_run: bool = False  # print the matrix and an estimate; write nothing
@@ -90,15 +92,24 @@ def run_study(given: Mapping[str, Any], say: Callable[[str], None] = print) -> N
         for path in report_study(plan, plan_file, cells):
             say(f"wrote     {path}")
     if failed:
-        raise RunError(f"study: {len(failed)} run(s) failed: {'; '.join(f'{n}: {m}' for n, m in failed.items())}")
+        raise RunError(
+            f"study: {len(failed)} run(s) failed: {'; '.join(f'{n}: {m}' for n, m in failed.items())}"
+        )
 
 
 def _run(
-    plan_file: Path, plan: Plan, cells: Sequence[Cell], processes: int, options: StudyOptions, say: Callable[[str], None]
+    plan_file: Path,
+    plan: Plan,
+    cells: Sequence[Cell],
+    processes: int,
+    options: StudyOptions,
+    say: Callable[[str], None],
 ) -> dict[str, str]:
     from maxent_grpo.study.schedule import run_cells
 
-    refused = {arm: why for arm, why in refused_arms(plan).items() if arm in {cell.arm.name for cell in cells}}
+    refused = {
+        arm: why for arm, why in refused_arms(plan).items() if arm in {cell.arm.name for cell in cells}
+    }
     if refused:
         left = ",".join(arm.name for arm in plan.arms if arm.name not in refused)
         raise UsageError(
@@ -136,7 +147,9 @@ def collect_rows(cells: Sequence[Cell]) -> "pd.DataFrame":
     import pandas as pd
 
     frames = [
-        pd.read_parquet(cell.directory / EVALUATION) for cell in cells if state_of(cell.directory) is State.DONE
+        pd.read_parquet(cell.directory / EVALUATION)
+        for cell in cells
+        if state_of(cell.directory) is State.DONE
     ]
     if not frames:
         raise UsageError("study: no run is finished yet, so there is nothing to report; run the study first")
@@ -153,9 +166,7 @@ def matrix_text(plan: Plan, cells: Sequence[Cell]) -> str:
         lines += ["", f"{task.label + ' ':{width}}  seeds {' '.join(str(seed) for seed in plan.seeds)}"]
         for arm in arms:
             mine = [cell for cell in cells if cell.arm is arm and cell.task is task]
-            marks = " ".join(
-                STATES[state_of(cell.directory)].ljust(len(str(cell.seed))) for cell in mine
-            )
+            marks = " ".join(STATES[state_of(cell.directory)].ljust(len(str(cell.seed))) for cell in mine)
             note = "  baseline" if arm.name == plan.baseline else "  A/A" if arm.is_aa else ""
             note += "  cannot run, see below" if arm.name in refused else ""
             lines.append(f"{arm.label:{width}}        {marks}{note}")
@@ -180,11 +191,18 @@ def estimate_text(plan: Plan, cells: Sequence[Cell], processes: int, probe: bool
 
 
 def _slurm(
-    plan_file: Path, plan: Plan, cells: Sequence[Cell], at_once: int, dry_run: bool, say: Callable[[str], None]
+    plan_file: Path,
+    plan: Plan,
+    cells: Sequence[Cell],
+    at_once: int,
+    dry_run: bool,
+    say: Callable[[str], None],
 ) -> None:
     from maxent_grpo.study.slurm import slurm_script, submit
 
-    script = slurm_script(plan_file.absolute(), replace(plan, output_dir=plan.output_dir.absolute()), len(cells), at_once)
+    script = slurm_script(
+        plan_file.absolute(), replace(plan, output_dir=plan.output_dir.absolute()), len(cells), at_once
+    )
     say(script if dry_run else submit(script, plan.output_dir.absolute()))
 
 
