@@ -65,7 +65,7 @@ def make_rows() -> Callable[..., pd.DataFrame]:
                                     "k": plan.evaluation.k,
                                     "prompt": np.arange(20),
                                     "modes": modes,
-                                    "mean": np.clip(0.4 + run + 0.05 * rng.standard_normal(20), 0, 1),
+                                    "mean": 0.4 + 0.05 * rng.standard_normal(20),
                                     "pass": (rng.random(20) < 0.9 + run).astype(float),
                                     "distinct": coverage * modes,
                                     "coverage": coverage + 0.02 * rng.standard_normal(20),

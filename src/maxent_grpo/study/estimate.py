@@ -89,7 +89,7 @@ def _seconds_of_one(plan: Plan, task: str) -> float:
             + plan.evaluation.k * len(plan.evaluation.seeds) * len(plan.evaluation.temperatures)
         )
         training.max_steps, training.eval_on_start = 2, False
-        training.eval_strategy = "no"  # type: ignore[assignment]  # Transformers' enumeration compares with its text
+        training.eval_strategy = "no"
         write_resolved(config, trial.directory / "recipe.yaml")
         started = time.monotonic()
         done = subprocess.run(

@@ -221,7 +221,7 @@ def _arms(trees: Mapping[str, Any]) -> tuple[Arm, ...]:
         arms[name] = Arm(
             name=name,
             label=_text(values.get("label", name), f"{where}.label"),
-            command=command,
+            command=str(command),
             recipe=_text(recipe, f"{where}.recipe"),
             overrides={**(source.overrides if source else {}), **own},
             seed_offset=_integer(values.get("seed_offset", 0), f"{where}.seed_offset", least=0),

@@ -46,14 +46,15 @@ def regress(rows: pd.DataFrame, outcome: str, arm: str, *, resamples: int, seed:
         cov_type="cluster", cov_kwds={"groups": pd.factorize(data["prompt"])[0], "use_correction": True}
     )
     column = model.exog_names.index("treated")
-    low, high = fit.conf_int(alpha=0.05).loc["treated"]
+    test = fit.t_test("treated = 0")
+    low, high = np.ravel(test.conf_int(alpha=0.05))
     clusters = pd.factorize(data["seed"])[0]
     return RowResult(
-        gamma=float(fit.params["treated"]),
-        se=float(fit.bse["treated"]),
+        gamma=float(np.squeeze(test.effect)),
+        se=float(np.squeeze(test.sd)),
         low=float(low),
         high=float(high),
-        p=float(fit.pvalues["treated"]),
+        p=float(np.squeeze(test.pvalue)),
         p_wild=wild_cluster_p(model.endog, model.exog, column, clusters, resamples, seed),
     )
 

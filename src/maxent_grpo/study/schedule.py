@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO
@@ -45,13 +45,12 @@ class Worker:
     lock: int
     log: IO[bytes]
     resumed: bool
-    started: float = field(default_factory=time.monotonic)
     stage: str = ""
     process: subprocess.Popen[bytes] | None = None
     stage_started: float = 0.0
 
     def next_stage(self) -> bool:
-        """Start the next process; False where nothing is left to do."""
+        """Start the run's next process; False where nothing is left to do."""
         following = next(self.stages, None)
         if following is None:
             return False
@@ -67,7 +66,22 @@ class Worker:
         )
         return True
 
+    def stage_ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def take_result(self) -> str | None:
+        """Keep how long the ended process took; the last line of its log where it failed."""
+        assert self.process is not None
+        directory = self.cell.directory
+        if self.process.returncode != 0:
+            lines = (directory / LOG).read_text(errors="replace").strip().splitlines()
+            return f"{lines[-1] if lines else 'no output'} (log: {directory / LOG})"
+        if not (self.stage == "train" and self.resumed):
+            record_duration(directory, self.stage, time.monotonic() - self.stage_started)
+        return None
+
     def close(self) -> None:
+        """Release the run; a process that still works on it is killed."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -112,9 +126,9 @@ def run_cells(
     spoke = time.monotonic()
     try:
         while pending or workers:
-            for worker in [w for w in workers if w.process is not None and w.process.poll() is not None]:
-                problem = _advance(worker)
-                if problem is None and worker.process is not None and worker.process.poll() is None:
+            for worker in [w for w in workers if w.stage_ended()]:
+                problem = worker.take_result()
+                if problem is None and worker.next_stage():
                     continue
                 workers.remove(worker)
                 worker.close()
@@ -160,7 +174,8 @@ def _fill(
             continue
         pending.remove(cell)
         state = state_of(cell.directory)
-        if state is State.DONE:
+        if state is State.DONE:  # by the process that was waited for
+            drop_checkpoints(cell.directory)
             os.close(lock)
             continue
         stages = [("train", train_command(cell))] if state is not State.TRAINED else []
@@ -170,18 +185,6 @@ def _fill(
         worker.next_stage()
         workers.append(worker)
         say(f"{'resumed ' if resumed else 'started '}  {cell.name}")
-
-
-def _advance(worker: Worker) -> str | None:
-    """Take the finished process's result and start the next; the last line of its log where it failed."""
-    assert worker.process is not None
-    if worker.process.returncode != 0:
-        lines = (worker.cell.directory / LOG).read_text(errors="replace").strip().splitlines()
-        return f"{lines[-1] if lines else 'no output'} (log: {worker.cell.directory / LOG})"
-    if not (worker.stage == "train" and worker.resumed):
-        record_duration(worker.cell.directory, worker.stage, time.monotonic() - worker.stage_started)
-    worker.next_stage()
-    return None
 
 
 def _progress(forecast: Forecast, cells: Sequence[Cell], left: int, processes: int) -> str:

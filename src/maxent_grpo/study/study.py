@@ -56,8 +56,8 @@ def read_options(given: Mapping[str, Any]) -> StudyOptions:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UsageError(f"study.{key}={value}: an integer of at least {least} is needed")
     arms = values.pop("arms", ())
-    names = arms.split(",") if isinstance(arms, str) else list(arms)
-    return StudyOptions(**values, arms=tuple(str(name) for name in names))
+    chosen = arms.split(",") if isinstance(arms, str) else arms
+    return StudyOptions(**values, arms=tuple(str(name) for name in chosen))
 
 
 def run_study(given: Mapping[str, Any], say: Callable[[str], None] = print) -> None:
