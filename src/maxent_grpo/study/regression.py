@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import statsmodels.formula.api as formulas
+from statsmodels.regression.linear_model import OLS
 
 Floats = npt.NDArray[np.float64]
 
 FEW_CLUSTERS = 10  # below this many, Webb's weights
+ARM_COLUMN = 1  # of the design matrix
 RADEMACHER = (-1.0, 1.0)
 WEBB = tuple(sign * np.sqrt(size) for sign in (-1, 1) for size in (0.5, 1.0, 1.5))
 
@@ -39,24 +40,28 @@ def regress(rows: pd.DataFrame, outcome: str, arm: str, *, resamples: int, seed:
     Standard errors are cluster-robust by prompt with the CR1 factor g/(g−1)·(n−1)/(n−p); p and the 95% interval
     (±1.96 standard errors) are normal.
     """
-    data = rows.assign(y=rows[outcome].astype(float), treated=(rows["arm"] == arm).astype(float))
-    terms = ["treated"] + [f"C({name})" for name in ("seed", "eval_seed") if data[name].nunique() > 1]
-    model = formulas.ols("y ~ " + " + ".join(terms), data=data)
-    fit = model.fit(
-        cov_type="cluster", cov_kwds={"groups": pd.factorize(data["prompt"])[0], "use_correction": True}
+    y, x = rows[outcome].to_numpy(float), design_matrix(rows, arm)
+    if np.ptp(y) == 0:  # every row the same, such as pass@k where all is solved: no variance to judge with
+        return RowResult(gamma=0.0, se=0.0, low=0.0, high=0.0, p=1.0, p_wild=1.0)
+    fit = OLS(y, x).fit(
+        cov_type="cluster", cov_kwds={"groups": pd.factorize(rows["prompt"])[0], "use_correction": True}
     )
-    column = model.exog_names.index("treated")
-    test = fit.t_test("treated = 0")
+    test = fit.t_test(np.eye(1, x.shape[1], ARM_COLUMN))
     low, high = np.ravel(test.conf_int(alpha=0.05))
-    clusters = pd.factorize(data["seed"])[0]
     return RowResult(
         gamma=float(np.squeeze(test.effect)),
         se=float(np.squeeze(test.sd)),
         low=float(low),
         high=float(high),
         p=float(np.squeeze(test.pvalue)),
-        p_wild=wild_cluster_p(model.endog, model.exog, column, clusters, resamples, seed),
+        p_wild=wild_cluster_p(y, x, ARM_COLUMN, pd.factorize(rows["seed"])[0], resamples, seed),
     )
+
+
+def design_matrix(rows: pd.DataFrame, arm: str) -> Floats:
+    """Constant, 1{arm}, and indicators of all training and evaluation seeds but the first of each."""
+    effects = pd.get_dummies(rows[["seed", "eval_seed"]].astype("category"), drop_first=True)
+    return np.column_stack([np.ones(len(rows)), rows["arm"] == arm, effects]).astype(float)
 
 
 def wild_cluster_p(
