@@ -236,9 +236,9 @@ def _trajectory(plan: Plan, task: StudyTask, records: Records, out: Path) -> Dra
         _heading(figure, title, left=0.015)
         figure.tight_layout(rect=(0, 0, 1, 0.93))
     caption = (
-        f"{title}: each path is an arm's mean over seeds on held-out prompts, from the start (open circle) to its "
-        "last evaluation. Right is more accurate, up is more diverse; a method that explores well goes right without "
-        "falling."
+        f"{title}: each path is an arm's mean over seeds on held-out prompts, from the start (open circle) to its last "
+        "evaluation, sampled at the arm's own training temperature. Right is more accurate, up is more diverse; a method "
+        "that explores well goes right without falling."
     )
     return _drawn(out / f"{task.name}_trajectory", title, caption)
 
