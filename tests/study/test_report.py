@@ -72,10 +72,11 @@ def test_nothing_finished_is_said(plan, plan_file):
 def test_a_curve_is_the_mean_at_common_steps_with_a_t_interval():
     one = Series("x", np.array([1, 2, 3]), np.array([1.0, 2.0, 3.0]))
     two = Series("x", np.array([2, 3, 4]), np.array([4.0, 5.0, 6.0]))
-    curve = average([one, two])
+    three = Series("x", np.array([2, 3]), np.array([3.0, 4.0]))
+    curve = average([one, two, three])
     assert curve.steps.tolist() == [2, 3]
     assert curve.mean.tolist() == [3.0, 4.0]
-    half = 12.706204736 * np.sqrt(2) / np.sqrt(2)  # t of one degree of freedom × sd √2 / √2
+    half = 4.302652730 * 1 / np.sqrt(3)  # t of two degrees of freedom × standard error
     assert curve.high - curve.mean == pytest.approx([half, half])
     alone = average([one])
     assert alone.mean.tolist() == [1.0, 2.0, 3.0]

@@ -12,10 +12,12 @@ from maxent_grpo.study.cells import Cell
 
 Floats = npt.NDArray[np.float64]
 
+BAND_RUNS = 3  # with two runs the interval is 13 standard errors to either side: a band that says nothing
+
 
 @dataclass(frozen=True)
 class Curve:
-    """The mean over seeds at every step that all runs logged, with its 95% t interval (NaN for a single run)."""
+    """The mean over seeds at every step that all runs logged, with its 95% t interval (NaN below `BAND_RUNS`)."""
 
     steps: npt.NDArray[np.int64]  # [S]
     mean: Floats  # [S]
@@ -49,7 +51,7 @@ def average(runs: Sequence[Series]) -> Curve:
     n = len(runs)
     half = (
         stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
-        if n > 1
+        if n >= BAND_RUNS
         else np.full_like(mean, np.nan)
     )
     return Curve(np.array(common), mean, mean - half, mean + half)

@@ -201,7 +201,15 @@ def _trajectory(plan: Plan, task: StudyTask, records: Records, out: Path) -> Dra
         axes = figure.subplots()
         for arm, accuracy, coverage in paths:
             colour = colour_of(plan, arm)
-            axes.plot(accuracy.mean, coverage.mean, color=colour, linewidth=1.8, zorder=2)
+            axes.plot(
+                accuracy.mean, coverage.mean, color=colour, linewidth=1.6, marker=".", markersize=5, zorder=2
+            )
+            axes.plot(
+                [accuracy.low[-1], accuracy.high[-1]], [coverage.mean[-1]] * 2, color=colour, alpha=0.45
+            )
+            axes.plot(
+                [accuracy.mean[-1]] * 2, [coverage.low[-1], coverage.high[-1]], color=colour, alpha=0.45
+            )
             axes.plot(
                 accuracy.mean[-1],
                 coverage.mean[-1],
@@ -236,9 +244,9 @@ def _trajectory(plan: Plan, task: StudyTask, records: Records, out: Path) -> Dra
         _heading(figure, title, left=0.015)
         figure.tight_layout(rect=(0, 0, 1, 0.93))
     caption = (
-        f"{title}: each path is an arm's mean over seeds on held-out prompts, from the start (open circle) to its last "
-        "evaluation, sampled at the arm's own training temperature. Right is more accurate, up is more diverse; a method "
-        "that explores well goes right without falling."
+        f"{title}: each path is an arm's mean over seeds on held-out prompts, a dot per evaluation, from the start "
+        "(open circle) to its last, whose crosses are 95% t intervals over runs. Samples are drawn at the arm's own "
+        "training temperature. Right is more accurate, up is more diverse: exploring well goes right without falling."
     )
     return _drawn(out / f"{task.name}_trajectory", title, caption)
 
@@ -319,7 +327,9 @@ def _legend_of_shades(figure: "Figure", top: int, k: int, left: float, height: f
 def _curves(
     plan: Plan, task: StudyTask, records: Records, metric: str, heading: str, unit: str, stem: str, out: Path
 ) -> Drawn | None:
-    """One small panel per arm that logs the metric, with the baseline behind it in grey."""
+    """One small panel per arm that has logged the metric, with the baseline behind it in grey."""
+    from matplotlib.ticker import MaxNLocator
+
     curves = {arm.name: records.curve(task.name, arm.name, metric) for arm in plan.arms}
     baseline = curves[plan.baseline]
     arms = [arm for arm in plan.arms if curves[arm.name] is not None and arm.name != plan.baseline]
@@ -345,6 +355,7 @@ def _curves(
             if position + columns >= len(arms):
                 axes.set_xlabel("optimiser step")
                 axes.tick_params(labelbottom=True)
+                axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         title = f"{heading}, {task.label}"
         _heading(figure, title, left=0.015)
         figure.tight_layout(rect=(0, 0, 1, 1 - 0.42 / height))

@@ -73,7 +73,9 @@ class Worker:
         """Keep how long the ended process took; the last line of its log where it failed."""
         assert self.process is not None
         directory = self.cell.directory
-        if self.process.returncode != 0:
+        if self.process.returncode < 0:
+            return f"{self.stage} was ended by signal {-self.process.returncode} (log: {directory / LOG})"
+        if self.process.returncode > 0:
             lines = (directory / LOG).read_text(errors="replace").strip().splitlines()
             return f"{lines[-1] if lines else 'no output'} (log: {directory / LOG})"
         if not (self.stage == "train" and self.resumed):
@@ -165,7 +167,6 @@ def _fill(
     for cell in list(pending):
         if len(workers) >= processes:
             return
-        open_cell(cell, configs[cell.index])
         lock = try_lock(cell.directory)
         if lock is None:
             if cell.index not in waited:
@@ -178,6 +179,7 @@ def _fill(
             drop_checkpoints(cell.directory)
             os.close(lock)
             continue
+        open_cell(cell, configs[cell.index])
         stages = [("train", train_command(cell))] if state is not State.TRAINED else []
         stages.append(("evaluate", evaluate_command(cell, plan.evaluation)))
         resumed = (cell.directory / names.METRICS_FILE).is_file()

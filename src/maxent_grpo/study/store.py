@@ -86,7 +86,7 @@ def refuse_changes(plan: Plan, cells: Sequence[Cell]) -> dict[int, RunConfig]:
 
 
 def open_cell(cell: Cell, config: RunConfig) -> None:
-    """Write the run's identity and its recipe, unless they are there."""
+    """Write the run's recipe and then its identity, unless that is there. The caller holds the run's lock."""
     cell.directory.mkdir(parents=True, exist_ok=True)
     if not (cell.directory / CELL).is_file():
         write_resolved(config, cell.directory / RECIPE)
@@ -132,6 +132,7 @@ def try_lock(directory: Path) -> int | None:
     The lock belongs to the open file, which the run's own processes inherit: it outlives a study that is killed while
     its runs go on, and ends with the last of them.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,7 +144,7 @@ def try_lock(directory: Path) -> int | None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write ``path`` so that it has its old contents or the new ones, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 

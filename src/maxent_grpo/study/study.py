@@ -1,7 +1,5 @@
 """The command: read the plan, run what is missing, analyse what is there, write the report."""
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
@@ -12,7 +10,7 @@ from maxent_grpo.config.validation import closest
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.study.cells import Cell, only_arms, refused_arms
 from maxent_grpo.study.plan import Plan, read_plan
-from maxent_grpo.study.store import EVALUATION, State, refuse_changes, state_of
+from maxent_grpo.study.store import EVALUATION, State, refuse_changes, state_of, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,8 +116,7 @@ def _run(
         )
     configs = refuse_changes(plan, cells)
     plan.output_dir.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(plan_file, plan.output_dir / f".{PLAN}.partial")
-    os.replace(plan.output_dir / f".{PLAN}.partial", plan.output_dir / PLAN)
+    write_atomically(plan.output_dir / PLAN, plan_file.read_text(encoding="utf-8"))
     return run_cells(plan, cells, configs, processes, say)
 
 
