@@ -1,8 +1,6 @@
 """The figures of a study, each with one message, as PNG for reading and SVG for papers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +10,15 @@ from maxent_grpo.observe import charts, names
 from maxent_grpo.study.cells import Cell
 from maxent_grpo.study.conclusions import outcome_name
 from maxent_grpo.study.curves import Curve, Records
+from maxent_grpo.study.drawing import (
+    Drawn,
+    colour_of,
+    draw_heading,
+    drawn_at,
+    label_room,
+    marker_of,
+    saved_figure,
+)
 from maxent_grpo.study.effects import measured_outcomes
 from maxent_grpo.study.plan import Arm, Plan, StudyTask
 
@@ -20,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS: Final = 4  # small multiples side by side
-MARKERS: Final = "osD^vP*X<>hp8"
 
 DIFFERENCE: Final = {
     "mean": "share of samples",
@@ -40,16 +46,6 @@ CURVE_NOTES: Final = {
 """What a reader must know of a figure of curves."""
 
 SHADES: Final = ("#e8e8e8", "#c6dbef", "#9ecae1", "#6baed6", "#3182bd", "#08519c")  # one hue, light to dark
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure on disk."""
-
-    png: Path
-    svg: Path
-    title: str
-    caption: str
 
 
 def draw_figures(
@@ -101,21 +97,6 @@ def draw_figures(
     return [figure for figure in drawn if figure is not None]
 
 
-def colour_of(plan: Plan, arm: Arm) -> str:
-    """An arm's colour: black for the baseline, grey for its repetition, then the palette in turn."""
-    if arm.name == plan.baseline:
-        return charts.INK
-    if arm.is_aa:
-        return "#999999"
-    others = [other for other in plan.arms if other.name != plan.baseline and not other.is_aa]
-    return charts.PALETTE[others.index(arm) % (len(charts.PALETTE) - 1)]
-
-
-def marker_of(plan: Plan, arm: Arm) -> str:
-    """An arm's marker: arms that share a colour differ in it."""
-    return MARKERS[plan.arms.index(arm) % len(MARKERS)]
-
-
 def _forest(plan: Plan, task: StudyTask, effects: pd.DataFrame, out: Path) -> Drawn | None:
     """Effect and interval of every arm (down) on every outcome (across)."""
     if effects.empty:
@@ -128,9 +109,9 @@ def _forest(plan: Plan, task: StudyTask, effects: pd.DataFrame, out: Path) -> Dr
     outcomes = [o for o in plan.judgement.outcomes if o in set(table["outcome"])]
     outcomes.sort(key=lambda outcome: outcome != plan.judgement.primary)
     arms = [arm for arm in plan.arms if arm.name in set(table["arm"])]
-    left = _label_room(arms)
+    left = label_room(arms)
     width, height = left + 2.35 * len(outcomes), 0.36 * len(arms) + 1.75
-    with _figure(width, height, out / f"{task.name}_effects") as figure:
+    with saved_figure(width, height, out / f"{task.name}_effects") as figure:
         grid = figure.subplots(1, len(outcomes), squeeze=False, sharey=True)[0]
         for axes, outcome in zip(grid, outcomes, strict=True):
             _forest_panel(axes, plan, table[table["outcome"] == outcome], arms)
@@ -142,7 +123,7 @@ def _forest(plan: Plan, task: StudyTask, effects: pd.DataFrame, out: Path) -> Dr
         grid[0].set_yticks(range(len(arms)), [arm.label for arm in arms], fontsize=9.5, color=charts.INK)
         grid[0].set_ylim(len(arms) - 0.5, -0.5)
         title = f"Effects on {task.label}, against {plan.arm(plan.baseline).label}"
-        _heading(figure, title, left=0.1 / width)
+        draw_heading(figure, title, left=0.1 / width)
         figure.subplots_adjust(
             left=left / width, right=0.985, top=1 - 0.78 / height, bottom=0.62 / height, wspace=0.14
         )
@@ -151,7 +132,7 @@ def _forest(plan: Plan, task: StudyTask, effects: pd.DataFrame, out: Path) -> Dr
         f"{plan.judgement.alpha:g}. The shaded band is the margin within which a difference would not matter. The grey "
         "A/A arm has the baseline's settings, so its truth is zero."
     )
-    return _drawn(out / f"{task.name}_effects", title, caption)
+    return drawn_at(out / f"{task.name}_effects", title, caption)
 
 
 def _forest_panel(axes: "Axes", plan: Plan, table: pd.DataFrame, arms: Sequence[Arm]) -> None:
@@ -196,8 +177,8 @@ def _trajectory(plan: Plan, task: StudyTask, records: Records, out: Path) -> Dra
             paths.append((arm, accuracy, coverage))
     if not paths:
         return None
-    width = 6.2 + _label_room([arm for arm, *_ in paths])
-    with _figure(width, 5.2, out / f"{task.name}_trajectory") as figure:
+    width = 6.2 + label_room([arm for arm, *_ in paths])
+    with saved_figure(width, 5.2, out / f"{task.name}_trajectory") as figure:
         axes = figure.subplots()
         for arm, accuracy, coverage in paths:
             colour = colour_of(plan, arm)
@@ -241,14 +222,14 @@ def _trajectory(plan: Plan, task: StudyTask, records: Records, out: Path) -> Dra
         axes.margins(0.08)
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9.5)
         title = f"Accuracy and diversity on {task.label}"
-        _heading(figure, title, left=0.015)
+        draw_heading(figure, title, left=0.015)
         figure.tight_layout(rect=(0, 0, 1, 0.93))
     caption = (
         f"{title}: each path is an arm's mean over seeds on held-out prompts, a dot per evaluation, from the start "
         "(open circle) to its last, whose crosses are 95% t intervals over runs. Samples are drawn at the arm's own "
         "training temperature. Right is more accurate, up is more diverse: exploring well goes right without falling."
     )
-    return _drawn(out / f"{task.name}_trajectory", title, caption)
+    return drawn_at(out / f"{task.name}_trajectory", title, caption)
 
 
 def _k_of_training(plan: Plan, records: Records, task: StudyTask) -> int:
@@ -265,9 +246,9 @@ def _modes(plan: Plan, task: StudyTask, rows: pd.DataFrame, out: Path) -> Drawn 
         return None
     arms = [arm for arm in plan.arms if (rows["arm"] == arm.name).any()]
     top = len(SHADES) - 1
-    left = _label_room(arms)
+    left = label_room(arms)
     width, height = left + 6.4, 0.36 * len(arms) + 1.9
-    with _figure(width, height, out / f"{task.name}_modes") as figure:
+    with saved_figure(width, height, out / f"{task.name}_modes") as figure:
         axes = figure.subplots()
         for row, arm in enumerate(arms):
             counts = rows.loc[rows["arm"] == arm.name, "distinct"].clip(upper=top).round().astype(int)
@@ -294,14 +275,14 @@ def _modes(plan: Plan, task: StudyTask, rows: pd.DataFrame, out: Path) -> Drawn 
         axes.grid(visible=False)
         axes.spines["left"].set_visible(False)
         title = f"Different right answers per prompt on {task.label}"
-        _heading(figure, title, left=0.1 / width)
+        draw_heading(figure, title, left=0.1 / width)
         _legend_of_shades(figure, top, plan.evaluation.k, left / width, 1 - 0.42 / height)
         figure.subplots_adjust(left=left / width, right=0.97, top=1 - 0.78 / height, bottom=0.62 / height)
     caption = (
         f"{title}: how many of a prompt's right answers {plan.evaluation.k} samples of the final policy find. Darker "
         "is more. A policy that collapses onto one answer moves prompts from the dark end to “1”."
     )
-    return _drawn(out / f"{task.name}_modes", title, caption)
+    return drawn_at(out / f"{task.name}_modes", title, caption)
 
 
 def _legend_of_shades(figure: "Figure", top: int, k: int, left: float, height: float) -> None:
@@ -338,7 +319,7 @@ def _curves(
     columns = min(COLUMNS, len(arms))
     lines = -(-len(arms) // columns)
     width, height = max(2.75 * columns + 0.5, 6.0), 2.15 * lines + 0.9
-    with _figure(width, height, out / f"{task.name}_{stem}") as figure:
+    with saved_figure(width, height, out / f"{task.name}_{stem}") as figure:
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         for position, axes in enumerate(grid.flat):
             if position >= len(arms):
@@ -357,14 +338,14 @@ def _curves(
                 axes.tick_params(labelbottom=True)
                 axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         title = f"{heading}, {task.label}"
-        _heading(figure, title, left=0.015)
+        draw_heading(figure, title, left=0.015)
         figure.tight_layout(rect=(0, 0, 1, 1 - 0.42 / height))
     behind = f"; {plan.arm(plan.baseline).label} in grey behind" if baseline is not None else ""
     caption = (
         f"{title}: mean over seeds of the training batches, smoothed, with the 95% t interval over runs{behind}. "
         f"{CURVE_NOTES[stem]}"
     )
-    return _drawn(out / f"{task.name}_{stem}", title, caption)
+    return drawn_at(out / f"{task.name}_{stem}", title, caption)
 
 
 def _band(axes: "Axes", curve: Curve, colour: str) -> None:
@@ -372,33 +353,3 @@ def _band(axes: "Axes", curve: Curve, colour: str) -> None:
     low, high = charts.smooth(curve.low, window), charts.smooth(curve.high, window)
     axes.fill_between(curve.steps, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(curve.steps, charts.smooth(curve.mean, window), color=colour, linewidth=1.9)
-
-
-def _label_room(arms: Sequence[Arm]) -> float:
-    """Inches for arm labels beside a panel."""
-    return 0.45 + 0.078 * max(12, *(len(arm.label) for arm in arms))
-
-
-def _heading(figure: "Figure", text: str, left: float) -> None:
-    height = float(figure.get_size_inches()[1])
-    figure.text(
-        left, 1 - 0.1 / height, text, fontsize=12.5, fontweight="bold", ha="left", va="top", color=charts.INK
-    )
-
-
-def _drawn(stem: Path, title: str, caption: str) -> Drawn:
-    return Drawn(stem.with_suffix(".png"), stem.with_suffix(".svg"), title, caption)
-
-
-@contextmanager
-def _figure(width: float, height: float, stem: Path) -> Iterator["Figure"]:
-    """A figure in our style, saved as PNG and SVG when the block ends well; equal numbers give equal files."""
-    from matplotlib import rc_context
-
-    with (
-        rc_context({"svg.hashsalt": "maxent-grpo", "svg.fonttype": "none"}),
-        charts.styled_figure(width, height, stem.with_suffix(".png")) as figure,
-    ):
-        yield figure
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})

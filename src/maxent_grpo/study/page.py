@@ -22,8 +22,8 @@ from maxent_grpo.study.conclusions import (
     smallest_p,
     verdict_of,
 )
+from maxent_grpo.study.drawing import Drawn
 from maxent_grpo.study.effects import LEAST_SEEDS, measured_outcomes, run_outcomes
-from maxent_grpo.study.figures import Drawn
 from maxent_grpo.study.plan import OUTCOMES, Plan
 from maxent_grpo.study.store import CELL, State, state_of
 
