@@ -41,6 +41,17 @@ def test_a_changed_setting_is_refused_by_name_and_the_same_plan_is_not(smoke):
         refuse_changes(longer, cells_of(longer))
 
 
+def test_a_report_of_runs_that_a_changed_plan_does_not_describe_is_refused(smoke, tmp_path):
+    cell = cells_of(smoke)[0]
+    open_cell(cell, config_of(smoke, cell))
+    (cell.directory / "evaluation.parquet").touch()
+    longer = tmp_path / "plan.yaml"
+    longer.write_text(SMOKE.read_text().replace("steps: 3\n", "steps: 4\n", 1))
+    options = {"plan": str(longer), "output_dir": str(smoke.output_dir), "analyse": True}
+    with pytest.raises(UsageError, match="max_steps: 3 → 4"):
+        study.run_study(options)
+
+
 def test_what_does_not_change_a_run_may_change(smoke):
     cell = cells_of(smoke)[0]
     open_cell(cell, config_of(smoke, cell))

@@ -85,7 +85,11 @@ def run_study(given: Mapping[str, Any], say: Callable[[str], None] = print) -> N
         cells = [cell for cell in cells if cell.index == options.index]
         if not cells:
             raise UsageError(f"study.index={options.index}: the plan has no such run; see study.dry_run=true")
-    failed = {} if options.analyse else _run(plan_file, plan, cells, processes, options, say)
+    failed: dict[str, str] = {}
+    if options.analyse:
+        refuse_changes(plan, [cell for cell in cells if state_of(cell.directory) is State.DONE])
+    else:
+        failed = _run(plan_file, plan, cells, processes, say)
     if options.index is None:
         for path in report_study(plan, plan_file, cells):
             say(f"wrote     {path}")
@@ -100,7 +104,6 @@ def _run(
     plan: Plan,
     cells: Sequence[Cell],
     processes: int,
-    options: StudyOptions,
     say: Callable[[str], None],
 ) -> dict[str, str]:
     from maxent_grpo.study.schedule import run_cells
