@@ -34,7 +34,10 @@ def test_command_lines_plan_what_they_say(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     script, *arguments = shlex.split(line)
     if script == "maxent-grpo-math-eval":  # has no plan to show: two prompts for real
-        assert console.math_eval([*arguments, "inference.limit=2", f"inference.artifacts.root_dir={tmp_path}"]) == 0
+        assert (
+            console.math_eval([*arguments, "inference.limit=2", f"inference.artifacts.root_dir={tmp_path}"])
+            == 0
+        )
         assert len(list(tmp_path.rglob("seed_*.jsonl"))) == 2
         return
     if "--help" not in arguments:

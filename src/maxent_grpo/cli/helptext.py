@@ -21,6 +21,7 @@ commands
   math-eval        pass@k of models on a benchmark, resumable  (scripts: maxent-grpo-math-eval, maxent-grpo-inference;
                    also command=math_eval, command=inference)
   report           plots and an HTML page of a run directory: run=DIR
+  study            compare methods over matched seeds         (script: maxent-grpo-study): study.plan=FILE
   demo             train the bundled tiny policy on a CPU, nothing to download: demo.steps=100 demo.seed=0
 
 examples
@@ -68,6 +69,13 @@ evaluation: inference.KEY=VALUE (defaults)
   artifacts.root_dir (var/artifacts/inference)  artifacts.resume (true; false starts over)  artifacts.enabled (true)
   artifacts.write_prompts (true)  collect_generations (false; Python only: texts in the results)
   Answers are kept prompt by prompt. A change of model, data, prompt, sampling or grader is refused, never mixed.
+
+study
+  study.plan=FILE                  what is compared (configs/study has some); runs what is missing, then reports
+  study.dry_run=true               print the runs and an estimate of the time; study.probe=false makes no timing
+  study.output_dir=DIR study.processes=N study.arms=[a,b]   instead of the plan's; some arms and the baseline
+  study.analyse=true               report on the finished runs
+  study.index=K study.slurm=true   one run alone; all runs as a Slurm job array (with dry_run: print its script)
 
 TRL style, with the same recipes and checks
   python -m maxent_grpo.grpo        --config FILE --learning_rate 5e-7 --bf16

@@ -33,6 +33,11 @@ def math_eval(argv: Sequence[str] | None = None) -> int:
     return _console(argv, "math-eval")
 
 
+def study(argv: Sequence[str] | None = None) -> int:
+    """``maxent-grpo-study``: `main` with ``command=study`` unless a command is given."""
+    return _console(argv, "study")
+
+
 def _console(argv: Sequence[str] | None, default_command: str | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:

@@ -3,7 +3,8 @@
 The tree: ``command``; ``dry_run``; one section per training command (``baseline``, ``maxent``,
 ``infoseed``), each with ``recipe``, ``script``, ``training`` and ``model``; the last three also bare, for
 the section of the running command; any setting by its name alone, as in a recipe; ``run`` for report,
-``demo.*`` for demo and ``inference.*`` for an evaluation. A key that the command would not read is refused.
+``demo.*`` for demo, ``inference.*`` for an evaluation and ``study.*`` for study. A key that the command would not
+read is refused.
 """
 
 import difflib
@@ -20,9 +21,9 @@ SECTIONS = {"train-baseline": "baseline", "train-maxent": "maxent", "train-infos
 EVALUATIONS = ("math-eval", "inference", "math_eval")
 """Three names of one command."""
 
-COMMANDS = (*SECTIONS, *EVALUATIONS, "report", "demo")
+COMMANDS = (*SECTIONS, *EVALUATIONS, "report", "demo", "study")
 GROUPS = ("script", "training", "model")
-_OWNERS = {"run": "report", "demo": "demo", "inference": "math-eval"}
+_OWNERS = {"run": "report", "demo": "demo", "inference": "math-eval", "study": "study"}
 _OTHER_KEYS = ("command", "dry_run", *_OWNERS)
 
 
@@ -39,6 +40,7 @@ class Request:
     run: str = ""  # run directory that report reads
     demo: Mapping[str, Any] = field(default_factory=dict)
     inference: Mapping[str, Any] = field(default_factory=dict)
+    study: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_request(composed: Composed, default_command: str | None) -> Request:
@@ -63,6 +65,9 @@ def read_request(composed: Composed, default_command: str | None) -> Request:
     if command in EVALUATIONS:
         _refuse_others(tree, command, {"command", "inference"})
         return Request(command, inference=_mapping(tree.get("inference"), "inference"))
+    if command == "study":
+        _refuse_others(tree, command, {"command", "study"})
+        return Request(command, study=_mapping(tree.get("study"), "study"))
     return _training_request(composed, command)
 
 

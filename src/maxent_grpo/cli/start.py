@@ -45,6 +45,11 @@ def start(composed: Composed, default_command: str | None, place: Place) -> None
         from maxent_grpo.cli.evaluation import evaluate
 
         evaluate(request.inference, os.environ)
+    elif request.command == "study":
+        from maxent_grpo.study.study import run_study
+
+        place.recipe = str(request.study.get("plan", ""))
+        run_study(request.study, show)
     else:
         place.recipe = request.recipe or os.environ.get("GRPO_RECIPE", "")
         start_training(resolve_job(request, composed, os.environ), dry_run=request.dry_run)

@@ -1,0 +1,107 @@
+"""Evaluates the final policy of one run: a row per prompt, temperature and evaluation seed. A process of its own.
+
+Sampler, scoring and definitions are those of the evaluation during training. Draws are keyed by (evaluation seed,
+prompt, sample) and not by the run: all runs of a study answer the same prompts with the same random numbers.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from maxent_grpo.config.loading import RunConfig, resolve
+from maxent_grpo.evaluate.exploration import exploration_scores
+from maxent_grpo.models.loading import load_policy, load_tokenizer
+from maxent_grpo.rewards.registry import load_rewards
+from maxent_grpo.rewards.scoring import Scorer
+from maxent_grpo.rollout.local import LocalSampler
+from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.study.identity import evaluation_identity
+from maxent_grpo.study.plan import EvaluationPlan
+from maxent_grpo.study.store import CELL, EVALUATION, IDENTITY_KEY, RECIPE
+from maxent_grpo.train.assembly import evaluation_prompts, model_source
+from maxent_grpo.train.run import Given
+from maxent_grpo.types import Group
+
+Row = dict[str, Any]
+
+
+def evaluate_run(directory: Path, evaluation: EvaluationPlan) -> None:
+    """Sample from the final policy in ``directory`` and write its ``evaluation.parquet``, whole or not at all."""
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    cell = json.loads((directory / CELL).read_text())
+    command = cell["identity"]["command"]
+    trained = resolve(command, directory / RECIPE, None, dict(os.environ))
+    config = resolve(
+        command, directory / RECIPE, {"flat": {"model_name_or_path": str(directory)}}, dict(os.environ)
+    )
+    facts = {name: cell[name] for name in ("task", "arm", "seed", "run_seed")}
+    rows = [{**facts, **row} for row in evaluation_rows(config, evaluation)]
+    identity = json.dumps(evaluation_identity(trained, evaluation)).encode()
+    table = arrow.Table.from_pylist(rows).replace_schema_metadata({IDENTITY_KEY: identity})
+    partial = directory / f".{EVALUATION}.partial"
+    parquet.write_table(table, partial)
+    os.replace(partial, directory / EVALUATION)
+
+
+def evaluation_rows(config: RunConfig, evaluation: EvaluationPlan) -> Iterator[Row]:
+    """``temperature``, ``eval_seed``, ``prompt`` (row in its data set), ``modes``, ``k``, and scores of k samples."""
+    source = model_source(config)
+    tokenizer = load_tokenizer(source)
+    prompts = evaluation_prompts(config, Given(), tokenizer)
+    assert prompts is not None, "runs of a study evaluate at their start"
+    sampler = LocalSampler(load_policy(source).eval(), tokenizer)
+    training = config.training
+    scorer = Scorer(
+        load_rewards(config.script.reward_funcs, training.reward_weights),
+        zero_truncated=training.zero_truncated_completion_rewards,
+    )
+    at_once = max(1, training.per_device_eval_batch_size // evaluation.k)
+    for temperature in evaluation.temperatures:
+        settings = SamplingSettings(evaluation.k, training.max_completion_length, temperature)
+        for seed in evaluation.seeds:
+            for start in range(0, len(prompts), at_once):
+                batch = prompts[start : start + at_once]
+                rollouts = sampler.sample(batch, settings, (seed, "evaluation"), policy_version=0)
+                groups = scorer.score(rollouts, 0)[0]
+                for row in _scored(groups):
+                    yield {"temperature": temperature, "eval_seed": seed, "k": evaluation.k, **row}
+    scorer.close()
+
+
+def _scored(groups: list[Group]) -> Iterator[Row]:
+    scores = {name.partition("_at_")[0]: values for name, values in exploration_scores(groups).items()}
+    for position, group in enumerate(groups):
+        prompt = group.rollout.prompt
+        modes = len(prompt.columns["modes"]) if "modes" in prompt.columns else None
+        lengths = [len(ids) for ids in group.rollout.token_ids]
+        yield {
+            "prompt": prompt.index,
+            "modes": modes,
+            **{name: values[position] for name, values in scores.items()},
+            "mean_length": sum(lengths) / len(lengths),
+        }
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m maxent_grpo.study.evaluation RUN_DIRECTORY '{"k": 8, …}'``."""
+    from maxent_grpo.errors import RunError, UsageError
+
+    directory, text = arguments
+    tree = json.loads(text)
+    try:
+        evaluate_run(
+            Path(directory), EvaluationPlan(tree["k"], tuple(tree["temperatures"]), tuple(tree["seeds"]))
+        )
+    except (UsageError, RunError) as error:
+        print(f"maxent-grpo: study: {directory}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,107 @@
+"""A small plan, its runs as if they had finished, and no training."""
+
+import gc
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from maxent_grpo.study.cells import cells_of
+from maxent_grpo.study.plan import Plan, plan_of
+
+PLAN: dict[str, Any] = {
+    "question": "Does it?",
+    "baseline": "dr_grpo",
+    "seeds": [0, 1, 2, 3, 4, 5, 6, 7],
+    "tasks": {"graph_coloring": {"label": "graph colouring"}},
+    "arms": {
+        "other": {"command": "train-baseline", "recipe": "other.yaml", "label": "Other"},
+        "dr_grpo": {"command": "train-baseline", "recipe": "dr.yaml", "label": "Dr. GRPO"},
+        "aa": {"same_as": "dr_grpo", "seed_offset": 1000, "label": "A/A"},
+    },
+    "budget": {"steps": 4},
+    "judgement": {"resamples": 399},
+}
+
+
+@pytest.fixture
+def tree() -> dict[str, Any]:
+    """A plan as YAML reads it, to be changed at will."""
+    return json.loads(json.dumps(PLAN))
+
+
+@pytest.fixture
+def plan(tree: dict[str, Any], tmp_path: Path) -> Plan:
+    return replace(plan_of(tree), output_dir=tmp_path / "study")
+
+
+@pytest.fixture
+def make_rows() -> Callable[..., pd.DataFrame]:
+    """Evaluation rows of 20 prompts: ``effects`` (arm → shift of coverage), ``run_sd`` between runs."""
+
+    def build(plan: Plan, effects: dict[str, float], run_sd: float = 0.01) -> pd.DataFrame:
+        rng = np.random.default_rng(11)
+        modes = rng.integers(4, 12, 20)
+        rows = []
+        for task in plan.tasks:
+            for arm in plan.arms:
+                for seed in plan.seeds:
+                    run = run_sd * rng.standard_normal()
+                    for eval_seed in plan.evaluation.seeds:
+                        coverage = np.clip(0.5 + effects.get(arm.name, 0.0) + run, 0, 1)
+                        rows.append(
+                            pd.DataFrame(
+                                {
+                                    "task": task.name,
+                                    "arm": arm.name,
+                                    "seed": seed,
+                                    "run_seed": seed + arm.seed_offset,
+                                    "temperature": 1.0,
+                                    "eval_seed": eval_seed,
+                                    "k": plan.evaluation.k,
+                                    "prompt": np.arange(20),
+                                    "modes": modes,
+                                    "mean": 0.4 + 0.05 * rng.standard_normal(20),
+                                    "pass": (rng.random(20) < 0.9 + run).astype(float),
+                                    "distinct": coverage * modes,
+                                    "coverage": coverage + 0.02 * rng.standard_normal(20),
+                                }
+                            )
+                        )
+        return pd.concat(rows, ignore_index=True)
+
+    return build
+
+
+@pytest.fixture
+def finish() -> Callable[[Plan, pd.DataFrame], None]:
+    """Leaves the files of finished runs that hold ``rows``, with records of four steps each."""
+
+    def write(plan: Plan, rows: pd.DataFrame) -> None:
+        for cell in cells_of(plan):
+            mine = rows[(rows["task"] == cell.task.name) & (rows["arm"] == cell.arm.name)]
+            mine = mine[mine["seed"] == cell.seed]
+            if mine.empty:
+                continue
+            cell.directory.mkdir(parents=True)
+            (cell.directory / "cell.json").write_text(json.dumps({"run_seed": cell.run_seed}))
+            mine.to_parquet(cell.directory / "evaluation.parquet", index=False)
+            records: list[dict[str, Any]] = [{"step": 0, "run/git_sha": "0123abc", "run/seed": cell.run_seed}]
+            for step in range(5):
+                trained = {"train/reward": 0.3, "train/coverage": 0.4, "train/grad_norm": 1.0} if step else {}
+                held_out = {"eval/mean_at_8": 0.3 + 0.01 * step, "eval/coverage_at_8": 0.4 - 0.01 * step}
+                records.append({"step": step} | trained | held_out)
+            (cell.directory / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+
+    return write
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_collections() -> None:
+    """statsmodels collects garbage in every Holm adjustment, half a second with torch loaded: leave out what stays."""
+    gc.freeze()

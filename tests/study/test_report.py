@@ -1,0 +1,83 @@
+"""The report from finished runs: files, numbers, warnings; and curves over seeds."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.observe.run_files import Series
+from maxent_grpo.study.cells import cells_of
+from maxent_grpo.study.curves import average
+from maxent_grpo.study.study import report_study
+
+
+@pytest.fixture
+def plan_file(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("question: <b>Does it?</b>\n")
+    return path
+
+
+def test_the_report_carries_its_numbers_figures_and_plan(plan, plan_file, make_rows, finish):
+    finish(plan, make_rows(plan, {"other": 0.1}))
+    paths = report_study(plan, plan_file, cells_of(plan))
+    assert {path.name for path in paths} >= {"runs.parquet", "effects.csv", "report.html"}
+    page = (plan.output_dir / "report.html").read_text()
+    effects = pd.read_csv(plan.output_dir / "effects.csv").set_index(["outcome", "arm"])
+    effect = effects.loc[("coverage", "other"), "effect"]
+    assert "Other raises coverage@8 from 0.5" in page
+    assert f"+{effect:.3f}" in page
+    assert "&lt;b&gt;Does it?&lt;/b&gt;" in page  # the plan is text
+    assert "A/A check." in page
+    assert "git checkout 0123abc" in page
+    assert page.count("data:image/png;base64,") == 6
+    for name in ("effects", "trajectory", "modes", "reward", "coverage", "gradient"):
+        png = plan.output_dir / "figures" / f"graph_coloring_{name}.png"
+        assert png.stat().st_size > 5_000
+        assert png.with_suffix(".svg").read_text().startswith("<?xml")
+    assert len(pd.read_parquet(plan.output_dir / "runs.parquet")) == 3 * 8 * 3 * 20
+    assert page.index("A/A check.") < page.index("What came out") < page.index("Repeat it")
+
+
+def test_the_head_warns_of_an_aa_arm_that_is_not_null(plan, plan_file, make_rows, finish):
+    finish(plan, make_rows(plan, {"aa": 0.1}))
+    report_study(plan, plan_file, cells_of(plan))
+    head = (plan.output_dir / "report.html").read_text().partition("What came out")[0]
+    assert re.search(r'class="note warning"><strong>A/A check.</strong> The A/A arm differs', head)
+
+
+def test_the_head_warns_of_missing_runs_and_too_few_seeds(plan, plan_file, make_rows, finish):
+    rows = make_rows(plan, {})
+    finish(plan, rows[rows["seed"] < 4])
+    report_study(plan, plan_file, cells_of(plan))
+    head = (plan.output_dir / "report.html").read_text().partition("What came out")[0]
+    assert "12 of 24 runs are not finished" in head
+    assert "With 4 seeds the smallest p that the permutation test can give is .125" in head
+
+
+def test_equal_runs_give_equal_files(plan, plan_file, make_rows, finish):
+    finish(plan, make_rows(plan, {"other": 0.1}))
+    first = {path: path.read_bytes() for path in report_study(plan, plan_file, cells_of(plan))}
+    again = {path: path.read_bytes() for path in report_study(plan, plan_file, cells_of(plan))}
+    assert first == again
+
+
+def test_nothing_finished_is_said(plan, plan_file):
+    with pytest.raises(UsageError, match="no run is finished yet"):
+        report_study(plan, plan_file, cells_of(plan))
+
+
+def test_a_curve_is_the_mean_at_common_steps_with_a_t_interval():
+    one = Series("x", np.array([1, 2, 3]), np.array([1.0, 2.0, 3.0]))
+    two = Series("x", np.array([2, 3, 4]), np.array([4.0, 5.0, 6.0]))
+    three = Series("x", np.array([2, 3]), np.array([3.0, 4.0]))
+    curve = average([one, two, three])
+    assert curve.steps.tolist() == [2, 3]
+    assert curve.mean.tolist() == [3.0, 4.0]
+    half = 4.302652730 * 1 / np.sqrt(3)  # t of two degrees of freedom × standard error
+    assert curve.high - curve.mean == pytest.approx([half, half])
+    alone = average([one])
+    assert alone.mean.tolist() == [1.0, 2.0, 3.0]
+    assert np.isnan(alone.low).all()

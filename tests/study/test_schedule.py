@@ -1,0 +1,141 @@
+"""Scheduling, with commands of milliseconds in place of training: what is started, waited for and left alone."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.study import schedule, study
+from maxent_grpo.study.cells import cells_of, config_of
+from maxent_grpo.study.estimate import Forecast
+from maxent_grpo.study.plan import read_plan
+from maxent_grpo.study.schedule import duration_text, run_cells, train_command
+from maxent_grpo.study.store import State, durations, open_cell, state_of, try_lock
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = ROOT / "configs" / "study" / "smoke.yaml"
+
+
+@pytest.fixture
+def smoke(tmp_path, monkeypatch):
+    """The smoke plan; training leaves an empty policy, evaluation an empty file, at once."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(schedule, "train_command", lambda cell: touch(cell.directory / "model.safetensors"))
+    monkeypatch.setattr(
+        schedule, "evaluate_command", lambda cell, evaluation: touch(cell.directory / "evaluation.parquet")
+    )
+    return replace(read_plan(SMOKE), output_dir=tmp_path / "study")
+
+
+def touch(path):
+    return [sys.executable, "-c", f"open({str(path)!r}, 'w')"]
+
+
+def run(plan, cells, processes=2):
+    lines: list[str] = []
+    failed = run_cells(plan, cells, configs(plan, cells), processes, lines.append)
+    return failed, lines
+
+
+def configs(plan, cells):
+    return {cell.index: config_of(plan, cell) for cell in cells}
+
+
+def test_every_missing_run_is_trained_and_evaluated_and_a_finished_one_left_alone(smoke):
+    cells = cells_of(smoke)
+    cells[0].directory.mkdir(parents=True)
+    (cells[0].directory / "evaluation.parquet").write_text("kept")
+    failed, lines = run(smoke, cells)
+    assert failed == {}
+    assert all(state_of(cell.directory) is State.DONE for cell in cells)
+    assert (cells[0].directory / "evaluation.parquet").read_text() == "kept"
+    assert sum(line.startswith("started") for line in lines) == 3
+    assert "4 of 4 runs ended" in lines[-1]
+    assert durations(cells[1].directory).keys() == {"train", "evaluate"}
+
+
+def test_a_trained_run_is_only_evaluated(smoke):
+    cell = cells_of(smoke)[0]
+    open_cell(cell, configs(smoke, [cell])[0])
+    (cell.directory / "model.safetensors").write_text("trained")
+    run(smoke, [cell])
+    assert (cell.directory / "model.safetensors").read_text() == "trained"
+    assert state_of(cell.directory) is State.DONE
+
+
+def test_a_failed_run_is_told_with_its_log_and_stops_no_other(smoke, monkeypatch):
+    def command(cell):
+        if cell.arm.name == "tilted" and cell.seed == 0:
+            return [sys.executable, "-c", "import sys; sys.exit('out of luck')"]
+        return touch(cell.directory / "model.safetensors")
+
+    monkeypatch.setattr(schedule, "train_command", command)
+    cells = cells_of(smoke)
+    failed, _ = run(smoke, cells)
+    assert failed.keys() == {"graph_coloring/tilted/seed-0"}
+    assert failed["graph_coloring/tilted/seed-0"].startswith("out of luck (log: ")
+    assert [state_of(cell.directory) is State.DONE for cell in cells] == [True, False, True, True]
+    monkeypatch.setattr(study, "report_study", lambda *_: [])
+    with pytest.raises(RunError, match=r"1 run\(s\) failed: graph_coloring/tilted/seed-0: out of luck"):
+        study.run_study({"plan": str(SMOKE), "output_dir": str(smoke.output_dir), "index": 1}, lambda _: None)
+
+
+def test_a_run_whose_process_outlived_its_study_is_waited_for(smoke):
+    cell = cells_of(smoke)[0]
+    open_cell(cell, configs(smoke, [cell])[0])
+    lock = try_lock(cell.directory)
+    assert lock is not None
+    left = cell.directory / "evaluation.parquet"
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", f"import time; time.sleep(1); open({str(left)!r}, 'w').write('orphan')"],
+        pass_fds=(lock,),
+    )
+    os.close(lock)  # the study is gone; its process still holds the lock
+    started = time.monotonic()
+    failed, lines = run(smoke, [cell])
+    orphan.wait()
+    assert failed == {}
+    assert time.monotonic() - started > 0.5
+    assert lines == ["waiting   graph_coloring/dr_grpo/seed-0: a process of an earlier start is still at it"]
+    assert left.read_text() == "orphan"
+
+
+def test_an_index_runs_one_run_and_no_report(smoke):
+    lines: list[str] = []
+    study.run_study({"plan": str(SMOKE), "output_dir": str(smoke.output_dir), "index": 2}, lines.append)
+    cells = cells_of(smoke)
+    assert [state_of(cell.directory) for cell in cells].count(State.DONE) == 1
+    assert state_of(cells[2].directory) is State.DONE
+    assert not (smoke.output_dir / "report.html").exists()
+    with pytest.raises(UsageError, match="no such run"):
+        study.run_study({"plan": str(SMOKE), "output_dir": str(smoke.output_dir), "index": 4}, lines.append)
+
+
+def test_the_forecast_is_the_median_of_an_arm_over_the_processes(smoke):
+    cells = cells_of(smoke)
+    for cell, seconds in zip(cells[:2], (60, 100), strict=True):
+        cell.directory.mkdir(parents=True)
+        (cell.directory / "evaluation.parquet").touch()
+        (cell.directory / "durations.json").write_text(f'{{"train": {seconds - 10}, "evaluate": 10}}')
+    assert Forecast(smoke, cells).seconds_left(2) == 80
+    assert Forecast(smoke, cells).seconds_left(1) == 160
+    assert Forecast(smoke, cells[2:]).seconds_left(2) is None
+
+
+def test_the_training_command_is_the_one_a_user_would_type(tmp_path):
+    cell = cells_of(read_plan(SMOKE))[1]
+    assert train_command(cell)[2:] == [
+        "maxent_grpo.cli.main",
+        "command=train-maxent",
+        "maxent.recipe='var/studies/smoke/runs/graph_coloring/tilted/seed-0/recipe.yaml'",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(30, "30 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_durations_read_well(seconds, text):
+    assert duration_text(seconds) == text
