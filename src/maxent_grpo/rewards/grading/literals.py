@@ -1,4 +1,4 @@
-"""Numbers as they are written: decimals, powers of ten, repeating decimals, mixed numbers; all read exactly."""
+"""Numbers as written: decimals, powers of ten, repeating decimals, mixed numbers; all read exactly."""
 
 import re
 from fractions import Fraction

@@ -25,7 +25,7 @@ def every(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def matched(ours: Sequence[Expression], theirs: Sequence[Expression], same: Same) -> bool | None:
-    """Whether each answer has its own partner. Being the same is transitive, so that taking the first will do."""
+    """Whether each answer has its own partner. Being the same is transitive, so the first will do."""
     if len(ours) != len(theirs) or len(ours) > MAX_ITEMS:
         return False
     left = list(ours)

@@ -1,6 +1,7 @@
-"""Tokens of an answer (numbers, names, functions, signs, TeX commands, units and other text), and a way through.
+"""Tokens of an answer: numbers, names, functions, signs, TeX commands, units and other text.
 
 What a run of letters is depends on what stands before it: "m" behind a number is a unit, else an unknown.
+`TokenStream` is a parser's place among them.
 """
 
 import re

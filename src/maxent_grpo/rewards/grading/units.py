@@ -53,7 +53,7 @@ _POWER_BEHIND = {"squared": 2, "cubed": 3}
 
 
 def split_unit(expression: Expression) -> tuple[Expression, str]:
-    """An answer without units, and the unit that it ends with, in one name for all spellings if it is known."""
+    """An answer without units, and the unit that it ends with, by one name for all spellings."""
     name = ""
     match expression:
         case Apply(operation="unit", arguments=(inner,), name=written):
