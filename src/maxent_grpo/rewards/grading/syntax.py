@@ -1,8 +1,8 @@
 """A small parser for final answers in TeX or plain text: its entry, and its top layer of lists and relations.
 
 It reads what answers are written in, and refuses the rest with `UnreadableError`: a model's text is data
-here, never code. Its work is bounded by `MAX_TOKENS` and `MAX_DEPTH` (`tokens`). The layers below are `arithmetic`
-and, inside that, `operands`; each is a class that leaves to those above it what stands inside brackets.
+here, never code. Its work is bounded by `MAX_TOKENS` and `MAX_DEPTH` (`tokens`). The layers below are
+`arithmetic` and, under that, `operands`; each is a class that leaves to those above it what is in brackets.
 """
 
 from maxent_grpo.rewards.grading.arithmetic import Arithmetic
