@@ -17,7 +17,8 @@ from maxent_grpo.rewards.grading.expressions import Expression, RefusedError, Un
 from maxent_grpo.rewards.grading.extraction import boxes, extract
 from maxent_grpo.rewards.grading.policy import GRADER_VERSION, GraderPolicy
 from maxent_grpo.rewards.grading.spelling import is_verbal, respell, words
-from maxent_grpo.rewards.grading.syntax import has_thousands, parse
+from maxent_grpo.rewards.grading.syntax import parse
+from maxent_grpo.rewards.grading.tokens import has_thousands
 
 __all__ = ["GRADER_VERSION", "GraderPolicy", "Verdict", "equivalent", "grade", "preload"]
 

@@ -26,6 +26,9 @@ Value: TypeAlias = Any
 POSITIVE_POINTS = 3
 """As many points with positive coordinates are tried before those with any sign."""
 
+WHOLE_NUMBER_OPERATIONS = frozenset({"factorial", "binomial", "floor", "ceil", "gcd", "lcm"})
+"""Operations that are only compared at whole numbers."""
+
 _WHOLE_POINTS = 29  # a prime, so that steps of 11 reach them all
 _DIGITS = 40
 _AGREEMENT = 30  # digits that two inexact values must share

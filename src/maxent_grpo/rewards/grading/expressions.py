@@ -1,6 +1,7 @@
 """What an answer is made of, once read."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -73,6 +74,9 @@ class Matrix:
     rows: "tuple[tuple[Expression, ...], ...]"
 
 
+CONSTANTS = frozenset({"pi", "e", "i"})
+"""The symbols that stand for a number."""
+
 Expression: TypeAlias = Number | Symbol | Apply | Bracketed | Listed | Related | Matrix
 
 
@@ -98,3 +102,24 @@ def has_operation(expression: Expression, operations: frozenset[str]) -> bool:
     if isinstance(expression, Apply) and expression.operation in operations:
         return True
     return any(has_operation(part, operations) for part in parts(expression))
+
+
+def mapped(expression: Expression, change: Callable[[Expression], Expression]) -> Expression:
+    """The expression with ``change`` made to each one directly inside it."""
+    match expression:
+        case Apply(arguments=inner):
+            return replace(expression, arguments=tuple(map(change, inner)))
+        case Bracketed(items=inner) | Listed(items=inner):
+            return replace(expression, items=tuple(map(change, inner)))
+        case Related(sides=inner):
+            return replace(expression, sides=tuple(map(change, inner)))
+        case Matrix(rows=rows):
+            return Matrix(tuple(tuple(map(change, row)) for row in rows))
+    return expression
+
+
+def substituted(expression: Expression, name: str, by: Expression) -> Expression:
+    """The expression with ``by`` wherever the symbol ``name`` stood."""
+    if expression == Symbol(name):
+        return by
+    return mapped(expression, lambda part: substituted(part, name, by))

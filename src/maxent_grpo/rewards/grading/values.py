@@ -1,0 +1,224 @@
+"""Whether two numbers, or two formulas in unknowns, are one value: units, percents, bases and rounding.
+
+Constants are compared exactly or to 30 digits, formulas at points (`evaluation`). What a value is counted in
+and how far a decimal may be rounded is the policy's.
+"""
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+from maxent_grpo.rewards.grading.evaluation import (
+    POSITIVE_POINTS,
+    WHOLE_NUMBER_OPERATIONS,
+    Value,
+    agree,
+    distance,
+    evaluate,
+    is_exact,
+    points,
+    real,
+    within,
+)
+from maxent_grpo.rewards.grading.expressions import (
+    CONSTANTS,
+    Apply,
+    Expression,
+    Number,
+    UnreadableError,
+    has_operation,
+    symbols,
+)
+from maxent_grpo.rewards.grading.pairing import every
+from maxent_grpo.rewards.grading.policy import GraderPolicy
+from maxent_grpo.rewards.grading.units import is_known_unit, split_letter_unit, split_unit
+
+_FLOAT_NOISE = Fraction(1, 10**12)  # double precision prints 0.30000000000000004
+_FLOAT_DIGITS = 12
+
+
+def same_values(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | None:
+    """Whether two answers of one part each have the same value, in the same unit and base."""
+    pred, our_unit = split_unit(pred)
+    gold, their_unit = split_unit(gold)
+    if our_unit and not their_unit:
+        gold, their_unit = split_letter_unit(gold)
+    elif their_unit and not our_unit:
+        pred, our_unit = split_letter_unit(pred)
+    if policy.units == "required" and (our_unit or their_unit) and our_unit != their_unit:
+        return False
+    if (
+        policy.units == "optional"
+        and is_known_unit(our_unit)
+        and is_known_unit(their_unit)
+        and our_unit != their_unit
+    ):
+        return False
+    pred, gold = _sign_inside(pred), _sign_inside(gold)
+    bases = [_based(pred), _based(gold)]
+    if any(bases):
+        return _same_in_base(pred, gold, policy)
+    kinds = [side.operation if isinstance(side, Apply) else "" for side in (pred, gold)]
+    for kind in ("percent", "degree"):
+        if kinds == [kind, kind]:
+            return same_values(pred.arguments[0], gold.arguments[0], policy)  # type: ignore[union-attr]
+    if "percent" in kinds or "degree" in kinds:
+        verdicts = [_equal(p, g, policy) for p in _readings(pred, policy) for g in _readings(gold, policy)]
+        return True if True in verdicts else None if None in verdicts else False
+    if "ratio" in kinds:
+        return _same_ratios(pred, gold, policy)
+    return _equal(pred, gold, policy)
+
+
+def _sign_inside(expression: Expression) -> Expression:
+    """−(90°) as (−90)°, so that the outermost operation tells the kind."""
+    match expression:
+        case Apply(
+            operation="neg", arguments=(Apply(operation="percent" | "degree" as kind, arguments=(inner,)),)
+        ):
+            return Apply(kind, (Apply("neg", (inner,)),))
+    return expression
+
+
+def _readings(expression: Expression, policy: GraderPolicy) -> list[Expression]:
+    match expression:
+        case Apply(operation="percent", arguments=(inner,)):
+            of_hundred = [] if policy.percent == "value" else [inner]
+            return of_hundred + ([] if policy.percent == "sign_optional" else [expression])
+        case Apply(operation="degree", arguments=(inner,)):
+            return [inner, expression] if policy.degrees == "optional" else [expression]
+    return [expression]
+
+
+def _based(expression: Expression) -> bool:
+    return isinstance(expression, Apply) and expression.operation == "based"
+
+
+def _same_in_base(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | None:
+    (ours, our_base), (theirs, their_base) = _digits_and_base(pred), _digits_and_base(gold)
+    if our_base == their_base or (policy.base == "optional" and "" in (our_base, their_base)):
+        return ours is not None and ours == theirs
+    if not (our_base and their_base):
+        return False
+    try:
+        return int(ours or "", int(our_base)) == int(theirs or "", int(their_base))
+    except ValueError:
+        return False
+
+
+def _digits_and_base(expression: Expression) -> tuple[str | None, str]:
+    match expression:
+        case Apply(operation="based", arguments=(Number(value=value),), name=base):
+            return str(value), base
+        case Number(value=value):
+            return str(value), ""
+    return None, ""
+
+
+def _same_ratios(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | None:
+    """3 : 1 is 6 : 2 and 3; a time of day, 12:00, is only itself."""
+    terms = [
+        list(side.arguments) if isinstance(side, Apply) and side.operation == "ratio" else None
+        for side in (pred, gold)
+    ]
+    if terms[0] is None or terms[1] is None:
+        return _equal(pred, gold, policy)
+    if len(terms[0]) != len(terms[1]):
+        return False
+    first = [Apply("mul", (term, Apply("inv", (terms[0][0],)))) for term in terms[0]]
+    second = [Apply("mul", (term, Apply("inv", (terms[1][0],)))) for term in terms[1]]
+    return every(_equal(p, g, policy) for p, g in zip(first, second, strict=True))
+
+
+def same_numbers(left: Expression, right: Expression) -> bool:
+    """Whether two constants are exactly one number."""
+    values = _value_at(left, {}), _value_at(right, {})
+    return None not in values and agree(*values)
+
+
+def _equal(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | None:
+    names = (symbols(pred) | symbols(gold)) - CONSTANTS
+    if not names:
+        return _equal_constants(pred, gold, policy)
+    if not symbols(pred) >= symbols(gold) - CONSTANTS and not symbols(pred) - CONSTANTS:
+        return False
+    whole = has_operation(pred, WHOLE_NUMBER_OPERATIONS) or has_operation(gold, WHOLE_NUMBER_OPERATIONS)
+    compared = one_sided = 0
+    for k, point in enumerate(points(names, whole)):
+        real_only = k >= POSITIVE_POINTS and not whole
+        ours, theirs = _value_at(pred, point, real_only), _value_at(gold, point, real_only)
+        if ours is not None and theirs is not None:
+            if not agree(ours, theirs):
+                return False
+            compared += 1
+        one_sided += (ours is None) != (theirs is None)
+    if compared >= 2:
+        return True
+    return False if one_sided >= POSITIVE_POINTS else None
+
+
+def _value_at(expression: Expression, point: Mapping[str, Fraction], real_only: bool = False) -> Value | None:
+    try:
+        return evaluate(expression, point, real_only)
+    except (UnreadableError, KeyError):
+        return None
+
+
+def _equal_constants(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | None:
+    ours, theirs = _value_at(pred, {}), _value_at(gold, {})
+    if ours is None or theirs is None:
+        return None if ours is theirs else False
+    if (
+        agree(ours, theirs)
+        or _rounded_to(pred, ours, theirs, policy)
+        or _rounded_to(gold, theirs, ours, policy)
+    ):
+        return True
+    if not policy.relative_tolerance or (_literal(pred) is None and _literal(gold) is None):
+        return False
+    return bool(distance(ours, theirs) <= abs(theirs) * policy.relative_tolerance)
+
+
+def _rounded_to(written: Expression, value: Value, other: Value, policy: GraderPolicy) -> bool:
+    """Whether a decimal is another number rounded to the digits that it shows."""
+    literal = _literal(written)
+    if literal is None or not is_exact(value):
+        return False
+    resolution, digits = literal
+    other = real(other)
+    if other is None:
+        return False
+    away = distance(value, other)
+    if digits >= _FLOAT_DIGITS and within(away, abs(value) * _FLOAT_NOISE):
+        return True
+    if is_exact(other) and _terminates(other.denominator):
+        return False  # it has an exact decimal form, and this is another
+    return digits >= policy.significant_digits and within(away, resolution / 2)
+
+
+def _literal(expression: Expression) -> tuple[Fraction, int] | None:
+    """The resolution and number of significant digits of a decimal literal, perhaps times a power of ten."""
+    match expression:
+        case Number(decimal=True, resolution=resolution, digits=digits):
+            return resolution, digits
+        case Apply(operation="neg", arguments=(inner,)):
+            return _literal(inner)
+        case Apply(
+            operation="mul",
+            arguments=(
+                Number(decimal=True) as mantissa,
+                Apply(operation="pow", arguments=(Number(value=base), _)) as power,
+            ),
+        ) if base == 10:
+            try:
+                scale = evaluate(power, {})
+            except UnreadableError:
+                return None
+            return (mantissa.resolution * scale, mantissa.digits) if is_exact(scale) else None
+    return None
+
+
+def _terminates(denominator: int) -> bool:
+    for prime in (2, 5):
+        while denominator % prime == 0:
+            denominator //= prime
+    return denominator == 1
