@@ -21,7 +21,7 @@ venv: $(INSTALLED)  ## build var/venv with everything that demo and test need
 $(INSTALLED): pyproject.toml configs/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV): about three minutes"
+	@echo "installing into $(VENV): about six minutes"
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/constraints.txt torch
 	$(PIP) install --quiet -c configs/constraints.txt -e '.[dev]'
 	@touch $@
