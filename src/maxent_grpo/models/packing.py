@@ -15,7 +15,7 @@ from maxent_grpo.types import Batch
 
 PAD_FREE_WIDTH = 40
 """Copying a token into a padded bucket costs as much as its attention to about this many others. Like the next, it
-shapes only the choice of buckets, never a result: measured on one core, at hidden sizes 128 to 512."""
+shapes only the choice of buckets, never a result: an estimate for one core."""
 BUCKET_COST = 5000
 """What one more attention call costs, in multiples of one token's attention to one other."""
 MOST_CUTS = 48
