@@ -9,7 +9,7 @@ import torch
 from maxent_grpo import GRPOConfig, GRPOTrainer
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.evaluation import Evaluation
+from maxent_grpo.evaluate.evaluation import Evaluation, summary
 from maxent_grpo.rewards.registry import RewardFunction
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.local import LocalSampler
@@ -39,7 +39,12 @@ def run(sampler, prompts, **changes):
     scorer = Scorer([RewardFunction("first_letter", first_letter)])
     evaluation = Evaluation(prompts, SETTINGS, scorer, prompts_per_batch=2)
     seen = []
-    return replace(evaluation, **changes).run(sampler, 0, 7, seen.append), seen
+    evaluation = replace(evaluation, **changes)
+    metrics = {}
+    for prefix, sampling in evaluation.passes.items():
+        scores = evaluation.scores(sampler, sampling, 0, 7, slice(None), seen.append)
+        metrics |= summary(scores, prefix)
+    return metrics, seen
 
 
 def test_the_sampled_metrics_do_not_change_where_a_greedy_pass_is_added(sampler, prompts):

@@ -201,7 +201,6 @@ def test_seed_grpo_on_a_maxent_objective_is_refused_with_the_reason(configure):
     ("settings", "name"),
     [
         ({"objective": "rloo"}, "advantage"),
-        ({"objective": "seed_grpo"}, "seed_grpo_enabled"),
         ({"objective": "flowrl"}, "objective"),
         ({"objective": "gspo_token"}, "importance_sampling_level"),
         ({"surrogate": "sapo"}, "surrogate"),
