@@ -75,7 +75,7 @@ class TaskGrader:
         return judged
 
     def close(self) -> None:
-        pass
+        """Nothing to release."""
 
 
 class MathGrader:
