@@ -85,10 +85,17 @@ def test_an_empty_dataset_is_named(run_cli, tmp_path):
     assert (exit_code, "empty" in line) == (2, True), line
 
 
-def test_a_loss_that_stays_nan_ends_the_run(run_cli, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reward_funcs": f"[{__name__}:tells_apart]"},
+        {"reward_funcs": "[task_reward]", "dataset_name": "task:arithmetic"},  # no other gradient
+    ],
+)
+def test_a_loss_that_stays_nan_ends_the_run(run_cli, monkeypatch, changes):
     real = Objective.loss
     monkeypatch.setattr(Objective, "loss", lambda self, *a: (real(self, *a)[0] * torch.nan, {}))
-    exit_code, line = run_cli(reward_funcs=f"[{__name__}:tells_apart]")
+    exit_code, line = run_cli(**changes)
     assert exit_code == 1
     assert "step 3: 3 updates in a row" in line
     assert "lower learning_rate" in line

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from maxent_grpo.evaluate.passk import distinct_modes
 from maxent_grpo.tasks.registry import grade_response
 from maxent_grpo.types import Group, Metrics, mean_stat
 
@@ -36,7 +37,7 @@ def exploration_scores(groups: Sequence[Group]) -> dict[str, list[float]]:
         scores[f"pass_at_{k}"].append(float(any(right)))
         if enumerated:
             modes = len(group.rollout.prompt.columns["modes"])
-            distinct = min(_distinct_right(group.rollout.texts, group.rollout.prompt.columns), modes)
+            distinct = _distinct_right(group.rollout.texts, group.rollout.prompt.columns, modes)
             scores[f"distinct_at_{k}"].append(float(distinct))
             scores[f"coverage_at_{k}"].append(distinct / modes)
     return scores
@@ -60,12 +61,6 @@ def with_standard_errors(scores: Mapping[str, Sequence[float]]) -> dict[str, flo
     return summary
 
 
-def _distinct_right(texts: Sequence[str], columns: Mapping[str, str]) -> int:
-    keys, unkeyed = set(), 0
-    for text in texts:
-        verdict = grade_response(columns["task"], text, columns["facts"])
-        if verdict.correct and verdict.mode is None:
-            unkeyed += 1
-        elif verdict.correct:
-            keys.add(verdict.mode)
-    return len(keys) + unkeyed
+def _distinct_right(texts: Sequence[str], columns: Mapping[str, str], modes: int) -> int:
+    verdicts = [grade_response(columns["task"], text, columns["facts"]) for text in texts]
+    return distinct_modes((verdict.mode for verdict in verdicts if verdict.correct), modes)

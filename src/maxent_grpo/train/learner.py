@@ -107,13 +107,14 @@ class Learner:
         with self.accelerator.autocast():
             return Forward(*self.strategy.module(batch, entropy))
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, forward: Forward) -> None:
         """Add this micro-batch's gradient. The loss carries global denominators, and ranks' gradients are averaged.
 
-        A non-finite loss leaves a non-finite gradient, so that `update` refuses it on every rank.
+        A non-finite loss leaves a non-finite gradient, so that `update` refuses it on every rank: through the log-probs
+        of its ``forward``, as the loss itself may have no gradient where it is not finite.
         """
         if not bool(torch.isfinite(loss)):
-            loss = loss * torch.nan
+            loss = loss + (forward.logps * torch.nan).sum()
         self.strategy.backward(loss * self.accelerator.num_processes)
 
     def most(self, numbers: Sequence[int]) -> list[int]:

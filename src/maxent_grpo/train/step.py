@@ -52,7 +52,7 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
             forward = run.learner.forward(micro, last=number == passes)
             loss, metrics = run.objective.loss(forward, micro, micro_signal, knobs, denominators)
         if part.teaches:
-            run.learner.backward(loss if part.counts else 0.0 * loss)
+            run.learner.backward(loss if part.counts else 0.0 * loss, forward)
         if part.counts:
             run.meter.add(metrics)
             states.append((part.groups, forward.pooled))

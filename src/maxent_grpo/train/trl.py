@@ -90,10 +90,8 @@ class MaxEntGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch with this objective's advantages; the controllers move on once per optimiser step."""
         knobs = self.controllers.knobs()
-        if self._beta_in_loss and isinstance(self.args, GRPOConfig):
-            self.beta = knobs.beta
-        elif not self._beta_in_loss:
-            self.beta = knobs.beta  # has TRL score the reference
+        if isinstance(self.args, GRPOConfig):
+            self.beta = knobs.beta  # has TRL score the reference; TRL's own arguments keep their β
         output = super()._generate_and_score_completions(inputs)
         if not self._beta_in_loss:
             self.beta = 0.0
