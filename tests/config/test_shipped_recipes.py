@@ -43,9 +43,10 @@ def name_of(path: Path) -> str:
 def test_every_model_has_the_three_recipes() -> None:
     expected = {f"{model}/{method}/config_math.yaml" for model in MODELS for method in COMMAND_OF}
     tiny = {
-        f"tiny/{m}/config_{t}.yaml" for m in ("grpo", "maxent-grpo") for t in ("graph_coloring", "countdown")
+        f"tiny/{method}/config_{task}.yaml"
+        for method in COMMAND_OF
+        for task in ("graph_coloring", "countdown")
     }
-    tiny |= {"tiny/infoseed/config_graph_coloring.yaml"}
     assert {name_of(path) for path in ALL} == expected | tiny
 
 

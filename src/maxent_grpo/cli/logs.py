@@ -25,3 +25,5 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=wanted, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(wanted, logging.WARNING))
+    # Transformers imports DeepSpeed, where installed, to save a model; on a CPU it then warns that it found no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.msg)
