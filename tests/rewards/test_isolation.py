@@ -97,6 +97,21 @@ def test_a_kept_verdict_is_not_asked_for_again_and_a_hang_hangs_once(scorer_of):
     assert scorer.cache_hits == 39 + 1 + 2
 
 
+def test_a_verdict_begun_early_is_the_same_and_is_asked_for_once(scorer_of):
+    scorer = scorer_of("obey", rowwise=True, timeout=0.5)
+    for rollout in rollouts_of(["bb", "sleep", "bb"]):
+        scorer.begin(rollout, step=1)
+    scores, metrics = scores_of(scorer, ["bb", "sleep", "bb", "a"])
+    np.testing.assert_array_equal(scores, [2, math.nan, 2, 1])
+    assert count(metrics, "timeouts") == 1
+    assert scorer.cache_hits == 1  # the second "bb"
+
+
+def test_nothing_is_begun_of_functions_that_see_the_group_or_run_here(scorer_of):
+    assert not scorer_of("compare").begins_early
+    assert not Scorer([RewardFunction("here", lambda completions, **_: [0.0], 1.0)]).begins_early
+
+
 def test_the_cache_is_bounded(scorer_of, monkeypatch):
     monkeypatch.setattr(isolation, "CACHE_SIZE", 2)
     scorer = scorer_of("obey", rowwise=True)

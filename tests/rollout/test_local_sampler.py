@@ -33,6 +33,22 @@ def test_a_completion_does_not_depend_on_who_shares_the_batch(sampler, prompts):
     assert ids == [r.token_ids for r in reversed_order] == [r.token_ids for r in alone]
 
 
+def test_what_is_handed_over_early_is_what_is_returned(sampler, prompts):
+    settings = replace(
+        SETTINGS, num_generations=16, max_completion_length=24, temperature=2.0, stop=("1", "e")
+    )
+    early = []
+    rollouts = sampler.sample(prompts, settings, KEY, 5, finished=early.append)
+    whole = [row for rollout in rollouts for row in rows_of(rollout)]
+    assert 0 < len(early) <= sum(reason == "stop" for *_, reason in whole)
+    assert all(rows_of(one)[0] in whole and len(one.texts) == 1 and one.policy_version == 5 for one in early)
+
+
+def rows_of(rollout):
+    rows = zip(rollout.token_ids, rollout.logps, rollout.texts, rollout.finish_reasons, strict=True)
+    return [(rollout.prompt.index, *row) for row in rows]
+
+
 def test_fewer_samples_of_a_group_are_the_first_of_more(sampler, prompts):
     more = sampler.sample(prompts, SETTINGS, KEY, 0)
     fewer = sampler.sample(prompts, replace(SETTINGS, num_generations=2), KEY, 0)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from maxent_grpo.data.seeds import SeedPrompts
 from maxent_grpo.evaluate.exploration import exploration_scores, with_standard_errors
@@ -63,9 +64,12 @@ class Evaluation:
         own = self.prompts[part]
         found: list[PromptScore] = []
         size = self.prompts_per_batch * self.sampling.num_generations // sampling.num_generations
+        begin = partial(self.scorer.begin, step=step, is_eval=True) if self.scorer.begins_early else None
         for start in range(0, len(own), size):
             batch = own[start : start + size]
-            rollouts = sampler.sample(batch, sampling, (seed, "evaluation"), policy_version=step)
+            rollouts = sampler.sample(
+                batch, sampling, (seed, "evaluation"), policy_version=step, finished=begin
+            )
             groups = self.scorer.score(rollouts, step, is_eval=True)[0]
             scores = exploration_scores(groups)
             for i, group in enumerate(groups):

@@ -50,13 +50,13 @@ class Isolation:
     def __init__(self, settings: IsolationSettings) -> None:
         self._pool = Pool(settings.workers, Limits(settings.timeout, settings.memory_mb))
         self._verdicts: OrderedDict[bytes, Future[Scores]] = OrderedDict()
+        self._begun: set[bytes] = set()  # verdicts that nobody has waited for yet
         self.cache_hits = 0  # completions whose verdict was known, over the whole run
 
     def submit(
         self, reward: RewardFunction, arguments: Arguments, groups: Sequence[slice], context: CallContext
     ) -> "Pending":
         """Start scoring all rows; ``groups`` are the rows of each prompt, in order. Does not wait."""
-        assert reward.location is not None, "a function without a location cannot be found by a worker"
         size = len(arguments["completions"])
         arguments = {name: arguments[name] for name in _read_by(reward, arguments)}
         parts = [slice(row, row + 1) for row in range(size)] if reward.rowwise else groups
@@ -68,34 +68,56 @@ class Isolation:
             [(part, self._ask(reward, _rows(arguments, part), context)) for part in parts],
         )
 
+    def begin(self, reward: RewardFunction, arguments: Arguments, context: CallContext) -> None:
+        """Start on completions that will be submitted later, of a function that judges each by itself."""
+        arguments = {name: arguments[name] for name in _read_by(reward, arguments)}
+        for row in range(len(arguments["completions"])):
+            call = self._call(reward, row_of(arguments, row), context)
+            if (key := _verdict_key(call)) not in self._verdicts:
+                self._remember(key, call)
+                self._begun.add(key)
+
     def ask_again(
         self, reward: RewardFunction, arguments: Arguments, context: CallContext
     ) -> "Future[Scores]":
         """Score one row of a group that failed as a whole."""
-        assert reward.location is not None
-        return self._pool.submit(Call(reward.location, arguments, context))
+        return self._pool.submit(self._call(reward, arguments, context))
 
     def close(self) -> None:
         """Kill the workers."""
         self._pool.close()
 
     def _ask(self, reward: RewardFunction, arguments: Arguments, context: CallContext) -> "Future[Scores]":
-        assert reward.location is not None
-        call = Call(reward.location, arguments, context)
+        call = self._call(reward, arguments, context)
         if not reward.rowwise:
             return self._pool.submit(call)
-        key = hashlib.blake2b(
-            pickle.dumps((reward.location, arguments, context.is_eval)), digest_size=16
-        ).digest()
+        key = _verdict_key(call)
         verdict = self._verdicts.get(key)
-        if verdict is not None:
+        if verdict is None:
+            return self._remember(key, call)
+        if key in self._begun:
+            self._begun.remove(key)
+        else:
             self.cache_hits += 1
-            self._verdicts.move_to_end(key)
-            return verdict
+        self._verdicts.move_to_end(key)
+        return verdict
+
+    def _remember(self, key: bytes, call: Call) -> "Future[Scores]":
         verdict = self._verdicts[key] = self._pool.submit(call)
         if len(self._verdicts) > CACHE_SIZE:
-            self._verdicts.popitem(last=False)
+            given_up, _ = self._verdicts.popitem(last=False)
+            self._begun.discard(given_up)
         return verdict
+
+    @staticmethod
+    def _call(reward: RewardFunction, arguments: Arguments, context: CallContext) -> Call:
+        assert reward.location is not None, "a function without a location cannot be found by a worker"
+        return Call(reward.location, arguments, context)
+
+
+def _verdict_key(call: Call) -> bytes:
+    told = (call.location, call.arguments, call.context.is_eval)
+    return hashlib.blake2b(pickle.dumps(told), digest_size=16).digest()
 
 
 class Pending:

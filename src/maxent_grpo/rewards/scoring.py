@@ -76,6 +76,21 @@ class Scorer:
         self._isolation.close()
         self._caller.close()
 
+    @property
+    def begins_early(self) -> bool:
+        """Whether `begin` starts anything: some function judges each completion by itself in a worker process."""
+        return any(reward.isolated and reward.rowwise for reward in self.functions)
+
+    def begin(self, rollout: Rollout, step: int, is_eval: bool = False) -> None:
+        """Start on completions while others are still sampled, with the arguments of the later `score`.
+
+        It changes no score: `score` finds the verdicts that were begun, and asks for the others.
+        """
+        arguments, context = _arguments([rollout]), self._context(step, is_eval)
+        for reward in self.functions:
+            if reward.isolated and reward.rowwise:
+                self._isolation.begin(reward, arguments, context)
+
     def score(
         self, rollouts: Sequence[Rollout], step: int, is_eval: bool = False
     ) -> tuple[list[Group], Metrics]:
@@ -95,7 +110,7 @@ class Scorer:
             RunError: a function raised on every completion, or returned a wrong number of scores.
         """
         arguments = _arguments(rollouts)
-        context = CallContext(TrainerState(step if is_eval else max(0, step - 1), self.max_steps), is_eval)
+        context = self._context(step, is_eval)
         rows = [rows for _, rows in _groups(rollouts)]
         pending: dict[str, Pending] = {
             reward.name: self._isolation.submit(reward, arguments, rows, context)
@@ -114,6 +129,9 @@ class Scorer:
             rewards = {reward.name: scores[reward.name].values[part] for reward in self.functions}
             groups.append(Group(rollout, rewards, self._utilities(rollout, rewards)))
         return groups, _metrics(groups) | _call_metrics(scores.values())
+
+    def _context(self, step: int, is_eval: bool) -> CallContext:
+        return CallContext(TrainerState(step if is_eval else max(0, step - 1), self.max_steps), is_eval)
 
     def _report(
         self,

@@ -6,7 +6,7 @@ cumulative distribution passes its draw. Left out: beam search, penalties, guide
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,7 +18,7 @@ from maxent_grpo.models.decoding import start_decoding
 from maxent_grpo.models.loading import stop_token_ids
 from maxent_grpo.models.logps import left_padded
 from maxent_grpo.randomness import KeyPart, uniforms
-from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.rollout.sampler import Finished, SamplingSettings
 from maxent_grpo.types import Prompt, Rollout
 
 FINISHED_SHARE = 1 / 8
@@ -41,21 +41,38 @@ class LocalSampler:
         settings: SamplingSettings,
         key: tuple[KeyPart, ...],
         policy_version: int,
+        finished: Finished | None = None,
     ) -> list[Rollout]:
         """See `Sampler.sample`. Raises `RunError` where the policy gives non-finite probabilities."""
         was_training = self.model.training
         self.model.eval()
         rows = [(*key, *p.key, g) for p in prompts for g in range(settings.num_generations)]
         draws = torch.from_numpy(uniforms(rows, settings.max_completion_length)).to(self.model.device)
+        one_each = replace(settings, num_generations=1)
+
+        def hand_over(rows: Tensor, *completions: Tensor) -> None:
+            if finished is not None:
+                own = [prompts[row // settings.num_generations] for row in rows.tolist()]
+                chosen = (tensor[rows] for tensor in completions)
+                for rollout in self._rollouts(own, one_each, policy_version, *chosen):
+                    finished(rollout)
+
         with self.autocast():
-            tokens, logps, lengths, stopped = self._decode(prompts, settings, draws)
+            completions = self._decode(prompts, settings, draws, hand_over)
         self.model.train(was_training)
-        return self._rollouts(prompts, settings, policy_version, tokens, logps, lengths, stopped)
+        return self._rollouts(prompts, settings, policy_version, *completions)
 
     def _decode(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, draws: Tensor
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        draws: Tensor,
+        hand_over: Callable[..., None],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens [B, T], their log-probs [B, T], lengths [B], and whether each row ended by itself [B]."""
+        """Tokens [B, T], their log-probs [B, T], lengths [B], and whether each row ended by itself [B].
+
+        ``hand_over`` gets the rows that are dropped on the way, and these four as they then are.
+        """
         device, group = self.model.device, settings.num_generations
         ids, mask = left_padded([p.token_ids for p in prompts], self.tokenizer.pad_token_id)
         ids, mask = ids.to(device), mask.to(device)
@@ -91,6 +108,7 @@ class LocalSampler:
                 if going.numel() == 0:
                     break
                 if going.numel() <= (1 - FINISHED_SHARE) * live.numel():
+                    hand_over(live[stopped[live]], tokens, logps, lengths, stopped)
                     live, chosen = live[going], chosen[going]
                     decoding.keep(going)
             logits = decoding.step(chosen)

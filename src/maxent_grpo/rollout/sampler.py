@@ -1,6 +1,6 @@
 """What every sampler promises."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,10 @@ class SamplingSettings:
     stop: tuple[str, ...] = ()  # a completion ends with the first of these that it contains, which it keeps
 
 
+Finished = Callable[[Rollout], None]
+"""Told of a completion, as a rollout of one, while others are still sampled."""
+
+
 class Sampler(Protocol):
     """Draws a group of completions for each prompt."""
 
@@ -30,10 +34,12 @@ class Sampler(Protocol):
         settings: SamplingSettings,
         key: tuple[KeyPart, ...],
         policy_version: int,
+        finished: Finished | None = None,
     ) -> list[Rollout]:
         """One rollout of ``settings.num_generations`` completions per prompt, in order.
 
         A completion depends on (``key``, the prompt's own key, its number in the group) and on the policy,
-        and on nothing else: not on the other prompts, their order, or the machine that it runs on.
+        and on nothing else: not on the other prompts, their order, or the machine that it runs on. A sampler may tell
+        ``finished`` of completions that end before the others, so that their rewards are computed meanwhile.
         """
         ...

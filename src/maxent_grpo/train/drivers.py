@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -90,9 +91,10 @@ def collect(run: Run) -> None:
 def sample_groups(run: Run, count: int) -> Sequence[Group]:
     """This rank's share of the next ``count`` prompts of the stream, sampled with the current weights and scored."""
     prompts = own_part(run.stream.take(count), run.plan.prompts_per_step, run.learner.accelerator)
+    begin = partial(run.scorer.begin, step=run.step + 1) if run.scorer.begins_early else None
     with run.learner.strategy.full_weights():
         rollouts = run.sampler.sample(
-            prompts, run.sampling, (run.seed, "completion", run.step), policy_version=run.step
+            prompts, run.sampling, (run.seed, "completion", run.step), policy_version=run.step, finished=begin
         )
         if run.seeds is not None:
             variants = [run.seeds.variants(prompt) for prompt in prompts]
