@@ -45,6 +45,10 @@ def start(composed: Composed, default_command: str | None, place: Place) -> None
         from maxent_grpo.cli.evaluation import evaluate
 
         evaluate(request.inference, os.environ)
+    elif request.command == "generate":
+        from maxent_grpo.cli.generation import generate_rows
+
+        generate_rows(request.generate, os.environ)
     elif request.command == "study":
         from maxent_grpo.study.study import run_study
 
