@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.evaluate.artifacts import AnswerFile, fingerprint_path, read_records
+from maxent_grpo.evaluate.artifacts import AnswerFile, read_records
+from maxent_grpo.observe.row_file import fingerprint_path
 
 FINGERPRINT = {"sampling.temperature": 0.6, "model.weights": "sha256:a"}
 

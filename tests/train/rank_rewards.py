@@ -27,3 +27,14 @@ def spoils_step_2_on_rank_1(completions, **_):
     CALLS.append(None)
     Objective.loss = spoilt if len(CALLS) == 2 and os.environ.get("RANK") == "1" else real
     return [sum(map(ord, c)) % 7 / 6 for c in completions]
+
+
+def breaks_deepspeeds_own_save(completions, **_):
+    """Spoils `save_checkpoint` of DeepSpeed's engine on every rank, as a full disk would."""
+    from deepspeed import DeepSpeedEngine
+
+    def fails(*_args, **_kwargs):
+        raise OSError("No space left on device")
+
+    DeepSpeedEngine.save_checkpoint = fails
+    return [sum(map(ord, c)) % 7 / 6 for c in completions]

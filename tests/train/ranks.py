@@ -23,15 +23,21 @@ class Ended:
     errors: list[str]  # what each rank wrote to stderr
 
 
-def start_ranks(directory: Path, arguments: list[str], processes: int = 2) -> list[BaseProcess]:
-    """``python -m maxent_grpo.grpo arguments`` in each of ``processes`` ranks, with torchrun's environment."""
+def start_ranks(
+    directory: Path, arguments: list[str], processes: int = 2, environ: dict[str, str] | None = None
+) -> list[BaseProcess]:
+    """``python -m maxent_grpo.grpo arguments`` in each of ``processes`` ranks, with torchrun's environment.
+
+    ``environ`` is added to it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [
         SERVER.Process(
-            target=_rank, args=(rank, processes, port, arguments, str(directory / f"stderr-{rank}"))
+            target=_rank,
+            args=(rank, processes, port, arguments, str(directory / f"stderr-{rank}"), environ or {}),
         )
         for rank in range(processes)
     ]
@@ -40,9 +46,15 @@ def start_ranks(directory: Path, arguments: list[str], processes: int = 2) -> li
     return ranks
 
 
-def run_ranks(directory: Path, arguments: list[str], processes: int = 2, timeout: float = 180) -> Ended:
+def run_ranks(
+    directory: Path,
+    arguments: list[str],
+    processes: int = 2,
+    timeout: float = 180,
+    environ: dict[str, str] | None = None,
+) -> Ended:
     """The same, waiting for their end; after ``timeout`` seconds they are killed."""
-    ranks = start_ranks(directory, arguments, processes)
+    ranks = start_ranks(directory, arguments, processes, environ)
     for process in ranks:
         process.join(timeout)
         if process.is_alive():
@@ -52,7 +64,9 @@ def run_ranks(directory: Path, arguments: list[str], processes: int = 2, timeout
     return Ended([-1 if process.exitcode is None else process.exitcode for process in ranks], errors)
 
 
-def _rank(rank: int, processes: int, port: int, arguments: list[str], stderr: str) -> None:
+def _rank(
+    rank: int, processes: int, port: int, arguments: list[str], stderr: str, environ: dict[str, str]
+) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -61,7 +75,7 @@ def _rank(rank: int, processes: int, port: int, arguments: list[str], stderr: st
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
-    }
+    } | environ
     sys.path.append(HERE)
     with open(stderr, "w") as file, open(os.devnull, "w") as nowhere:
         os.dup2(file.fileno(), 2)

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from maxent_grpo.config.shipped import shipped
 from maxent_grpo.errors import UsageError
 
 PRESET_DIRECTORY = Path("configs/recipes/hydra")
-"""Where ``--config-name`` looks when no directory is given, relative to the working directory."""
+"""Where ``--config-name`` looks when no directory is given, in the working directory or among the shipped files."""
 
 _PATH_FLAGS = {
     "--config-path": "--config-path",
@@ -112,7 +113,7 @@ def _locate_preset(flags: list[str]) -> list[str]:
     for position, flag in enumerate(flags[:-1]):
         value = flags[position + 1]
         if flag in _PATH_FLAGS and not value.startswith("pkg://"):
-            directory = Path(value).absolute()
+            directory = shipped(value).absolute()
             if not directory.is_dir():
                 raise UsageError(f"{flag} {value}: there is no such directory in {Path.cwd()}")
             directories[_PATH_FLAGS[flag]] = directory
@@ -123,8 +124,8 @@ def _locate_preset(flags: list[str]) -> list[str]:
             name = value
     if name is None:
         return located
-    if not directories and PRESET_DIRECTORY.is_dir():
-        directories["--config-path"] = PRESET_DIRECTORY.absolute()
+    if not directories and shipped(PRESET_DIRECTORY).is_dir():
+        directories["--config-path"] = shipped(PRESET_DIRECTORY).absolute()
         located += ["--config-path", str(directories["--config-path"])]
     _require_preset(name, list(directories.values()))
     return located

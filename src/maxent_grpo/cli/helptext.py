@@ -20,6 +20,8 @@ commands
   train-infoseed   GRPO with seeded prompts and a seed loss   (script: maxent-grpo-infoseed)
   math-eval        pass@k of models on a benchmark, resumable  (scripts: maxent-grpo-math-eval, maxent-grpo-inference;
                    also command=math_eval, command=inference)
+  generate         completions for the rows of a data set     (script: maxent-grpo-generate, whose --help lists its
+                   settings): generate.args.hf_dataset=… generate.args.model=…
   report           plots and an HTML page of a run directory: run=DIR
   study            compare methods over matched seeds         (script: maxent-grpo-study): study.plan=FILE
   demo             train the bundled tiny policy on a CPU, nothing to download: demo.steps=100 demo.seed=0

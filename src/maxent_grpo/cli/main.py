@@ -38,6 +38,14 @@ def study(argv: Sequence[str] | None = None) -> int:
     return _console(argv, "study")
 
 
+def generate(argv: Sequence[str] | None = None) -> int:
+    """``maxent-grpo-generate``: `main` with ``command=generate``; dashed flags (``--hf-dataset``) are taken as well."""
+    from maxent_grpo.cli.generation import is_flags, run_generation_flags
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_generation_flags(arguments) if is_flags(arguments) else _console(arguments, "generate")
+
+
 def _console(argv: Sequence[str] | None, default_command: str | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:

@@ -3,8 +3,8 @@
 The tree: ``command``; ``dry_run``; one section per training command (``baseline``, ``maxent``,
 ``infoseed``), each with ``recipe``, ``script``, ``training`` and ``model``; the last three also bare, for
 the section of the running command; any setting by its name alone, as in a recipe; ``run`` for report,
-``demo.*`` for demo, ``inference.*`` for an evaluation and ``study.*`` for study. A key that the command would not
-read is refused.
+``demo.*`` for demo, ``inference.*`` for an evaluation, ``study.*`` for study and ``generate.args.*`` for
+generate. A key that the command would not read is refused.
 """
 
 import difflib
@@ -21,9 +21,15 @@ SECTIONS = {"train-baseline": "baseline", "train-maxent": "maxent", "train-infos
 EVALUATIONS = ("math-eval", "inference", "math_eval")
 """Three names of one command."""
 
-COMMANDS = (*SECTIONS, *EVALUATIONS, "report", "demo", "study")
+COMMANDS = (*SECTIONS, *EVALUATIONS, "generate", "report", "demo", "study")
 GROUPS = ("script", "training", "model")
-_OWNERS = {"run": "report", "demo": "demo", "inference": "math-eval", "study": "study"}
+_OWNERS = {
+    "run": "report",
+    "demo": "demo",
+    "inference": "math-eval",
+    "study": "study",
+    "generate": "generate",
+}
 _OTHER_KEYS = ("command", "dry_run", *_OWNERS)
 
 
@@ -41,6 +47,7 @@ class Request:
     demo: Mapping[str, Any] = field(default_factory=dict)
     inference: Mapping[str, Any] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
+    generate: Mapping[str, Any] = field(default_factory=dict)  # what stands under generate.args
 
 
 def read_request(composed: Composed, default_command: str | None) -> Request:
@@ -68,6 +75,12 @@ def read_request(composed: Composed, default_command: str | None) -> Request:
     if command == "study":
         _refuse_others(tree, command, {"command", "study"})
         return Request(command, study=_mapping(tree.get("study"), "study"))
+    if command == "generate":
+        _refuse_others(tree, command, {"command", "generate"})
+        section = _mapping(tree.get("generate"), "generate")
+        for key in section.keys() - {"args"}:
+            raise UsageError(f"generate.{key}: unknown key; write generate.args.{key}")
+        return Request(command, generate=_mapping(section.get("args"), "generate.args"))
     return _training_request(composed, command)
 
 

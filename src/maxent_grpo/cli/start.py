@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from maxent_grpo.cli.boundary import Place, show
 from maxent_grpo.cli.compose import Composed
 from maxent_grpo.cli.logs import configure_logging
-from maxent_grpo.cli.request import EVALUATIONS, SECTIONS, Request, read_request
-from maxent_grpo.errors import UsageError
+from maxent_grpo.cli.request import EVALUATIONS, Request, read_request
+from maxent_grpo.config.shipped import shipped
 
 if TYPE_CHECKING:
     from maxent_grpo.config.loading import RunConfig
@@ -45,6 +45,10 @@ def start(composed: Composed, default_command: str | None, place: Place) -> None
         from maxent_grpo.cli.evaluation import evaluate
 
         evaluate(request.inference, os.environ)
+    elif request.command == "generate":
+        from maxent_grpo.cli.generation import generate_rows
+
+        generate_rows(request.generate, os.environ)
     elif request.command == "study":
         from maxent_grpo.study.study import run_study
 
@@ -95,21 +99,14 @@ def resolve_job(request: Request, composed: Composed, environ: MutableMapping[st
 def template_of(request: Request) -> str | None:
     """The recipe that a command starts from when nothing names a recipe or a model: the 1.5B mathematics recipe.
 
-    None where a model is named (then the overrides are the whole configuration). Raises `UsageError` where the
-    recipes are not at hand.
+    None where a model is named (then the overrides are the whole configuration).
     """
     named = {key for settings in request.overrides.values() for key in settings}
     if "model_name_or_path" in named:
         return None
-    for root in (Path.cwd(), Path(__file__).resolve().parents[3]):
-        template = root / TEMPLATES[request.command]
-        if template.is_file():
-            print(f"no recipe and no model is named: starting from {template}", file=sys.stderr, flush=True)
-            return str(template)
-    raise UsageError(
-        f"no recipe is named: {SECTIONS[request.command]}.recipe=FILE or GRPO_RECIPE names one, or start in a checkout "
-        f"of the project for its {TEMPLATES[request.command]}"
-    )
+    template = shipped(TEMPLATES[request.command]).absolute()
+    print(f"no recipe and no model is named: starting from {template}", file=sys.stderr, flush=True)
+    return str(template)
 
 
 def _report(request: Request) -> None:

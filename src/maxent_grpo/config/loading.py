@@ -17,9 +17,11 @@ import yaml
 from trl.trainer.model_config import ModelConfig
 
 from maxent_grpo.config import plan
+from maxent_grpo.config.checkpointing import CheckpointSettings, read_checkpoint_settings
 from maxent_grpo.config.conversion import convert, describe, field_types
 from maxent_grpo.config.recipe import Layer, read_recipe, route, sectioned, with_vllm_address
 from maxent_grpo.config.schema import SECTIONS, GRPOConfig, GRPOScriptArguments
+from maxent_grpo.config.shipped import shipped
 from maxent_grpo.config.unsupported import REFUSED, refuse_unsupported
 from maxent_grpo.data.sources import RetryPolicy
 from maxent_grpo.errors import UsageError
@@ -59,6 +61,8 @@ class RunConfig:
     max_prompt_chars: int = DEFAULT_PROMPT_CHARS  # characters of a user message, from MAX_PROMPT_CHARS
     # Patience with the hub, from MAXENT_HF_DATASET_…
     dataset_retry: RetryPolicy = field(default_factory=RetryPolicy)
+    # How checkpoints are written, from MAXENT_…STATE_SAVE and MAXENT_CHECKPOINT_METADATA_…
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
 
 
 def resolve(
@@ -106,7 +110,7 @@ def resolve(
 
 def _recipe_path(recipe: str | Path | None, environ: Mapping[str, str]) -> Path | None:
     named = recipe or environ.get("GRPO_RECIPE")
-    return Path(named).expanduser() if named else None
+    return shipped(named) if named else None
 
 
 def _override_layer(overrides: Mapping[str, Mapping[str, Any]], source: str) -> Layer:
@@ -250,6 +254,7 @@ def _checked_config(command: str, merged: Layer, path: Path | None, environ: Map
         recipe_path=path.resolve() if path else None,
         max_prompt_chars=_prompt_chars(environ),
         dataset_retry=_retry_policy(environ),
+        checkpoints=read_checkpoint_settings(environ),
     )
 
 

@@ -12,9 +12,6 @@ from maxent_grpo.evaluate.settings import InferenceModelSpec
 FORMAT = 1
 """Raise it when equal settings give other answers than before, as a new sampler would."""
 
-Fingerprint = Mapping[str, Any]
-"""Dotted name → JSON value."""
-
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _ALSO_READ = (
     "config.json",
@@ -38,16 +35,6 @@ def flatten(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             else:
                 flat[f"{name}.{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def differences(saved: Fingerprint, now: Fingerprint) -> list[str]:
-    """``name: SAVED in the file, NOW here`` for every field that differs."""
-    missing = "unknown"
-    return [
-        f"{name}: {saved.get(name, missing)} in the file, {now.get(name, missing)} here"
-        for name in dict.fromkeys((*saved, *now))
-        if saved.get(name, missing) != now.get(name, missing)
-    ]
 
 
 def model_fingerprint(spec: InferenceModelSpec) -> dict[str, Any]:

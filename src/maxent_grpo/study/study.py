@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maxent_grpo.config.shipped import shipped
 from maxent_grpo.config.validation import closest
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.study.cells import Cell, only_arms, refused_arms
@@ -66,7 +67,7 @@ def run_study(given: Mapping[str, Any], say: Callable[[str], None] = print) -> N
     """
     options = read_options(given)
     _require_statistics()
-    plan_file = Path(options.plan).expanduser()
+    plan_file = shipped(options.plan)
     plan = read_plan(plan_file)
     if options.output_dir is not None:
         plan = replace(plan, output_dir=Path(options.output_dir))

@@ -37,6 +37,7 @@ from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.train.learner import Learner, Reference, make_optimizer
+from maxent_grpo.train.metadata import find_source
 from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ranks import parameter_checksum, refuse_disagreement, together
 from maxent_grpo.train.schedule import LearningRate
@@ -87,6 +88,8 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
                 "policy parameters": parameter_checksum(loaded.model),
             },
         )
+    shallow = config.checkpoints.metadata == "shallow"
+    metadata_source = find_source(config.checkpoints, output_dir, loaded.model.config) if shallow else None
     learner = make_learner(config, prepared(config, loaded.model), accelerator, loaded.cadence.total_steps)
     reference: Reference | None = None
     if needs_reference(config):
@@ -112,6 +115,8 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
         evaluation=loaded.evaluation,
         controllers=loaded.controllers,
         seeds=loaded.seeds,
+        checkpoints=config.checkpoints,
+        metadata_source=metadata_source,
     )
 
 
@@ -442,7 +447,12 @@ def make_strategy(config: RunConfig, model: PreTrainedModel, accelerator: Accele
 
             stage = int(training.distributed.removeprefix("zero"))
             return ZeroStrategy(
-                policy, optimizer_of, accelerator, stage=stage, max_grad_norm=training.max_grad_norm
+                policy,
+                optimizer_of,
+                accelerator,
+                stage=stage,
+                max_grad_norm=training.max_grad_norm,
+                checkpoints=config.checkpoints,
             )
         case _:
             return Replicated(policy, optimizer_of, accelerator)

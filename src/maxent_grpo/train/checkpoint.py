@@ -10,6 +10,7 @@ saved. Ranks must share the output directory.
 """
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,19 +21,25 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from maxent_grpo.config.checkpointing import SKIP
 from maxent_grpo.controllers.state_file import read_state, write_state
 from maxent_grpo.errors import UsageError
+from maxent_grpo.models.adapters import is_adapted
+from maxent_grpo.train.metadata import save_metadata
 from maxent_grpo.train.ranks import gathered, own_part
 from maxent_grpo.train.saved_state import write_json
 from maxent_grpo.train.state import Run
+from maxent_grpo.train.strategy import NO_STATE
 from maxent_grpo.types import Group, Prompt, Rollout
 
 MANIFEST = "manifest.json"
 SEED_HEAD = "seed_head.safetensors"
-NAMES = {"replicated": "ddp, or of one process"}
+NAMES = {"replicated": "ddp, or of one process", "accelerate": "zero2 or zero3"}
 """Kinds of training state whose name is not the setting's."""
-RESHARDABLE = frozenset({"replicated", "fsdp2"})
+RESHARDABLE = frozenset({"replicated", "fsdp2", "accelerate"})
 """Kinds that resume on another number of ranks."""
+logger = logging.getLogger(__name__)
+
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -45,15 +52,18 @@ def save_checkpoint(run: Run) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    save_policy(run, partial)
-    run.learner.strategy.save(partial, main=accelerator.is_main_process)
+    if has_full_policy(run):
+        save_policy(run, partial)
+    elif accelerator.is_main_process:
+        save_metadata(run.learner.strategy.sampling_model, run.tokenizer, run.metadata_source, partial)
+    kind = run.learner.strategy.save(partial, main=accelerator.is_main_process)
     rollout = in_stream_order(run) if run.updates_left > 0 else []
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if run.learner.seed_head is not None:
             save_file(run.learner.seed_head.state_dict(), partial / SEED_HEAD)
         write_state(partial / "controller_state.json", run.controllers.state_dict())
-        write_json(partial / "trainer_state.json", _trainer_state(run))
+        write_json(partial / "trainer_state.json", _trainer_state(run, kind))
         if rollout:
             write_json(partial / "rollout.json", [asdict(group) for group in rollout])
         sizes = {
@@ -71,8 +81,21 @@ def save_checkpoint(run: Run) -> Path:
             else []
         ):
             shutil.rmtree(old)
+        if kind == NO_STATE:
+            logger.warning("%s holds no training state (%s is true): it cannot be resumed", final, SKIP)
     accelerator.wait_for_everyone()
     return final
+
+
+def has_full_policy(run: Run) -> bool:
+    """Whether the checkpoint that is due holds the policy as ``save_pretrained`` writes it.
+
+    Shallow ones leave it out where the training state holds the parameters anyway; the last one never does, and an
+    adapter is small.
+    """
+    strategy = run.learner.strategy
+    shallow = run.checkpoints.metadata == "shallow" and strategy.state_holds_parameters
+    return not shallow or run.step >= run.cadence.total_steps or is_adapted(strategy.sampling_model)
 
 
 def save_policy(run: Run, directory: Path) -> None:
@@ -131,6 +154,11 @@ def load_checkpoint(run: Run, path: Path) -> None:
     """Put ``run`` where ``path`` left it: parameters, optimiser, controllers, prompt stream, rollout, position."""
     state = json.loads((path / "trainer_state.json").read_text())
     strategy, kind = run.learner.strategy, state.get("training_state", "replicated")
+    if kind == NO_STATE:
+        raise UsageError(
+            f"resume_from_checkpoint: {path} was saved without training state ({SKIP} was true), so it cannot be "
+            "resumed; resume an earlier one, or start a new run from it with model_name_or_path"
+        )
     if kind not in strategy.reads:
         raise UsageError(
             f"resume_from_checkpoint: {path} holds the training state of distributed={NAMES.get(kind, kind)}; "
@@ -178,7 +206,7 @@ def in_stream_order(run: Run) -> list[Group]:
     ]
 
 
-def _trainer_state(run: Run) -> dict[str, Any]:
+def _trainer_state(run: Run, kind: str) -> dict[str, Any]:
     return {
         "global_step": run.step,
         "max_steps": run.cadence.total_steps,
@@ -187,7 +215,7 @@ def _trainer_state(run: Run) -> dict[str, Any]:
         "num_input_tokens_seen": run.tokens_seen,
         "updates_done": run.updates_done,
         "skipped_in_a_row": run.skipped_in_a_row,
-        "training_state": run.learner.strategy.kind,
+        "training_state": kind,
         "ranks": run.plan.ranks,
         "stream": run.stream.state_dict(),
     }

@@ -59,6 +59,7 @@ class FullyShardedStrategy:
 
     kind = "fsdp2"
     reads = frozenset({"fsdp2"})
+    state_holds_parameters = True
 
     def __init__(
         self, policy: PolicyForward, make_optimizer: OptimizerFactory, accelerator: Accelerator
@@ -94,8 +95,9 @@ class FullyShardedStrategy:
         finally:
             self._copy.release()
 
-    def save(self, directory: Path, *, main: bool) -> None:
+    def save(self, directory: Path, *, main: bool) -> str:
         dcp.save(training_state(self._model, self.optimizer), checkpoint_id=directory / SHARDS)
+        return self.kind
 
     def load(self, directory: Path) -> None:
         load_sharded(self._model, self.optimizer, directory)

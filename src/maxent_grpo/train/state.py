@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from maxent_grpo.config.checkpointing import CheckpointSettings
 from maxent_grpo.config.plan import BatchPlan
 from maxent_grpo.controllers.controller import Controllers
 from maxent_grpo.data.seeds import SeedPrompts
@@ -52,6 +53,8 @@ class Run:
     evaluation: Evaluation | None
     controllers: Controllers
     seeds: SeedPrompts | None = None  # InfoSeed's variants of a prompt
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    metadata_source: Path | None = None  # what shallow checkpoints copy; None: they write it themselves
     step: int = 0  # optimiser steps done; also the policy version
     skipped_in_a_row: int = 0  # updates refused for a non-finite loss or gradient since the last good one
     rollout: Sequence[Group] = field(

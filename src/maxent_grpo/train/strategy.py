@@ -27,6 +27,9 @@ Distributed = Literal["ddp", "fsdp2", "zero2", "zero3"]
 SHARDS = "sharded"
 """Folder of a checkpoint that holds parameters and optimiser state in PyTorch's distributed format."""
 
+NO_STATE = "none"
+"""Kind of training state of a checkpoint that was told to hold none."""
+
 OptimizerFactory = Callable[[Sequence[nn.Parameter]], Optimizer]
 
 
@@ -42,7 +45,9 @@ class Strategy(Protocol):
     reads: frozenset[str]
     """Kinds of training state (`kind`) that `load` can read."""
     kind: str
-    """What `save` writes, as checkpoints name it."""
+    """What `save` writes unless told otherwise, as checkpoints name it."""
+    state_holds_parameters: bool
+    """Whether a checkpoint can be resumed without the policy's own files."""
 
     def expect(self, *, last: bool) -> None:
         """Called before each micro-batch's forward; gradients need not be reduced before the ``last`` backward."""
@@ -59,8 +64,11 @@ class Strategy(Protocol):
     def full_weights(self) -> AbstractContextManager[PreTrainedModel]:
         """`sampling_model` with the current weights, whole on every rank while the context lasts."""
 
-    def save(self, directory: Path, *, main: bool) -> None:
-        """Write what a resume needs beside the full policy: the optimiser's state, and sharded parameters."""
+    def save(self, directory: Path, *, main: bool) -> str:
+        """Write what a resume needs beside the full policy: the optimiser's state, and sharded parameters.
+
+        Returns the kind of what was written, `NO_STATE` where nothing was to be.
+        """
 
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote, and the policy's parameters. Raises `UsageError` where it cannot."""
@@ -71,6 +79,7 @@ class Replicated:
 
     kind = "replicated"
     reads = frozenset({"replicated", "fsdp2"})
+    state_holds_parameters = False
 
     def __init__(
         self, policy: PolicyForward, make_optimizer: OptimizerFactory, accelerator: Accelerator
@@ -97,9 +106,10 @@ class Replicated:
     def full_weights(self) -> Iterator[PreTrainedModel]:
         yield self.sampling_model
 
-    def save(self, directory: Path, *, main: bool) -> None:
+    def save(self, directory: Path, *, main: bool) -> str:
         if main:
             save_optimizer(self.optimizer, directory)
+        return self.kind
 
     def load(self, directory: Path) -> None:
         if (directory / SHARDS).is_dir():

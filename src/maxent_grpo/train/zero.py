@@ -7,6 +7,7 @@ folders that you wrote.
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.config.checkpointing import ALLOW, CheckpointSettings
+from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train.sampling_copy import SamplingCopy
-from maxent_grpo.train.strategy import OptimizerFactory
+from maxent_grpo.train.strategy import NO_STATE, OptimizerFactory
+from maxent_grpo.train.whole_state import WHOLE, load_whole_state, save_whole_state
+
+logger = logging.getLogger(__name__)
 
 TAG = "zero"
 """Folder of a checkpoint that DeepSpeed writes."""
@@ -38,9 +44,13 @@ class ZeroStrategy:
         *,
         stage: int,
         max_grad_norm: float,
+        checkpoints: CheckpointSettings,
     ) -> None:
         self.kind = f"zero{stage}"
-        self.reads = frozenset({self.kind})
+        self.reads = frozenset({self.kind, WHOLE})
+        self._accelerator = accelerator
+        self._checkpoints = checkpoints
+        self.state_holds_parameters = checkpoints.deepspeed_state != "skip"
         self.policy = policy
         self._model = policy.model
         self._copy = SamplingCopy(policy.model) if stage == 3 else None
@@ -62,6 +72,9 @@ class ZeroStrategy:
             | (autocast if accelerator.mixed_precision == "bf16" else {}),
         )
         self.module: nn.Module = self._engine
+        # What zero_to_fp32 recovers then has the names that `from_pretrained` looks for.
+        names = self._engine.param_names
+        self._engine.param_names = {p: name.removeprefix("model.") for p, name in names.items()}
         if stage == 3:
             read_outside_its_own_forward(policy)
 
@@ -93,10 +106,39 @@ class ZeroStrategy:
         finally:
             self._copy.release()
 
-    def save(self, directory: Path, *, main: bool) -> None:
-        self._engine.save_checkpoint(str(directory), tag=TAG, save_latest=False)
+    def save(self, directory: Path, *, main: bool) -> str:
+        """By DeepSpeed itself, or as the environment asks (`config.checkpointing`)."""
+        if self._checkpoints.deepspeed_state == "skip":
+            return NO_STATE
+        if self._checkpoints.deepspeed_state == "native":
+            failures = [failure for failure in gather_object([self._save_natively(directory)]) if failure]
+            if not failures:
+                return self.kind
+            if not self._checkpoints.accelerate_fallback:
+                raise RunError(
+                    f"DeepSpeed cannot save to {directory.parent} ({failures[0]}); {ALLOW}=true lets Accelerate save "
+                    "the state instead"
+                )
+            logger.warning("DeepSpeed cannot save (%s): Accelerate saves the state instead", failures[0])
+            if main:
+                shutil.rmtree(directory / TAG, ignore_errors=True)
+                (directory / "latest").unlink(missing_ok=True)
+            self._accelerator.wait_for_everyone()
+        save_whole_state(self._engine, self._model, self._accelerator, directory)
+        return WHOLE
+
+    def _save_natively(self, directory: Path) -> str | None:
+        """Why it failed on this rank, in a line. Whatever DeepSpeed meets here ends in a line of ours."""
+        try:
+            self._engine.save_checkpoint(str(directory), tag=TAG)
+        except Exception as error:  # noqa: BLE001  told to the other ranks, and raised or survived by `save`
+            return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return None
 
     def load(self, directory: Path) -> None:
+        if (directory / WHOLE).is_dir():
+            load_whole_state(self._engine, self._model, self._accelerator, directory)
+            return
         path, _ = self._engine.load_checkpoint(str(directory), tag=TAG, load_lr_scheduler_states=False)
         if path is None:
             raise UsageError(
