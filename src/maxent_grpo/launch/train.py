@@ -102,7 +102,7 @@ def plan_training(
         UsageError: for whatever can be known to fail.
     """
     given = tuple(words_of(values.text("args"))) if words is None else tuple(words)
-    path = _recipe(values, root)
+    path = chosen_recipe(values, root)
     facts = read_facts(path, given, values["vllm-mode"])
     sampling = "in-process" if facts.sampling == "server" and facts.server else facts.sampling
     local = values.number("local-procs") if values["local-procs"] else None
@@ -141,7 +141,7 @@ def plan_training(
     )
 
 
-def _recipe(values: Values, root: Path) -> Path:
+def chosen_recipe(values: Values, root: Path) -> Path:
     """The recipe that is named, or the one of ``--model``, ``--task`` and ``--config``."""
     task = values.text("task")
     if task not in TASKS:
