@@ -28,7 +28,7 @@ and plan.
 
 maxent-grpo --help lists the settings, the environment variables and the exit codes.
 """
-_MODULES = {"train-baseline": "grpo", "train-maxent": "maxent_grpo"}
+_MODULES = {"train-baseline": "grpo", "train-maxent": "maxent_grpo", "train-infoseed": "infoseed"}
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,15 @@ from maxent_grpo.train.ranks import gathered, own_part, share
 from maxent_grpo.train.seed_evaluation import evaluate_seeds
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
+from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
 from maxent_grpo.types import Group, mean_stat
 
 
 def train_inline(run: Run, journal: Journal) -> None:
     """Train from ``run.step`` to the last step, evaluating, logging and saving on the way.
 
-    Raises `RunError` after too many updates in a row were refused for a non-finite loss or gradient.
+    Raises `RunError` after too many updates in a row were refused for a non-finite loss or gradient, and `Stopped`
+    after a checkpoint that was asked for (`train.stopping`).
     """
     if run.step == 0 and run.cadence.eval_on_start:
         evaluate(run, journal)
@@ -55,8 +57,12 @@ def train_inline(run: Run, journal: Journal) -> None:
         last = run.step == run.cadence.total_steps
         if last or _due(run.step, run.cadence.eval_steps):
             evaluate(run, journal)
-        if run.cadence.save_steps and (last or _due(run.step, run.cadence.save_steps)):
+        stopping = not last and stop_asked(run.output_dir, run.learner.accelerator)
+        if stopping or (run.cadence.save_steps and (last or _due(run.step, run.cadence.save_steps))):
             save_checkpoint(run)
+        if stopping:
+            raise stopped(run.output_dir, run.learner.accelerator, run.step)
+    forget_request(run.output_dir, run.learner.accelerator)
 
 
 def collect(run: Run) -> None:

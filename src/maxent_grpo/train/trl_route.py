@@ -7,6 +7,7 @@ For runs that want TRL's trainer itself. Paired comparisons set ``force_custom_l
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -17,6 +18,7 @@ from maxent_grpo.observe import names
 from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.rewards.registry import load_rewards
 from maxent_grpo.train.assembly import evaluation_prompts, model_source, reward_options, training_prompts
+from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
 from maxent_grpo.train.trl import MaxEntGRPOTrainer
 from maxent_grpo.types import Prompt
 
@@ -43,7 +45,8 @@ def train_with_trl(config: RunConfig, given: "Given", output_dir: Path, checkpoi
 
     Policy and records land in ``output_dir``.
 
-    Checkpoints are TRL's, with its guarantees and not ours: exact resume is the native loop's.
+    Checkpoints are TRL's, with its guarantees and not ours: exact resume is the native loop's. Raises `Stopped` after a
+    checkpoint that was asked for (`train.stopping`).
     """
     source = model_source(config)
     tokenizer = given.tokenizer or load_tokenizer(source)
@@ -63,7 +66,12 @@ def train_with_trl(config: RunConfig, given: "Given", output_dir: Path, checkpoi
         processing_class=tokenizer,
         callbacks=[Recorder(JsonlLog(output_dir / names.METRICS_FILE))],
     )
+    stop = StopRequest(output_dir, trainer.accelerator)
+    trainer.add_callback(stop)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stop.granted:
+        raise stopped(output_dir, trainer.accelerator, int(trainer.state.global_step))
+    forget_request(output_dir, trainer.accelerator)
     trainer.save_model(str(output_dir))
     return int(trainer.state.global_step)
 
@@ -85,6 +93,22 @@ class Recorder(TrainerCallback):
         """One record per call; a repeated step (TRL's closing summary) adds its own."""
         if state.is_world_process_zero and logs:
             self._log.append({"step": state.global_step} | canonical_names(logs))
+
+
+class StopRequest(TrainerCallback):
+    """Has TRL's trainer save and end after a step where the stop file is there."""
+
+    def __init__(self, output_dir: Path, accelerator: Accelerator) -> None:
+        self._output_dir = output_dir
+        self._accelerator = accelerator
+        self.granted = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Asked of every rank at the same step."""
+        if state.global_step < state.max_steps and stop_asked(self._output_dir, self._accelerator):
+            self.granted = control.should_save = control.should_training_stop = True
 
 
 def canonical_names(logs: dict[str, Any]) -> dict[str, Any]:

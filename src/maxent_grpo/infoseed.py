@@ -1,0 +1,15 @@
+"""``train-infoseed`` with TRL-style flags: ``python -m maxent_grpo.infoseed --config FILE --flag value``."""
+
+import sys
+from collections.abc import Sequence
+
+from maxent_grpo.cli.flags import run_flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse TRL-style flags and train; returns the exit code (see `maxent_grpo.cli.boundary`)."""
+    return run_flags("train-infoseed", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

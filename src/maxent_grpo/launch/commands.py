@@ -1,0 +1,96 @@
+"""The command lines of a job: the vLLM server, the trainer under accelerate launch or torchrun, and Slurm's ``srun``."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from maxent_grpo.launch.allocation import Allocation
+from maxent_grpo.launch.split import Share
+
+NODE_RANK = "@node-rank@"
+"""Stands for the node's position among the training nodes, which only the started process knows."""
+
+
+def server_command(
+    implementation: str,
+    python: str,
+    *,
+    model: str,
+    revision: str | None,
+    port: int,
+    dp: int,
+    tp: int,
+    max_length: int,
+    memory: float,
+    extra: Sequence[str],
+) -> list[str]:
+    """A vLLM server: ``trl`` is TRL's ``vllm_serve``, ``native`` is vLLM's own OpenAI-compatible one."""
+    named = ["--revision", revision] if revision else []
+    if implementation == "trl":
+        command = [python, "-m", "trl.scripts.vllm_serve", "--model", model, *named, "--host", "0.0.0.0"]
+        sizes = ("--tensor_parallel_size", "--data_parallel_size", "--max_model_len", "--gpu_memory_utilization")
+    else:
+        command = [python, "-m", "vllm.entrypoints.cli.main", "serve", model, *named, "--host", "0.0.0.0"]
+        sizes = ("--tensor-parallel-size", "--data-parallel-size", "--max-model-len", "--gpu-memory-utilization")
+    values = (tp, dp, max_length, memory)
+    pairs = [word for flag, value in zip(sizes, values, strict=True) for word in (flag, f"{value:g}")]
+    return [*command, "--port", str(port), *pairs, *extra]
+
+
+def trainer_command(
+    python: str,
+    accelerator: str,
+    training: Sequence[Share],
+    *,
+    module: str,
+    recipe: str,
+    words: Sequence[str],
+    address: str,
+    port: int,
+    tee: str,
+) -> list[str]:
+    """What every training node runs; `NODE_RANK` is in it where there are several.
+
+    Args:
+        accelerator: file of Accelerate's configuration, or ``torchrun``: the recipe's ``distributed`` counts then.
+        address: host name of the first training node.
+    """
+    nodes, local = len(training), training[0].processes
+    trainer = ["-m", module, "--config", recipe, *words]
+    if accelerator == "torchrun":
+        several = ["--node-rank", NODE_RANK, "--master-addr", address] if nodes > 1 else []
+        return [
+            python, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--nproc-per-node", str(local), *several,
+            "--master-port", str(port), "--tee", tee, *trainer,
+        ]  # fmt: skip
+    several = (
+        ["--machine_rank", NODE_RANK, "--main_process_ip", address, "--deepspeed_multinode_launcher", "standard"]
+        if nodes > 1
+        else []
+    )
+    return [
+        python, "-m", "accelerate.commands.launch", "--config_file", accelerator, "--num_machines", str(nodes),
+        "--num_processes", str(nodes * local), *several, "--main_process_port", str(port), "--tee", tee, *trainer,
+    ]  # fmt: skip
+
+
+def on_nodes(command: Sequence[str], nodes: Sequence[str], allocation: Allocation) -> list[str]:
+    """``command`` on each of ``nodes`` of a Slurm job, as one step whose end is that of its first failing task."""
+    steps = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
+    # One task holds all of its node's processes: binding it to a core would bind them all to that core.
+    steps += [f"--nodelist={','.join(nodes)}", "--overlap", "--kill-on-bad-exit=1", "--cpu-bind=none", "--export=ALL"]
+    if allocation.cpus_per_task:
+        steps.append(f"--cpus-per-task={allocation.cpus_per_task}")
+    return [*steps, *with_rank(command)]
+
+
+def with_rank(command: Sequence[str]) -> list[str]:
+    """``command`` with `NODE_RANK` read from Slurm's task number by a shell on the node."""
+    if NODE_RANK not in command:
+        return list(command)
+    line = " ".join('"$SLURM_PROCID"' if word == NODE_RANK else shlex.quote(word) for word in command)
+    return ["bash", "-c", f"exec {line}"]
+
+
+def devices(gpus: Sequence[str]) -> Mapping[str, str]:
+    """The variable that shows a process its GPUs; nothing where it runs on the CPU."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}

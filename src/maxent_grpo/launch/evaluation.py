@@ -1,0 +1,234 @@
+"""``launch math-eval`` and ``launch lighteval``: the evaluations of ``ops/slurm/infer_math.slurm`` and ``evaluate.slurm``."""
+
+import base64
+import binascii
+import json
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.launch import commands
+from maxent_grpo.launch.allocation import read_allocation
+from maxent_grpo.launch.arguments import Flag, Values, read_flags, words_of
+from maxent_grpo.launch.environment import job_environment, make_folders, shown_words
+from maxent_grpo.launch.supervision import POLL_SECONDS, Ended, Running, Signals, Step, requeue, say
+from maxent_grpo.launch.table import gpu_names, table
+
+LOGS = Path("var/artifacts/logs")
+BENCHMARKS = "math_500,aime24,aime25,amc,minerva"
+
+FLAGS = (
+    Flag("model", None, ("MODEL",)),
+    Flag("revision", None, ("REVISION",)),
+    Flag("datasets", BENCHMARKS),
+    Flag("seeds", "0,1,2,3,4"),
+    Flag("num-generations", "8"),
+    Flag("temperature", "0.6"),
+    Flag("batch-size", "1"),
+    Flag("label", None),
+    Flag("style", "grpo"),
+    Flag("max-new-tokens", "768"),
+    Flag("top-p", "0.9"),
+    Flag("system-prompt-file", "configs/prompts/math_system_prompt.txt"),
+    Flag("artifact-root", "var/artifacts/inference"),
+    Flag("collect-generations", None, switch=True),
+    Flag("extra-opts", ""),
+    Flag("gpus-per-process", "1"),
+    Flag("dry-run", None, ("MAXENT_DRY_RUN",), switch=True),
+)
+
+
+def math_eval_command(values: Values, dataset: str, python: str) -> list[str]:
+    """The evaluation of one benchmark, as Hydra takes it."""
+    model: dict[str, str | int | float | None] = {
+        "model_name_or_path": values.text("model"),
+        "revision": values["revision"],
+        "label": values["label"],
+        "style": values.text("style"),
+        "system_prompt_file": values["system-prompt-file"] or None,
+        "batch_size": values.number("batch-size"),
+        "max_new_tokens": values.number("max-new-tokens"),
+        "top_p": float(values.text("top-p")),
+    }
+    spec = ",".join(f"{key}:{json.dumps(value)}" for key, value in model.items() if value is not None)
+    return [
+        python, "-m", "maxent_grpo.cli.main", "command=math-eval",
+        f"inference.models=[{{{spec}}}]",
+        f"inference.dataset={dataset}",
+        f"inference.seeds=[{values.text('seeds')}]",
+        f"inference.num_generations={values.number('num-generations')}",
+        f"inference.temperature={values.text('temperature')}",
+        f"inference.collect_generations={str(values.on('collect-generations')).lower()}",
+        f"inference.artifacts.root_dir={values.text('artifact-root')}",
+        *words_of(values.text("extra-opts")),
+    ]  # fmt: skip
+
+
+def slots(gpus: Sequence[str], per_process: int) -> list[tuple[str, ...]]:
+    """The GPUs of each process that may run at once: ``per_process`` each; one process without any on a CPU."""
+    if not gpus:
+        return [()]
+    if per_process > len(gpus):
+        raise UsageError(f"--gpus-per-process {per_process}: this node has {len(gpus)} GPU(s)")
+    return [tuple(gpus[i : i + per_process]) for i in range(0, len(gpus) - per_process + 1, per_process)]
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Steps that wait for a slot, in order."""
+
+    steps: tuple[Step, ...]
+    slots: tuple[tuple[str, ...], ...]
+
+
+def run_queue(queue: Queue, environment: Mapping[str, str], job: str | None) -> int:
+    """Run every step, as many at once as there are slots; 0, or 1 where a step failed (the others still run).
+
+    After SIGUSR1 the running ones are ended and the job is requeued: what they have done is in their artifacts.
+    """
+    waiting, free, running = list(queue.steps), list(queue.slots), []
+    failed: list[str] = []
+    with Signals().listening() as signals:
+        try:
+            while waiting or running:
+                while waiting and free:
+                    gpus, step = free.pop(0), waiting.pop(0)
+                    shown = Step(step.name, step.command, step.log, commands.devices(gpus))
+                    say(f"{step.name} starts on {gpu_names(gpus)}, log: {step.log}")
+                    running.append((Running(shown, environment), gpus))
+                for process, gpus in [pair for pair in running if pair[0].exit_code is not None]:
+                    running.remove((process, gpus))
+                    free.append(gpus)
+                    if process.exit_code:
+                        failed.append(process.step.name)
+                        say(f"{process.step.name} failed with exit code {process.exit_code}\n{process.tail()}")
+                    else:
+                        say(f"{process.step.name} is done")
+                if signals.ended_by is not None:
+                    raise Ended(signals.ended_by)
+                if signals.stop_asked and job is not None:
+                    say(f"SIGUSR1: requeueing job {job}; completed prompts are kept")
+                    for process, _ in running:
+                        process.end()
+                    requeue(job, environment)
+                    return 0
+                time.sleep(POLL_SECONDS)
+        except Ended as end:
+            say(f"{end}: the same line again goes on after the completed prompts")
+            return end.exit_code
+        finally:
+            for process, _ in running:
+                if process.exit_code is None:
+                    process.end()
+    if failed:
+        raise RunError(f"{len(failed)} of {len(queue.steps)} evaluations failed: {', '.join(failed)}")
+    return 0
+
+
+def math_eval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
+    """Carry out ``launch math-eval``: one process per benchmark. Raises `UsageError` and `RunError`."""
+    values = read_flags(FLAGS, words, environ)
+    allocation = read_allocation(environ)
+    job = allocation.job or "local"
+    names = [name.strip() for name in values.text("datasets").split(",") if name.strip()]
+    if not names:
+        raise UsageError("--datasets is empty: name at least one benchmark")
+    values.text("model")
+    steps = tuple(
+        Step(
+            name, tuple(math_eval_command(values, name, sys.executable)), LOGS / f"infer_{job}_{_safe(name)}.log"
+        )
+        for name in names
+    )
+    queue = Queue(steps, tuple(slots(allocation.gpus, values.number("gpus-per-process"))))
+    rows = [(step.name, str(step.log), shown_words(step.command, environ)) for step in steps]
+    at_once = [(gpu_names(gpus),) for gpus in queue.slots]
+    print(table("Evaluations", rows), table("At the same time", at_once), sep="\n\n", flush=True)
+    if values.on("dry-run"):
+        return 0
+    environment = job_environment(environ, Path.cwd())
+    make_folders(environment)
+    return run_queue(queue, environment, allocation.job)
+
+
+def lighteval_command(
+    program: Sequence[str],
+    tasks: str,
+    model: str,
+    revision: str,
+    *,
+    tensor_parallel: bool,
+    trust: bool,
+    system_prompt: str,
+    gpus: int,
+    output_dir: str,
+) -> list[str]:
+    """LightEval with vLLM on ``gpus`` GPUs: one copy over all of them, or a copy on each."""
+    width = "tensor_parallel_size" if tensor_parallel else "data_parallel_size"
+    length = 32768
+    settings = {
+        "model_name": model,
+        "revision": revision,
+        "trust_remote_code": str(trust).lower(),
+        "dtype": "bfloat16",
+        width: max(1, gpus),
+        "max_model_length": length,
+        "max_num_batched_tokens": length,
+        "gpu_memory_utilization": 0.8,
+        "generation_parameters": f"{{max_new_tokens:{length},temperature:0.6,top_p:0.95}}",
+    }
+    prompt = ["--system-prompt", system_prompt] if system_prompt else []
+    described = ",".join(f"{key}={value}" for key, value in settings.items())
+    return [*program, "vllm", described, tasks, "--output-dir", output_dir, "--save-details", *prompt]
+
+
+def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
+    """Carry out ``launch lighteval BENCHMARK TASKS MODEL REVISION TP TRUST [PROMPT_BASE64]``. Raises `UsageError`."""
+    dry = environ.get("MAXENT_DRY_RUN", "0") not in ("", "0") or "--dry-run" in words
+    positional = [word for word in words if word != "--dry-run"]
+    if not 6 <= len(positional) <= 7:
+        raise UsageError(
+            f"{len(positional)} arguments: BENCHMARK TASKS MODEL REVISION TENSOR_PARALLEL TRUST_REMOTE_CODE "
+            "[SYSTEM_PROMPT_BASE64] are needed"
+        )
+    benchmark, tasks, model, revision, parallel, trust, *prompt = positional
+    for name, value in (("TENSOR_PARALLEL", parallel), ("TRUST_REMOTE_CODE", trust)):
+        if value.lower() not in ("true", "false"):
+            raise UsageError(f"{name}={value}: true or false")
+    try:
+        text = base64.b64decode(prompt[0], validate=True).decode() if prompt else ""
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise UsageError(f"SYSTEM_PROMPT_BASE64 is not base64 of a text ({error})") from error
+    allocation = read_allocation(environ)
+    output = Path("var/artifacts/lighteval") / _safe(model) / _safe(revision) / _safe(benchmark)
+    command = lighteval_command(
+        shlex.split(environ.get("LIGHTEVAL", "lighteval")),
+        tasks,
+        model,
+        revision,
+        tensor_parallel=parallel.lower() == "true",
+        trust=trust.lower() == "true",
+        system_prompt=text,
+        gpus=len(allocation.gpus),
+        output_dir=str(output),
+    )
+    step = Step(benchmark, tuple(command), LOGS / f"lighteval_{allocation.job or 'local'}_{_safe(benchmark)}.log")
+    rows = [("benchmark", benchmark), ("GPUs", gpu_names(allocation.gpus)), ("results", str(output))]
+    print(table("LightEval", [*rows, ("command", shown_words(command, environ))]), flush=True)
+    if dry:
+        return 0
+    if allocation.gpus and command[0] != os.path.basename(command[0]) and not Path(command[0]).exists():
+        raise UsageError(f"LIGHTEVAL={command[0]}: there is no such program")
+    environment = job_environment(environ, Path.cwd())
+    make_folders(environment)
+    return run_queue(Queue((step,), (allocation.gpus,)), environment, allocation.job)
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)

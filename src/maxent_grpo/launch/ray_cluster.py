@@ -1,0 +1,246 @@
+"""``launch ray``: a Ray cluster over the nodes of a job, up for as long as one driver command runs.
+
+The first node is the head and runs the driver. Nothing is waited for by sleeping: the head answers ``ray health-check``,
+then a probe that is itself a Ray driver counts living nodes; each wait has a deadline and says what it waited for.
+"""
+
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.launch.allocation import Allocation, imagined, read_allocation
+from maxent_grpo.launch.arguments import Flag, Values, read_flags
+from maxent_grpo.launch.commands import on_nodes
+from maxent_grpo.launch.environment import job_environment, make_folders, shown_words
+from maxent_grpo.launch.supervision import (
+    Ended,
+    Running,
+    Signals,
+    Step,
+    follow,
+    requeue,
+    say,
+    wait_until,
+)
+from maxent_grpo.launch.table import gpu_names, table
+
+LOGS = Path("var/artifacts/logs")
+COMPONENTS = ("train_model", "ref_model", "inference_model")
+"""Who asks for devices, by ``COMPONENT.num_devices=N`` on the driver's command line, in the order of the table."""
+
+FLAGS = (
+    Flag("port", "6379", ("RAY_PORT",)),
+    Flag("health-timeout", "300", ("RAY_HEALTH_TIMEOUT",)),
+    Flag("temp-dir", None, ("RAY_TEMP_DIR",)),
+    Flag("cpus-per-node", None, ("SLURM_CPUS_ON_NODE",)),
+    Flag("on-restart", "resume_from_checkpoint=true", ("RAY_ON_RESTART",)),
+    Flag("dry-run", None, ("MAXENT_DRY_RUN",), switch=True),
+    Flag("nodes", None),
+    Flag("gpus-per-node", None),
+)
+
+
+@dataclass(frozen=True)
+class RayPlan:
+    """What runs where."""
+
+    program: tuple[str, ...]  # Ray's command line
+    allocation: Allocation
+    addresses: tuple[str, ...]  # of the nodes, in their order
+    port: int
+    deadline: int  # seconds, of every wait
+    head: Step
+    workers: tuple[Step, ...]
+    probe: tuple[str, ...]
+    driver: Step
+    devices: tuple[tuple[str, int], ...]  # component → devices that it asks for
+
+    @property
+    def address(self) -> str:
+        """Of the cluster."""
+        return f"{self.addresses[0]}:{self.port}"
+
+
+def plan_ray(
+    values: Values,
+    driver: Sequence[str],
+    allocation: Allocation,
+    python: str,
+    resolve: Callable[[str], str] = socket.gethostbyname,
+) -> RayPlan:
+    """The plan. ``resolve`` gives a node's address. Raises `UsageError` where the devices asked for are not there."""
+    if not driver:
+        raise UsageError("no driver command: ray_cluster.sh [options] -- COMMAND …")
+    devices = asked_devices(driver)
+    per_node = len(allocation.gpus)
+    total = len(allocation.nodes) * per_node
+    wanted = sum(count for _, count in devices)
+    if per_node and wanted > total:
+        sums = " + ".join(f"{name} {count}" for name, count in devices)
+        raise UsageError(
+            f"{sums} = {wanted} devices, and {len(allocation.nodes)} node(s) × {per_node} GPU(s) = {total}: "
+            "ask for fewer devices or more nodes"
+        )
+    addresses = tuple(_address(node, resolve) for node in allocation.nodes)
+    if len(addresses) > 1 and len(set(addresses)) < len(addresses):
+        raise UsageError(f"nodes {', '.join(allocation.nodes)} have the addresses {', '.join(addresses)}: each needs its own")
+    job = allocation.job or "local"
+    port = values.number("port")
+    ray = [python, "-m", "ray.scripts.scripts"]
+    cpus = ["--num-cpus", str(values.number("cpus-per-node"))] if values["cpus-per-node"] else []
+    sizes = ["--num-gpus", str(per_node), *cpus, "--min-worker-port", "0", "--max-worker-port", "0"]
+    # Ray puts sockets there, whose paths may have 107 characters: not under var/.
+    folder = values["temp-dir"] or f"/tmp/ray_{job}"
+
+    def node_step(index: int, role: Sequence[str]) -> Step:
+        command = [*ray, "start", *role, "--node-ip-address", addresses[index], *sizes, "--block"]
+        name = "Ray's head" if index == 0 else f"Ray's worker on {allocation.nodes[index]}"
+        if allocation.job is not None:
+            command = on_nodes(command, [allocation.nodes[index]], allocation)
+        return Step(name, tuple(command), LOGS / f"ray-{job}-{index}.out")
+
+    head = ["--head", "--port", str(port), "--temp-dir", folder, "--include-dashboard", "false", "--disable-usage-stats"]
+    address = f"{addresses[0]}:{port}"
+    workers = range(1, len(addresses))
+    again = shlex.split(values["on-restart"] or "") if allocation.restarts else []
+    return RayPlan(
+        program=tuple(ray),
+        allocation=allocation,
+        addresses=addresses,
+        port=port,
+        deadline=values.number("health-timeout"),
+        head=node_step(0, head),
+        workers=tuple(node_step(index, ["--address", address]) for index in workers),
+        probe=(python, "-m", "maxent_grpo.launch.ray_probe", address, addresses[0], str(len(addresses))),
+        driver=Step(
+            "the driver", (*driver, *again), LOGS / f"train_{job}.log",
+            {"RAY_ADDRESS": address, "MAXENT_RAY_NODE_ADDRESS": addresses[0]},
+        ),
+        devices=devices,
+    )  # fmt: skip
+
+
+def asked_devices(words: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """``COMPONENT.num_devices=N`` among a driver's words. Raises `UsageError` for what is no number."""
+    found = []
+    for component in COMPONENTS:
+        values = [w.partition("=")[2] for w in words if w.startswith(f"{component}.num_devices=")]
+        if values:
+            if not values[-1].isdecimal():
+                raise UsageError(f"{component}.num_devices={values[-1]}: a whole number is needed")
+            found.append((component, int(values[-1])))
+    return tuple(found)
+
+
+def packed(
+    devices: Sequence[tuple[str, int]], nodes: Sequence[str], gpus: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """(component, node, device), components after each other over the devices of the nodes in their order."""
+    places = [(node, f"GPU {gpu}") for node in nodes for gpu in gpus] or [(node, "CPU") for node in nodes]
+    names = [name for name, count in devices for _ in range(count)]
+    return [(name, *places[i % len(places)]) for i, name in enumerate(names)]
+
+
+def ray_table(plan: RayPlan, environ: Mapping[str, str]) -> str:
+    """The plan for people."""
+    allocation = plan.allocation
+    nodes = [
+        (node, address, gpu_names(allocation.gpus), "head and driver" if index == 0 else "worker")
+        for index, (node, address) in enumerate(zip(allocation.nodes, plan.addresses, strict=True))
+    ]
+    steps = [plan.head, *plan.workers, plan.driver]
+    parts = [table(f"Ray at {plan.address}, job {allocation.job}" if allocation.job else "Ray on this machine", nodes)]
+    if plan.devices:
+        title = "Devices, packed in this order (Ray may place them otherwise; the driver logs where it did)"
+        parts.append(table(title, packed(plan.devices, allocation.nodes, allocation.gpus)))
+    parts += [f"{step.name} → {step.log}\n  {shown_words(step.command, environ)}" for step in steps]
+    return "\n\n".join(parts)
+
+
+def run_ray(plan: RayPlan, environment: Mapping[str, str]) -> int:
+    """Bring the cluster up, run the driver, take the cluster down; the driver's exit code."""
+    started: list[Running] = []
+    with Signals().listening() as signals:
+        try:
+            started.append(Running(plan.head, environment))
+            wait_until(
+                lambda: _succeeds(health_check(plan), environment),
+                f"Ray's head at {plan.address} was healthy",
+                started,
+                signals,
+                plan.deadline,
+            )
+            say(f"Ray's head is healthy: {plan.address}")
+            started += [Running(step, environment) for step in plan.workers]
+            wait_until(
+                lambda: _succeeds(plan.probe, environment),
+                f"{len(plan.addresses)} Ray node(s) were alive",
+                started,
+                signals,
+                plan.deadline,
+            )
+            say(f"Ray has {len(plan.addresses)} living node(s); the driver starts, log: {plan.driver.log}")
+            driver = Running(plan.driver, environment)
+            beside = list(started)
+            started.append(driver)
+            code = follow(driver, beside, signals, lambda: driver.send(signal.SIGTERM))
+            if code and signals.stop_asked and plan.allocation.job is not None:
+                say(f"the driver was ended by SIGUSR1; requeueing job {plan.allocation.job}")
+                requeue(plan.allocation.job, environment)
+                return 0
+            say(f"the driver ended with exit code {code}\n{driver.tail()}" if code else "the driver is done")
+            return code
+        except Ended as end:
+            say(f"{end}")
+            return end.exit_code
+        finally:
+            for process in reversed(started):
+                process.end()
+
+
+def health_check(plan: RayPlan) -> tuple[str, ...]:
+    """Ray's own command that succeeds when the head answers."""
+    return (*plan.program, "health-check", "--address", plan.address)
+
+
+def _succeeds(command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    return subprocess.run(command, env=dict(environment), capture_output=True, check=False).returncode == 0
+
+
+def _address(node: str, resolve: Callable[[str], str]) -> str:
+    try:
+        return resolve(node)
+    except OSError as error:
+        raise UsageError(f"node {node} has no address ({error}); check the cluster's name service") from error
+
+
+def ray_cluster(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
+    """Carry out ``launch ray [options] -- COMMAND …``. Raises `UsageError` and `RunError`."""
+    own, driver = (list(words), []) if "--" not in words else _cut(words)
+    values = read_flags(FLAGS, own, environ)
+    dry = values.on("dry-run")
+    if (values["nodes"] or values["gpus-per-node"]) and not dry:
+        raise UsageError("--nodes and --gpus-per-node plan a job that is not there yet: add --dry-run")
+    if values["nodes"] or values["gpus-per-node"]:
+        nodes = values.number("nodes") if values["nodes"] else 1
+        gpus = values.number("gpus-per-node", least=0) if values["gpus-per-node"] else 0
+        plan = plan_ray(values, driver, imagined(nodes, gpus), sys.executable, resolve=lambda node: f"({node})")
+    else:
+        plan = plan_ray(values, driver, read_allocation(environ), sys.executable)
+    print(ray_table(plan, environ), flush=True)
+    if dry:
+        return 0
+    environment = job_environment(environ, Path.cwd())
+    make_folders(environment)
+    return run_ray(plan, environment)
+
+
+def _cut(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    at = list(words).index("--")
+    return list(words[:at]), list(words[at + 1 :])

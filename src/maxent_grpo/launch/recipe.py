@@ -1,0 +1,103 @@
+"""What a launcher must know of a recipe before anything is started. The trainer checks the rest, and all of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.launch.arguments import flag_value
+from maxent_grpo.launch.split import Sampling
+
+TASKS = {
+    "grpo": ("grpo", "maxent_grpo.grpo"),
+    "maxent": ("maxent-grpo", "maxent_grpo.maxent_grpo"),
+    "maxent-grpo": ("maxent-grpo", "maxent_grpo.maxent_grpo"),
+    "infoseed": ("infoseed", "maxent_grpo.infoseed"),
+    "info-seed": ("infoseed", "maxent_grpo.infoseed"),
+}
+"""``--task`` → folder of its recipes, module that trains it."""
+
+
+@dataclass(frozen=True)
+class RecipeFacts:
+    """The settings that decide what a job starts, after the trainer's own flags."""
+
+    path: Path
+    model: str
+    revision: str | None
+    output_dir: Path
+    sampling: Sampling
+    server: str | None  # address of a server that somebody else runs; None: the job starts its own where it needs one
+    accumulation: int
+
+
+def recipe_path(root: Path, model: str, task: str, suffix: str) -> Path:
+    """``configs/recipes/MODEL/TASKDIR/config_SUFFIX.yaml``. Raises `UsageError` where there is none."""
+    if task not in TASKS:
+        raise UsageError(f"--task {task}: one of {', '.join(TASKS)}")
+    recipes = root / "configs" / "recipes"
+    path = recipes / model / TASKS[task][0] / f"config_{suffix}.yaml"
+    if not path.is_file():
+        there = sorted(str(p.relative_to(recipes)) for p in recipes.glob("*/*/config_*.yaml"))
+        raise UsageError(f"{path}: there is no such recipe; there are {', '.join(there) or 'none'}")
+    return path
+
+
+def read_facts(path: Path, words: Sequence[str], mode: str | None = None) -> RecipeFacts:
+    """The facts of the recipe at ``path``, with the trainer's flags ``words`` on top.
+
+    Args:
+        mode: VLLM_MODE, which the recipe's ``vllm_mode`` gives way to.
+
+    Raises:
+        UsageError: for a file that is no recipe, or one that names no model or no output directory.
+    """
+    settings = _flat(path)
+
+    def value(name: str) -> str | None:
+        given = flag_value(words, name)
+        return given if given is not None else None if settings.get(name) is None else str(settings[name])
+
+    model, output_dir = value("model_name_or_path"), value("output_dir")
+    if model is None or output_dir is None:
+        raise UsageError(f"{path}: a recipe must set model_name_or_path and output_dir")
+    sampling: Sampling = "in-process"
+    if (value("use_vllm") or "false").lower() == "true":
+        chosen = flag_value(words, "vllm_mode") or mode or value("vllm_mode") or _default_mode()
+        if chosen not in ("server", "colocate"):
+            raise UsageError(f"vllm_mode={chosen}: server or colocate")
+        sampling = "server" if chosen == "server" else "colocate"
+    host, port = flag_value(words, "vllm_server_host"), value("vllm_server_port")
+    named = f"http://{host}:{port or 8000}" if host else None
+    return RecipeFacts(
+        path=path,
+        model=model,
+        revision=value("model_revision"),
+        output_dir=Path(output_dir),
+        sampling=sampling,
+        server=(value("vllm_server_base_url") or value("vllm_url") or named) if sampling == "server" else None,
+        accumulation=int(value("gradient_accumulation_steps") or 1),
+    )
+
+
+def _flat(path: Path) -> Mapping[str, Any]:
+    """Settings by name, whether the file is flat or has sections."""
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a recipe ({' '.join(str(error).split())})") from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of settings (key: value)")
+    sections = [tree[name] for name in ("script", "training", "model") if isinstance(tree.get(name), dict)]
+    return {str(k): v for part in [tree, *sections] for k, v in part.items()}
+
+
+def _default_mode() -> str:
+    from maxent_grpo.config.schema import GRPOConfig  # imports torch: only where a recipe leaves it open
+
+    return next(str(f.default) for f in fields(GRPOConfig) if f.name == "vllm_mode")

@@ -1,0 +1,39 @@
+"""Ending a run early on request: a file named ``stop`` in the output directory.
+
+A file reaches a trainer through whatever started it (srun, torchrun, a Ray driver), where a signal would end the processes
+in between first. It is looked for after every step, and gone once the checkpoint is written.
+"""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from maxent_grpo.errors import RunError
+from maxent_grpo.observe.names import STOP_FILE
+from maxent_grpo.train.ranks import gathered
+
+
+class Stopped(RunError):
+    """The run was asked to end, saved what it had and ended: not done, and not failed. Exit code 75 (EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
+def stop_asked(output_dir: Path, accelerator: Accelerator) -> bool:
+    """Whether the first rank sees the file now; all ranks get its answer."""
+    seen = accelerator.is_main_process and (output_dir / STOP_FILE).exists()
+    return any(gathered([seen], accelerator))
+
+
+def stopped(output_dir: Path, accelerator: Accelerator, step: int) -> Stopped:
+    """What to raise once the checkpoint of ``step`` is there; the request is answered and removed."""
+    forget_request(output_dir, accelerator)
+    return Stopped(
+        f"stopped after step {step}, as {output_dir / STOP_FILE} asked; resume_from_checkpoint=true goes on"
+    )
+
+
+def forget_request(output_dir: Path, accelerator: Accelerator) -> None:
+    """Remove the file, so that a later run does not find it."""
+    if accelerator.is_main_process:
+        (output_dir / STOP_FILE).unlink(missing_ok=True)
