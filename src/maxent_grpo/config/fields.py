@@ -261,6 +261,11 @@ class TrainingFields:
     kl_estimator: Literal["k1", "k2", "k3"] | None = setting(
         None, "Per-token KL estimator (Schulman, 2020); unset: the objective's own, k3 for GRPO."
     )
+    kl_in_reward: bool = setting(
+        False,
+        "Subtract beta times the KL to the reference, summed over a completion's tokens, from its utility instead of "
+        "adding it to a GRPO loss.",
+    )
     behaviour_kl_coef: float = setting(
         0.0, "Coefficient of the KL to the policy that sampled, which limits a step's drift; ≥ 0."
     )
