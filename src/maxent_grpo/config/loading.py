@@ -26,6 +26,8 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import CATALOG, find_objective
 
 Command = Literal["train-baseline", "train-maxent", "train-infoseed"]
+ANY_OBJECTIVE = "train"
+"""Stands for the one of these commands that the objective is for."""
 Route = Literal["native", "trl"]
 
 LOG_LEVEL_VARIABLES = ("MAXENT_LOG_LEVEL", "MAXENT_GRPO_LOGLEVEL")
@@ -78,14 +80,14 @@ def resolve(
     Raises:
         UsageError: one line that names the key, the value and where it came from.
     """
-    if command not in get_args(Command):
+    if command not in (*get_args(Command), ANY_OBJECTIVE):
         raise UsageError(f"Unsupported command: {command}")
     path = _recipe_path(recipe, environ)
     place = f"{command} | {path}" if path else command
     layer: Layer = {section: {} for section in SECTIONS}
     if path is not None:
         layer, recorded = read_recipe(path, place)
-        if recorded not in (None, command):
+        if recorded not in (None, command) and command != ANY_OBJECTIVE:
             raise UsageError(f"{place}: was resolved for {recorded}; run it with that command")
         layer = _converted(layer, f"Recipe {path} failed validation")
         environ["GRPO_RECIPE_USED"] = str(path.resolve())
@@ -96,6 +98,8 @@ def resolve(
     if level is not None:
         merged["training"]["log_level"] = level
     merged["training"] = with_vllm_address(merged["training"])
+    if command == ANY_OBJECTIVE:
+        command = command_of(merged["training"])
     _settle_command(command, merged, place)
     failed = f"Recipe {path} failed validation" if path else f"{command}: settings failed validation"
     try:
@@ -174,6 +178,16 @@ def _log_level(environ: Mapping[str, str]) -> str | None:
                 raise UsageError(f"{variable}: {environ[variable]!r} is not one of {', '.join(choices)}")
             return level
     return None
+
+
+def command_of(training: Mapping[str, Any]) -> Command:
+    """The command that trains the objective of these settings."""
+    if training.get("info_seed_enabled"):
+        return "train-infoseed"
+    objective, train_grpo = training.get("objective") or "", training.get("train_grpo_objective")
+    if train_grpo is None and (objective in CATALOG or ":" in objective):
+        train_grpo = not find_objective(objective).has_weights
+    return "train-maxent" if train_grpo is False else "train-baseline"
 
 
 def _settle_command(command: str, merged: Layer, place: str) -> None:

@@ -20,6 +20,7 @@ POSITIVE = (
     "temperature",
     "max_completion_length",
     "max_prompt_length",
+    "sampling_batch_size",
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
