@@ -50,6 +50,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "reward_funcs": ["task_reward"],
     },
 }
+ENVIRONMENTS["countdown_feedback"] = ENVIRONMENTS["countdown"] | {"environment": "countdown_feedback"}
 """``env.dataset`` → data, columns and reward. Each is a default: a setting given by its own name replaces it."""
 
 

@@ -368,6 +368,12 @@ class TrainingFields:
     stop_sequences: list[str] | str | None = setting(
         None, 'Texts that end a completion and stay part of it: a list, a JSON list, or "a||b".'
     )
+    environment: str | None = setting(
+        None,
+        "Who answers the policy: countdown_feedback, or module:NAME of your own; a completion then has several turns; "
+        "unset: nobody.",
+    )
+    max_turns: int = setting(3, "Turns of the policy in a completion, where there is an environment; ≥ 1.")
     system_prompt: str | None = setting(None, "System message put before every prompt.")
     chat_template: str | None = setting(None, "Jinja chat template; unset: the tokenizer's.")
     sampling_batch_size: int | None = setting(

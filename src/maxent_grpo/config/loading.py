@@ -24,6 +24,7 @@ from maxent_grpo.config.unsupported import REFUSED, refuse_unsupported
 from maxent_grpo.data.sources import RetryPolicy
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import CATALOG, find_objective
+from maxent_grpo.rollout.environment import load_environment
 
 Command = Literal["train-baseline", "train-maxent", "train-infoseed"]
 ANY_OBJECTIVE = "train"
@@ -251,6 +252,8 @@ def _checked_config(command: str, merged: Layer, path: Path | None, environ: Map
             "eval_reward_funcs: TRL's trainer evaluates with reward_funcs; set force_custom_loop=true"
         )
     refuse_unsupported(training, chosen)
+    if training.environment is not None:
+        load_environment(training.environment)
     if chosen == "native":
         plan.batch_plan(training, training.world_size)
         plan.objective_spec(training)
