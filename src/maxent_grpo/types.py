@@ -29,11 +29,15 @@ class Prompt:
     messages: Sequence[Mapping[str, Any]] | None = (
         None  # the chat, where the dataset gave one instead of a text
     )
+    branch: tuple[
+        int, ...
+    ] = ()  # which turn of which completion continues it; empty: it is the prompt itself
 
     @property
     def key(self) -> tuple[int, ...]:
         """What tells its draws from those of every other prompt."""
-        return (self.epoch, self.index) if self.seed_id < 0 else (self.epoch, self.index, self.seed_id)
+        own = (self.epoch, self.index) if self.seed_id < 0 else (self.epoch, self.index, self.seed_id)
+        return own + self.branch
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,25 @@ class Rollout:
     prompt: Prompt
     token_ids: tuple[tuple[int, ...], ...]  # G × T_i, the end-of-sequence token included where it was sampled
     logps: tuple[tuple[float, ...], ...]  # G × T_i, behaviour log-prob of each sampled token
-    texts: tuple[str, ...]
+    texts: tuple[str, ...]  # what is rewarded: the completion, of several turns the policy's last
     finish_reasons: tuple[Literal["stop", "length"], ...]
     policy_version: int  # optimiser steps behind the weights that sampled
     seed_prompts: tuple[
         Prompt, ...
     ] = ()  # InfoSeed: the variants that the last S completions continue, one each
+    policy_masks: tuple[
+        tuple[bool, ...], ...
+    ] = ()  # G × T_i, true where the policy wrote, false at an environment's tokens; empty: it wrote everything
+    transcripts: tuple[
+        str, ...
+    ] = ()  # of several turns, all of them with their markers; empty: `texts` say it
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens that the policy wrote, of each completion."""
+        if not self.policy_masks:
+            return tuple(map(len, self.token_ids))
+        return tuple(map(sum, self.policy_masks))
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -75,6 +92,8 @@ class Group:
                 texts=rollout.texts[:kept],
                 finish_reasons=rollout.finish_reasons[:kept],
                 seed_prompts=(),
+                policy_masks=rollout.policy_masks[:kept],
+                transcripts=rollout.transcripts[:kept],
             ),
             rewards={name: scores[:kept] for name, scores in self.rewards.items()},
             utilities=self.utilities[:kept],
@@ -90,7 +109,7 @@ class Batch:
     )
     prompt_mask: Tensor  # [Q, L] bool
     completion_ids: Tensor  # [B, T] int64
-    completion_mask: Tensor  # [B, T] bool
+    completion_mask: Tensor  # [B, T] bool, the tokens that the policy wrote: what is learned from
     behaviour_logps: Tensor  # [B, T] of the policy that sampled; 0 at padding
     utilities: Tensor  # [P, G]
     reference_logps: Tensor | None = None  # [B, T] of the frozen reference; None where nothing needs it
@@ -105,6 +124,9 @@ class Batch:
     )
     answer_clusters: Tensor | None = None  # [P, G] int64, equal within a group where the answers are
     mode_counts: Tensor | None = None  # [P] int64, distinct right answers of each prompt, at least 1
+    sequence_mask: Tensor | None = (
+        None  # [B, T] bool, all that is not padding, an environment's tokens too; None: completion_mask
+    )
 
     @property
     def group_size(self) -> int:
@@ -120,8 +142,13 @@ class Batch:
         )
 
     @property
+    def read_mask(self) -> Tensor:
+        """The completion tokens that the model reads, [B, T] bool."""
+        return self.completion_mask if self.sequence_mask is None else self.sequence_mask
+
+    @property
     def lengths(self) -> Tensor:
-        """Completion lengths in tokens, [B] int64."""
+        """Completion lengths in tokens of the policy, [B] int64."""
         return self.completion_mask.sum(dim=1)
 
     @property
@@ -133,7 +160,7 @@ class Batch:
     def group_tokens(self) -> Tensor:
         """Real tokens of each group, its prompts counted once and its completions whole: [P] int64."""
         prompts = self.prompt_mask.sum(dim=1).view(-1, self.variants).sum(dim=1)
-        return prompts + self.lengths.view(-1, self.group_size).sum(dim=1)
+        return prompts + self.read_mask.sum(dim=1).view(-1, self.group_size).sum(dim=1)
 
     def select(self, groups: Sequence[int]) -> "Batch":
         """These groups, in this order, with padding no longer than they need."""
@@ -141,7 +168,7 @@ class Batch:
         rows = _members(picked_groups, self.group_size)
         prompts = _members(picked_groups, self.variants)
         prompt_from = self.prompt_mask.shape[1] - int(self.prompt_mask[prompts].sum(dim=1).max())
-        width = int(self.completion_mask[rows].sum(dim=1).max())
+        width = int(self.read_mask[rows].sum(dim=1).max())
         picked: dict[str, Any] = {
             "prompt_ids": self.prompt_ids[prompts, prompt_from:],
             "prompt_mask": self.prompt_mask[prompts, prompt_from:],
@@ -152,7 +179,8 @@ class Batch:
             picked["prompt_of"] = self.prompt_of[rows] + self.variants * moved.repeat_interleave(
                 self.group_size
             )
-        for name in ("completion_ids", "completion_mask", "behaviour_logps", "reference_logps", "old_logps"):
+        tokenwise = ("completion_ids", "completion_mask", "sequence_mask")
+        for name in (*tokenwise, "behaviour_logps", "reference_logps", "old_logps"):
             value = getattr(self, name)
             picked[name] = None if value is None else value[rows, :width]
         picked["seed_ids"] = None if self.seed_ids is None else self.seed_ids[rows]

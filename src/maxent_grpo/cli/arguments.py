@@ -6,16 +6,19 @@ by the typed configuration, with a better message, so every plain ``key=value`` 
 and config groups (``hydra/launcher=…``).
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maxent_grpo.config.shipped import shipped
+from maxent_grpo.config.shipped import HOMES, shipped
 from maxent_grpo.errors import UsageError
 
 PRESET_DIRECTORY = Path("configs/recipes/hydra")
-"""Where ``--config-name`` looks when no directory is given, in the working directory or among the shipped files."""
+"""Where ``--config-name`` looks when no directory is given, in the working directory and then among the shipped files."""
+
+SHIPPED_PRESETS = tuple(home.joinpath(*PRESET_DIRECTORY.parts[1:]) for home in HOMES)
 
 _PATH_FLAGS = {
     "--config-path": "--config-path",
@@ -124,19 +127,23 @@ def _locate_preset(flags: list[str]) -> list[str]:
             name = value
     if name is None:
         return located
-    if not directories and shipped(PRESET_DIRECTORY).is_dir():
-        directories["--config-path"] = shipped(PRESET_DIRECTORY).absolute()
-        located += ["--config-path", str(directories["--config-path"])]
-    _require_preset(name, list(directories.values()))
-    return located
+    if directories:
+        _preset_home(name, list(directories.values()))
+        return located
+    home = _preset_home(name, [PRESET_DIRECTORY.absolute(), *SHIPPED_PRESETS])
+    return [*located, "--config-path", str(home)]
 
 
-def _require_preset(name: str, directories: list[Path]) -> None:
-    if not directories:
-        raise UsageError(f"--config-name {name}: no {PRESET_DIRECTORY} here; add --config-path DIRECTORY")
+def _preset_home(name: str, directories: list[Path]) -> Path:
+    """The first of ``directories`` that holds the preset. Raises `UsageError` where none does."""
     file_name = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
-    if any((directory / file_name).is_file() for directory in directories):
-        return
+    for directory in directories:
+        if (directory / file_name).is_file():
+            return directory
     there = sorted(path.stem for directory in directories for path in directory.glob("*.yaml"))
-    where = " and ".join(str(directory) for directory in directories)
-    raise UsageError(f"--config-name {name}: not in {where}, which holds {', '.join(there) or 'no preset'}")
+    near = difflib.get_close_matches(name, there, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    where = " or ".join(str(directory) for directory in directories if directory.is_dir())
+    raise UsageError(
+        f"--config-name {name}: not in {where}{hint}, which holds {', '.join(there) or 'no preset'}"
+    )

@@ -38,6 +38,12 @@ class Composed:
         default_factory=dict
     )  # dotted key → this job's value; empty outside a sweep
     is_sweep: bool = False
+    sweep_dir: str = ""  # where Hydra keeps the sweep's own file; empty outside a sweep
+
+    def typed(self, key: str) -> bool:
+        """Whether the dotted ``key``, or a mapping that it lies in, was typed."""
+        parts = key.split(".")
+        return any(".".join(parts[: end + 1]) in self.given for end in range(len(parts)))
 
     @property
     def name(self) -> str:
@@ -100,7 +106,8 @@ def _read(config: "DictConfig", line: CommandLine) -> Composed:
         return Composed(plain, frozenset(values))
     keys = _swept_keys(line) | {_plain_key(str(key)) for key in runtime.sweeper.get("params") or {}}
     swept = {key: value for key, value in values.items() if key in keys}
-    return Composed(plain, frozenset(values), swept or {"job": str(runtime.job.num)}, is_sweep=True)
+    swept = swept or {"job": str(runtime.job.num)}
+    return Composed(plain, frozenset(values), swept, is_sweep=True, sweep_dir=str(runtime.sweep.dir))
 
 
 def _register_quiet_defaults() -> None:

@@ -1,11 +1,16 @@
 """The console scripts. Each sorts its arguments, lets Hydra compose them, and starts what was asked for."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from maxent_grpo.cli.arguments import sort_arguments
 from maxent_grpo.cli.boundary import INTERRUPTED, PROGRAM, Place, exit_code_of, show
 from maxent_grpo.errors import RunError, UsageError
+
+TRAIN = "train"
+DEFAULT_PRESET = "grpo_gsm8k"
+"""What ``command=train`` starts from where neither a preset nor a recipe is named."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +38,16 @@ def math_eval(argv: Sequence[str] | None = None) -> int:
     return _console(argv, "math-eval")
 
 
+def sync(argv: Sequence[str] | None = None) -> int:
+    """``maxent-grpo-sync``: `main` with ``command=train mode=sync``."""
+    return _console(argv, "train", "sync")
+
+
+def asynchronous(argv: Sequence[str] | None = None) -> int:
+    """``maxent-grpo-async``: `main` with ``command=train mode=async``."""
+    return _console(argv, "train", "async")
+
+
 def study(argv: Sequence[str] | None = None) -> int:
     """``maxent-grpo-study``: `main` with ``command=study`` unless a command is given."""
     return _console(argv, "study")
@@ -46,7 +61,7 @@ def generate(argv: Sequence[str] | None = None) -> int:
     return run_generation_flags(arguments) if is_flags(arguments) else _console(arguments, "generate")
 
 
-def _console(argv: Sequence[str] | None, default_command: str | None) -> int:
+def _console(argv: Sequence[str] | None, default_command: str | None, mode: str | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
         from maxent_grpo.cli.helptext import help_text
@@ -60,10 +75,39 @@ def _console(argv: Sequence[str] | None, default_command: str | None) -> int:
         return 0
     place = Place(default_command or "")
     try:
-        return exit_code_of(lambda: _compose_and_start(arguments, default_command, place), place)
+        return exit_code_of(
+            lambda: _compose_and_start(
+                training_arguments(arguments, default_command, mode, os.environ), default_command, place
+            ),
+            place,
+        )
     except KeyboardInterrupt:
         print(place.line("interrupted"), file=sys.stderr)
         return INTERRUPTED
+
+
+def training_arguments(
+    arguments: Sequence[str], default_command: str | None, mode: str | None, environ: Mapping[str, str]
+) -> list[str]:
+    """The arguments of ``command=train`` with what goes without saying: the script's mode, and the preset.
+
+    The preset is `DEFAULT_PRESET` where neither one nor a recipe is named. Other commands' arguments stay as they are.
+
+    Raises:
+        UsageError: another mode than the script's.
+    """
+    given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
+    if (given.get("command") or default_command) != TRAIN:
+        return list(arguments)
+    completed = list(arguments)
+    if mode is not None and given.setdefault("mode", mode) != mode:
+        raise UsageError(f"mode={given['mode']}: this is maxent-grpo-{mode}; use maxent-grpo-{given['mode']}")
+    if mode is not None and not any(argument.startswith("mode=") for argument in completed):
+        completed.append(f"mode={mode}")
+    named = {"--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "recipe"} & given.keys()
+    if not named and not environ.get("GRPO_RECIPE"):
+        completed += ["--config-name", DEFAULT_PRESET]
+    return completed
 
 
 def _compose_and_start(arguments: list[str], default_command: str | None, place: Place) -> None:

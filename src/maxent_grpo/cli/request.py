@@ -2,9 +2,10 @@
 
 The tree: ``command``; ``dry_run``; one section per training command (``baseline``, ``maxent``,
 ``infoseed``), each with ``recipe``, ``script``, ``training`` and ``model``; the last three also bare, for
-the section of the running command; any setting by its name alone, as in a recipe; ``run`` for report,
-``demo.*`` for demo, ``inference.*`` for an evaluation, ``study.*`` for study and ``generate.args.*`` for
-generate. A key that the command would not read is refused.
+the section of the running command, as is ``recipe`` for ``train``, which has no section; any setting by its name
+alone, as in a recipe; the names of TorchRL's scripts (`config.dialect`); ``run`` for report, ``demo.*`` for demo,
+``inference.*`` for an evaluation, ``study.*`` for study and ``generate.args.*`` for generate. A key that the command
+would not read is refused.
 """
 
 import difflib
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maxent_grpo.cli.compose import Composed
+from maxent_grpo.config import dialect
 from maxent_grpo.errors import UsageError
 
 SECTIONS = {"train-baseline": "baseline", "train-maxent": "maxent", "train-infoseed": "infoseed"}
@@ -21,7 +23,10 @@ SECTIONS = {"train-baseline": "baseline", "train-maxent": "maxent", "train-infos
 EVALUATIONS = ("math-eval", "inference", "math_eval")
 """Three names of one command."""
 
-COMMANDS = (*SECTIONS, *EVALUATIONS, "generate", "report", "demo", "study")
+TRAIN = "train"
+"""The training command that takes any objective, and its settings bare."""
+
+COMMANDS = (*SECTIONS, TRAIN, *EVALUATIONS, "generate", "report", "demo", "study")
 GROUPS = ("script", "training", "model")
 _OWNERS = {
     "run": "report",
@@ -42,6 +47,7 @@ class Request:
     overrides: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict
     )  # group, or "flat" → name → value
+    dialect: Mapping[str, Any] = field(default_factory=dict)  # settings by TorchRL's names, dotted
     dry_run: bool = False
     run: str = ""  # run directory that report reads
     demo: Mapping[str, Any] = field(default_factory=dict)
@@ -85,12 +91,16 @@ def read_request(composed: Composed, default_command: str | None) -> Request:
 
 
 def _training_request(composed: Composed, command: str) -> Request:
-    tree, name = composed.tree, SECTIONS[command]
+    tree, translatable = dialect.split(composed.tree)
     for key, owner in _OWNERS.items():
         if key in tree:
             raise UsageError(f"{key} is not read by {command}; it belongs to command={owner}")
     _refuse_other_sections(composed, command)
-    section = _mapping(tree.get(name), name)
+    if command == TRAIN:
+        name, section = TRAIN, {"recipe": tree.pop("recipe", None)}
+    else:
+        name = SECTIONS[command]
+        section = _mapping(tree.get(name), name)
     for key in section:
         if key not in ("recipe", *GROUPS):
             raise UsageError(
@@ -101,7 +111,8 @@ def _training_request(composed: Composed, command: str) -> Request:
         raise UsageError(f"dry_run={dry_run}: true or false")
     if recipe is not None and not isinstance(recipe, str):
         raise UsageError(f"{name}.recipe={recipe}: a path is needed")
-    return Request(command, recipe, _overrides(composed, name, section), dry_run)
+    overrides = _overrides(composed, tree, name, section)
+    return Request(command, recipe, overrides, translatable, dry_run)
 
 
 def _command(composed: Composed, default_command: str | None) -> str:
@@ -120,14 +131,16 @@ def _command(composed: Composed, default_command: str | None) -> str:
     return str(command)
 
 
-def _overrides(composed: Composed, name: str, section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _overrides(
+    composed: Composed, tree: Mapping[str, Any], name: str, section: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """``SECTION.GROUP.KEY`` under ``GROUP.KEY`` under ``KEY``; hiding a typed one is an error."""
     known = {*_OTHER_KEYS, *SECTIONS.values(), *GROUPS}
-    flat = {key: value for key, value in composed.tree.items() if key not in known}
+    flat = {key: value for key, value in tree.items() if key not in known}
     merged: dict[str, dict[str, Any]] = {"flat": flat}
     for group in GROUPS:
         specific = _mapping(section.get(group), f"{name}.{group}")
-        bare = _mapping(composed.tree.get(group), group)
+        bare = _mapping(tree.get(group), group)
         _refuse_hidden(composed, f"{name}.{group}", specific, group, bare)
         merged[group] = {**specific, **bare}
         for spelling, low in ((f"{name}.{group}", specific), (group, bare)):
@@ -149,12 +162,15 @@ def _refuse_other_sections(composed: Composed, command: str) -> None:
     """Typed settings of another command's section would be ignored. In a sweep over commands they are not."""
     if "command" in composed.swept:
         return
-    own = SECTIONS[command]
+    own = SECTIONS.get(command)
     for key in sorted(composed.given):
         section, _, rest = key.partition(".")
         if section in SECTIONS.values() and section != own:
+            meant = rest if own is None else f"{own}.{rest}"
             raise UsageError(
-                f"{key} is not read by {command}; write {own}.{rest}" if rest else f"{key}: write {own}"
+                f"{key} is not read by {command}; write {meant}"
+                if rest
+                else f"{key}: write {own or 'KEY=VALUE'}"
             )
 
 

@@ -2,15 +2,19 @@
 
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maxent_grpo.cli.boundary import Place, show
 from maxent_grpo.cli.compose import Composed
 from maxent_grpo.cli.logs import configure_logging
-from maxent_grpo.cli.request import EVALUATIONS, Request, read_request
+from maxent_grpo.cli.request import EVALUATIONS, SECTIONS, TRAIN, Request, read_request
+from maxent_grpo.config.dialect import Claim, translated
 from maxent_grpo.config.shipped import shipped
+from maxent_grpo.errors import UsageError
 
 if TYPE_CHECKING:
     from maxent_grpo.config.loading import RunConfig
@@ -87,6 +91,10 @@ def resolve_job(request: Request, composed: Composed, environ: MutableMapping[st
     from maxent_grpo.config.loading import resolve
 
     recipe = request.recipe or environ.get("GRPO_RECIPE") or template_of(request)
+    request = with_own_names(request, composed)
+    if request.command == TRAIN and recipe is None:
+        request = with_output_dir(request, composed, environ)
+        return resolve(request.command, recipe, request.overrides, environ)
     config = resolve(request.command, recipe, request.overrides, environ)
     if not composed.is_sweep or any(key.rpartition(".")[2] == "output_dir" for key in composed.swept):
         return config
@@ -96,13 +104,56 @@ def resolve_job(request: Request, composed: Composed, environ: MutableMapping[st
     return resolve(request.command, recipe, {**request.overrides, "flat": flat}, environ)
 
 
+def with_own_names(request: Request, composed: Composed) -> Request:
+    """The request with the names of TorchRL's scripts translated, as settings given by name alone."""
+    from maxent_grpo.config.recipe import ALIASES
+
+    if not request.dialect:
+        return request
+    own: dict[str, Claim] = {}
+    section = SECTIONS.get(request.command, request.command)
+    for group, settings in request.overrides.items():
+        for key, value in settings.items():
+            written = key if group == "flat" else f"{group}.{key}"
+            typed = composed.typed(written) or composed.typed(f"{section}.{written}")
+            if value is not None:
+                own[ALIASES.get(key, key)] = Claim(written, value, typed, value)
+    settled = translated(request.dialect, own, composed.typed)
+    kept = {
+        group: {key: value for key, value in settings.items() if ALIASES.get(key, key) not in settled}
+        for group, settings in request.overrides.items()
+    }
+    return replace(request, overrides={**kept, "flat": kept["flat"] | settled}, dialect={})
+
+
+def with_output_dir(request: Request, composed: Composed, environ: Mapping[str, str]) -> Request:
+    """The request with the directory of its own that a run has where none is named.
+
+    ``outputs/<date>/<time>``; in a sweep ``<the sweep's directory>/<what varies>``, or where one directory is named
+    for all jobs, ``<that>/<what varies>``.
+    """
+    flat = request.overrides["flat"]
+    named = {**request.overrides["training"], **flat}.get("output_dir")
+    varies = any(key.rpartition(".")[2] == "output_dir" for key in composed.swept)
+    if composed.is_sweep and not varies:
+        directory = Path(str(named or composed.sweep_dir)) / composed.name
+    elif named is not None:
+        return request
+    elif int(environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("output_dir: each process would name one after its own clock; set output_dir")
+    else:
+        directory = Path(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
+    overrides = {**request.overrides, "flat": {**flat, "output_dir": str(directory)}}
+    return replace(request, overrides=overrides)
+
+
 def template_of(request: Request) -> str | None:
     """The recipe that a command starts from when nothing names a recipe or a model: the 1.5B mathematics recipe.
 
     None where a model is named (then the overrides are the whole configuration).
     """
     named = {key for settings in request.overrides.values() for key in settings}
-    if "model_name_or_path" in named:
+    if request.command == TRAIN or "model_name_or_path" in named or "model.name" in request.dialect:
         return None
     template = shipped(TEMPLATES[request.command]).absolute()
     print(f"no recipe and no model is named: starting from {template}", file=sys.stderr, flush=True)

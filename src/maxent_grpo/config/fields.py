@@ -261,6 +261,11 @@ class TrainingFields:
     kl_estimator: Literal["k1", "k2", "k3"] | None = setting(
         None, "Per-token KL estimator (Schulman, 2020); unset: the objective's own, k3 for GRPO."
     )
+    kl_in_reward: bool = setting(
+        False,
+        "Subtract beta times the KL to the reference, summed over a completion's tokens, from its utility instead of "
+        "adding it to a GRPO loss.",
+    )
     behaviour_kl_coef: float = setting(
         0.0, "Coefficient of the KL to the policy that sampled, which limits a step's drift; ≥ 0."
     )
@@ -363,8 +368,19 @@ class TrainingFields:
     stop_sequences: list[str] | str | None = setting(
         None, 'Texts that end a completion and stay part of it: a list, a JSON list, or "a||b".'
     )
+    environment: str | None = setting(
+        None,
+        "Who answers the policy: countdown_feedback, or module:NAME of your own; a completion then has several turns; "
+        "unset: nobody.",
+    )
+    max_turns: int = setting(3, "Turns of the policy in a completion, where there is an environment; ≥ 1.")
     system_prompt: str | None = setting(None, "System message put before every prompt.")
     chat_template: str | None = setting(None, "Jinja chat template; unset: the tokenizer's.")
+    sampling_batch_size: int | None = setting(
+        None,
+        "Most completions sampled at once, in whole groups and at least one: bounds memory, not results; unset: a "
+        "rollout's.",
+    )
     max_prompt_length: int | None = setting(
         None, "Longest prompt in tokens; longer ones are dropped and counted in a notice; unset: no limit."
     )
@@ -410,6 +426,50 @@ class TrainingFields:
     )
     info_seed_pooling: Literal["mean", "last"] = setting(
         "mean", "How a completion's hidden states become one vector."
+    )
+
+    # Sampling and learning in processes of their own, on Ray (docs/guides/ray.md)
+    driver: Literal["inline", "sync", "async"] = setting(
+        "inline",
+        "Who calls the step: this process in turn with sampling (inline), or Ray workers, in turn (sync) or at the "
+        "same time (async).",
+    )
+    rollout_workers: int = setting(
+        1,
+        "Ray workers that sample and score, each with a copy of the policy; completions do not depend on it.",
+    )
+    learner_workers: int = setting(
+        1,
+        "Ray workers that hold the learner, one rank each, as distributed says; they make up a step's batch.",
+    )
+    reference_workers: int = setting(
+        0, "Ray workers that score the frozen reference policy; 0: the learner scores it."
+    )
+    max_staleness: int | None = setting(
+        None,
+        "Most optimiser steps between the weights that sampled a group and those it first trains; unset: 0 (sync), or "
+        "what async needs to sample one rollout ahead.",
+    )
+    buffer_groups: int | None = setting(
+        None,
+        "Most groups sampled or being sampled and not yet trained on; unset: as many as max_staleness admits.",
+    )
+    weight_update_frequency: int = setting(
+        1,
+        "Optimiser steps after which the rollout workers get new weights, at the end of a rollout's updates.",
+    )
+    overlap_sampling: bool = setting(
+        False,
+        "driver=sync: sample the next rollout during the updates on this one, with weights one rollout old.",
+    )
+    worker_timeout: float = setting(
+        600.0,
+        "Seconds that a Ray worker has for one piece of work, such as a batch of groups or a rollout's updates; after "
+        "that it is replaced.",
+    )
+    ray_address: str | None = setting(
+        None,
+        "Ray cluster to join, as ray.init takes it; unset: a cluster of this machine, for this run alone.",
     )
 
     # The run

@@ -26,8 +26,11 @@ from maxent_grpo.config.unsupported import REFUSED, refuse_unsupported
 from maxent_grpo.data.sources import RetryPolicy
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import CATALOG, find_objective
+from maxent_grpo.rollout.environment import load_environment
 
 Command = Literal["train-baseline", "train-maxent", "train-infoseed"]
+ANY_OBJECTIVE = "train"
+"""Stands for the one of these commands that the objective is for."""
 Route = Literal["native", "trl"]
 
 LOG_LEVEL_VARIABLES = ("MAXENT_LOG_LEVEL", "MAXENT_GRPO_LOGLEVEL")
@@ -82,14 +85,14 @@ def resolve(
     Raises:
         UsageError: one line that names the key, the value and where it came from.
     """
-    if command not in get_args(Command):
+    if command not in (*get_args(Command), ANY_OBJECTIVE):
         raise UsageError(f"Unsupported command: {command}")
     path = _recipe_path(recipe, environ)
     place = f"{command} | {path}" if path else command
     layer: Layer = {section: {} for section in SECTIONS}
     if path is not None:
         layer, recorded = read_recipe(path, place)
-        if recorded not in (None, command):
+        if recorded not in (None, command) and command != ANY_OBJECTIVE:
             raise UsageError(f"{place}: was resolved for {recorded}; run it with that command")
         layer = _converted(layer, f"Recipe {path} failed validation")
         environ["GRPO_RECIPE_USED"] = str(path.resolve())
@@ -100,6 +103,8 @@ def resolve(
     if level is not None:
         merged["training"]["log_level"] = level
     merged["training"] = with_vllm_address(merged["training"])
+    if command == ANY_OBJECTIVE:
+        command = command_of(merged["training"])
     _settle_command(command, merged, place)
     failed = f"Recipe {path} failed validation" if path else f"{command}: settings failed validation"
     try:
@@ -180,6 +185,16 @@ def _log_level(environ: Mapping[str, str]) -> str | None:
     return None
 
 
+def command_of(training: Mapping[str, Any]) -> Command:
+    """The command that trains the objective of these settings."""
+    if training.get("info_seed_enabled"):
+        return "train-infoseed"
+    objective, train_grpo = training.get("objective") or "", training.get("train_grpo_objective")
+    if train_grpo is None and (objective in CATALOG or ":" in objective):
+        train_grpo = not find_objective(objective).has_weights
+    return "train-maxent" if train_grpo is False else "train-baseline"
+
+
 def _settle_command(command: str, merged: Layer, place: str) -> None:
     """Fill ``train_grpo_objective`` as the command implies; refuse settings that contradict the command."""
     training = merged["training"]
@@ -241,6 +256,8 @@ def _checked_config(command: str, merged: Layer, path: Path | None, environ: Map
             "eval_reward_funcs: TRL's trainer evaluates with reward_funcs; set force_custom_loop=true"
         )
     refuse_unsupported(training, chosen)
+    if training.environment is not None:
+        load_environment(training.environment)
     if chosen == "native":
         plan.batch_plan(training, training.world_size)
         plan.objective_spec(training)

@@ -144,7 +144,10 @@ def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
         "log_reference_kl": training.log_reference_kl or training.entropy_kl_threshold is not None,
         "max_completion_length": training.max_completion_length,
         "info_seed": info_seed_spec(training) if training.info_seed_enabled else None,
+        "kl_in_reward": training.kl_in_reward,
     }
+    if training.kl_in_reward:
+        numbers["kl_in_loss"] = False
     if entry.has_weights:
         numbers |= {attribute: getattr(training, key) for key, attribute in MAXENT_SETTINGS.items()}
         numbers |= {

@@ -140,6 +140,7 @@ NATIVE_ONLY = _by_name(
             surrogate clip_cov_fraction clip_cov_low clip_cov_high
             kl_cov_fraction kl_cov_coef flow_reward_scale
             entropy_kl_threshold entropy_kl_gain entropy_kl_trust_zone
+            kl_in_reward sampling_batch_size environment max_turns
         """,
         "TRL's trainer takes it from accelerate launch; set force_custom_loop=true": """
             distributed

@@ -20,6 +20,8 @@ POSITIVE = (
     "temperature",
     "max_completion_length",
     "max_prompt_length",
+    "sampling_batch_size",
+    "max_turns",
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
@@ -174,6 +176,8 @@ def training_problems(training: "GRPOConfig", processes: int) -> list[str]:
         problems.append(
             "beta: FlowRL has the reference in its target and no KL to weigh; set it to 0, or flow_reward_scale"
         )
+    if training.environment is not None and training.info_seed_enabled:
+        problems.append("environment: InfoSeed's seeded prompts have one turn; turn one of the two off")
     problems += _target_problems(training)
     if not training.train_grpo_objective:
         problems += _maxent_problems(training)

@@ -116,6 +116,35 @@ def seeded_prompt(
     return Prompt(prompt.index, text, tuple(ids), {}, prompt.epoch, seed_id=seed)
 
 
+def next_turn(
+    message: Mapping[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: PromptSettings,
+    index: int,
+) -> str:
+    """What stands between one answer of the policy and the next: text that follows the first one's last word.
+
+    It is the chat template's end of an assistant's turn, ``message`` in its own markers, and the header of the next
+    answer. ``index`` is the prompt's, for errors.
+
+    Raises:
+        UsageError: a template that refuses the chat, or does not write an answer as it is.
+    """
+    answer = "\N{SECTION SIGN}answer\N{SECTION SIGN}"
+    chat: list[Message] = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": answer},
+        dict(message),
+    ]
+    _, found, rest = _render(chat, tokenizer, settings, index).partition(answer)
+    if not found or answer in rest:
+        raise UsageError(
+            "the chat template does not write an answer once and as it is, so that no turn can follow it; "
+            "set chat_template"
+        )
+    return rest
+
+
 def seedable_chat(prompt: Prompt, settings: PromptSettings) -> tuple[list[Message], int]:
     """The chat that ``prompt`` was made from, and which of its messages takes a seed: the user's last.
 

@@ -73,7 +73,7 @@ class Evaluation:
             groups = self.scorer.score(rollouts, step, is_eval=True)[0]
             scores = exploration_scores(groups)
             for i, group in enumerate(groups):
-                lengths = tuple(len(ids) for ids in group.rollout.token_ids)
+                lengths = group.rollout.lengths
                 exploration = {name: values[i] for name, values in scores.items()}
                 found.append(PromptScore(group.utilities, group.rewards, lengths, exploration))
             advance(len(batch))

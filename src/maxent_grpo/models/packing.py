@@ -52,7 +52,7 @@ class Packing:
     completions: tuple[Bucket, ...]
     prefixes: tuple[Prefix, ...]
     predicting: (
-        Tensor  # [M] for each real completion token, row by row: the packed token whose output predicts it
+        Tensor  # [M] for each token that the policy wrote, row by row: the packed token that predicts it
     )
 
 
@@ -61,7 +61,7 @@ def pack(batch: Batch) -> Packing:
     device = batch.prompt_ids.device
     prompt_lengths = batch.prompt_mask.sum(dim=1)
     prompt_of = batch.prompt_rows
-    lengths = (batch.lengths - 1).clamp(min=0)
+    lengths = (batch.read_mask.sum(dim=1) - 1).clamp(min=0)
     prompts, rows, owner = (
         prompt_lengths.tolist(),
         lengths.tolist(),

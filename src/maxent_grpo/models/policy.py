@@ -99,7 +99,7 @@ class PolicyForward(nn.Module):
         return _padded_again(logps, mask), entropy_rows, vectors, seeds
 
     def _packed(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """For each real completion token, where its prediction is in the model's output; and the input."""
+        """For each token that the policy wrote, where its prediction is in the model's output; and the input."""
         packing = pack(batch)
         # Four dimensions tell Transformers to build no mask: the packing says what attends to what.
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.ids.device)
@@ -109,12 +109,12 @@ class PolicyForward(nn.Module):
         """The same, every row by itself: prompt, completion, and padding on the right."""
         prompt_mask = batch.prompt_mask[batch.prompt_rows]
         ids = torch.cat([batch.prompt_ids[batch.prompt_rows], batch.completion_ids], dim=1)
-        real = torch.cat([prompt_mask, batch.completion_mask], dim=1)
+        real = torch.cat([prompt_mask, batch.read_mask], dim=1)
         steps = torch.arange(int(real.sum(dim=1).max()), device=ids.device)
         ids = ids.gather(1, (~real).long().argsort(dim=1, stable=True)[:, : len(steps)])
         mask = steps < real.sum(dim=1, keepdim=True)
         completions = mask & (steps >= prompt_mask.sum(dim=1, keepdim=True))
-        own = completions.flatten().nonzero().squeeze(1)
+        own = completions.flatten().nonzero().squeeze(1)[batch.completion_mask[batch.read_mask]]
         return own - 1, _inputs(ids, steps.expand_as(ids), mask.long())
 
     @torch.no_grad()

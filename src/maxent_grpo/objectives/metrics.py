@@ -14,7 +14,7 @@ METRIC_DEFINITIONS: dict[str, str] = {
     "reward": "mean utility (weighted sum of rewards) of the completions",
     "reward_std": "mean over groups of the sample standard deviation of utilities within the group",
     "frac_reward_zero_std": "fraction of groups whose utilities are all equal: they carry no policy signal",
-    "reward_shaped": "mean utility after shaping (overlong, unlikeliness, entropy bonus), where there is any",
+    "reward_shaped": "mean utility after shaping (overlong, unlikeliness, entropy bonus, KL), where there is any",
     "seed_grpo/semantic_entropy_mean": "mean over groups of the entropy over distinct answers, in nats",
     "seed_grpo/semantic_entropy_min": "smallest semantic entropy of a group, in nats",
     "seed_grpo/semantic_entropy_max": "largest semantic entropy of a group, in nats",

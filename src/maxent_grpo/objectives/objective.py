@@ -59,12 +59,12 @@ class Objective:
                 ``scale_rewards="batch"``. None: ``batch`` is the whole batch.
 
         Raises:
-            ValueError: β > 0 in an objective with weights and no reference log-probs in the batch, or answer
-                clusters or mode counts that the objective needs and the batch lacks.
+            ValueError: β > 0 in an objective with weights, or with the KL in the reward, and no reference log-probs
+                in the batch, or answer clusters or mode counts that the objective needs and the batch lacks.
         """
         spec = self.spec
         metrics = utility_metrics(batch.utilities)
-        utilities = self._shaped_utilities(batch)
+        utilities = self._shaped_utilities(batch, knobs.beta)
         if spec.shapes_utilities:
             metrics["reward_shaped"] = mean_stat(utilities)
         if spec.policy_loss in ("listwise", "likelihood"):
@@ -148,7 +148,7 @@ class Objective:
 
     # What a step learns from
 
-    def _shaped_utilities(self, batch: Batch) -> Tensor:
+    def _shaped_utilities(self, batch: Batch, beta: float) -> Tensor:
         """The utilities [P, G] with every shaping that the spec asks for."""
         spec, utilities, mask = self.spec, batch.utilities, batch.completion_mask
         if spec.unlikeliness_coef:
@@ -163,6 +163,14 @@ class Objective:
             )
         if spec.entropy_bonus_coef:
             utilities = shaping.entropy_bonus(utilities, batch.behaviour_logps, mask, spec.entropy_bonus_coef)
+        if spec.kl_in_reward and beta > 0:
+            if batch.reference_logps is None:
+                raise ValueError(
+                    f"beta={beta} takes a KL from the rewards, and the batch has no reference_logps"
+                )
+            utilities = shaping.kl_penalised(
+                utilities, batch.behaviour_logps, batch.reference_logps, mask, beta
+            )
         return utilities
 
     def _advantages(self, utilities: Tensor, utility_std: Tensor | None) -> Tensor:

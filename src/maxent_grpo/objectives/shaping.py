@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.objectives.advantages import has_spread
+from maxent_grpo.objectives.reduce import row_sums
 from maxent_grpo.objectives.weights import sequence_scores
 
 SPREAD_FLOOR = 1e-6
@@ -23,6 +24,25 @@ def soft_overlong(lengths: Tensor, max_length: int, buffer: int, penalty: float 
     """
     over = (lengths - (max_length - buffer)) / buffer
     return -penalty * over.clamp(min=0.0, max=1.0)
+
+
+def kl_penalised(
+    utilities: Tensor, behaviour_logps: Tensor, reference_logps: Tensor, mask: Tensor, beta: float
+) -> Tensor:
+    """``U_i − β·Σ_t log(μ/π_ref)``: the KL to the reference as part of the reward (Ziegler et al. 2019, RLHF).
+
+    The sum over a completion's tokens is an unbiased estimate of KL(μ ‖ π_ref) over whole completions, and a policy
+    gradient that has it in its reward follows the exact gradient of that KL; the other estimators do not, as
+    their bias or their correction becomes part of what is rewarded. A term of the loss is averaged over tokens
+    instead, so that equal β are not equal strengths.
+
+    Args:
+        utilities: [P, G].
+        behaviour_logps, reference_logps, mask: [B, T], B = P·G; padding may hold anything.
+        beta: β ≥ 0; 0 changes nothing.
+    """
+    log_ratios = row_sums(behaviour_logps - reference_logps, mask)
+    return utilities - beta * log_ratios.view_as(utilities)
 
 
 def unlikeliness(utilities: Tensor, scores: Tensor, coefficient: float) -> Tensor:

@@ -60,6 +60,8 @@ class AdvantageSpec:
     """Tokens before the length limit over which `shaping.soft_overlong` grows; 0: off."""
     overlong_penalty: float = 1.0
     """What a completion at the length limit loses."""
+    kl_in_reward: bool = False
+    """Subtract β·KL to the reference from a completion's utility, see `shaping.kl_penalised`."""
     seed_grpo_enabled: bool = False
     """Scale a group's advantages down where its answers disagree, see `semantic.seed_scale`."""
     seed_grpo_alpha: float = 0.0417
@@ -199,13 +201,18 @@ class ObjectiveSpec(AdvantageSpec, SurrogateSpec, WeightSpec, RegularizerSpec):
 
     @property
     def shapes_utilities(self) -> bool:
-        return self.overlong_buffer > 0 or self.unlikeliness_coef != 0.0 or self.entropy_bonus_coef != 0.0
+        return (
+            self.overlong_buffer > 0
+            or self.unlikeliness_coef != 0.0
+            or self.entropy_bonus_coef != 0.0
+            or self.kl_in_reward
+        )
 
     def needs_reference(self, beta: float) -> bool:
         """Whether `Batch.reference_logps` must be computed for a step with this β."""
         if self.log_reference_kl or self.policy_loss == "flow":
             return True
-        return beta > 0 and (self.kl_in_loss or self.has_weights)
+        return beta > 0 and (self.kl_in_loss or self.kl_in_reward or self.has_weights)
 
 
 def contradictions(spec: ObjectiveSpec) -> Iterator[str]:
@@ -253,6 +260,12 @@ def _advantage_contradictions(spec: ObjectiveSpec) -> Iterator[str]:
             "seed_grpo_enabled: scales the advantages of a GRPO-type objective, and "
             f"policy_loss={loss} is none; unset it, or use policy_loss=clip"
         )
+    if spec.kl_in_reward and loss != "clip":
+        yield (
+            f"kl_in_reward: policy_loss={loss} reads the reference in its own way; unset it, or use policy_loss=clip"
+        )
+    if spec.kl_in_reward and spec.kl_in_loss:
+        yield "kl_in_reward: kl_in_loss is on, and the KL would count twice; turn one of them off"
     if loss in ("listwise", "likelihood"):
         if spec.advantage != "centred":
             yield f"advantage: policy_loss={loss} learns from weights and has no advantages to choose; unset it"

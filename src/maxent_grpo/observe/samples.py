@@ -15,7 +15,7 @@ def sample_rows(
 ) -> list[dict[str, Any]]:
     """Rows of ``completions.jsonl`` for the first ``limit`` completions of ``group`` (all G if None).
 
-    With InfoSeed they say which seed each completion's prompt carried, −1 for none.
+    With InfoSeed they say which seed each completion's prompt carried, −1 for none; of several turns, all of them.
 
     ``advantages`` and ``weights`` have G entries; ``weights`` is None where the objective has none, and the
     rows say null.
@@ -36,5 +36,6 @@ def sample_rows(
                 "finish_reason": rollout.finish_reasons[i],
             }
             | ({"seed_id": rollout.prompts[i].seed_id} if rollout.seed_prompts else {})
+            | ({"transcript": rollout.transcripts[i]} if rollout.transcripts else {})
         )
     return rows

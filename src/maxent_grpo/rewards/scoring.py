@@ -208,7 +208,7 @@ def _metrics(groups: Sequence[Group]) -> Metrics:
         metrics[f"rewards/{name}/std"] = mean_stat(_tensor(stds))
     unscored = sum(all(map(math.isnan, row)) for g in groups for row in zip(*g.rewards.values(), strict=True))
     metrics["reward/unscored"] = _sum_stat(unscored)
-    lengths = _tensor([len(ids) for group in groups for ids in group.rollout.token_ids])
+    lengths = _tensor([length for group in groups for length in group.rollout.lengths])
     clipped = [reason == "length" for group in groups for reason in group.rollout.finish_reasons]
     metrics["completions/mean_length_sampled"] = mean_stat(lengths)
     metrics["completions/min_length_sampled"] = extreme_stat(lengths, "min")

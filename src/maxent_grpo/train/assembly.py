@@ -40,6 +40,7 @@ from maxent_grpo.train.learner import Learner, Reference, make_optimizer
 from maxent_grpo.train.metadata import find_source
 from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ranks import parameter_checksum, refuse_disagreement, together
+from maxent_grpo.train.sampling import configured_sampler
 from maxent_grpo.train.schedule import LearningRate
 from maxent_grpo.train.state import Cadence, Run
 from maxent_grpo.train.strategy import Replicated, Strategy
@@ -108,7 +109,11 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
         tokenizer=loaded.tokenizer,
         learner=learner,
         reference=reference,
-        sampler=LocalSampler(learner.strategy.sampling_model, loaded.tokenizer, accelerator.autocast),
+        sampler=configured_sampler(
+            LocalSampler(learner.strategy.sampling_model, loaded.tokenizer, accelerator.autocast),
+            config,
+            loaded.tokenizer,
+        ),
         scorer=loaded.scorer,
         stream=loaded.stream,
         meter=Meter(accelerator),

@@ -245,6 +245,8 @@ def _group_from_json(stored: dict[str, Any]) -> Group:
             finish_reasons=tuple(rollout["finish_reasons"]),
             policy_version=rollout["policy_version"],
             seed_prompts=tuple(map(_prompt_from_json, rollout["seed_prompts"])),
+            policy_masks=tuple(map(tuple, rollout.get("policy_masks", ()))),
+            transcripts=tuple(rollout.get("transcripts", ())),
         ),
         rewards={name: tuple(scores) for name, scores in stored["rewards"].items()},
         utilities=tuple(stored["utilities"]),
@@ -252,7 +254,8 @@ def _group_from_json(stored: dict[str, Any]) -> Group:
 
 
 def _prompt_from_json(stored: dict[str, Any]) -> Prompt:
-    return Prompt(**(stored | {"token_ids": tuple(stored["token_ids"])}))
+    tuples = {name: tuple(stored.get(name, ())) for name in ("token_ids", "branch")}
+    return Prompt(**(stored | tuples))
 
 
 def _verify(path: Path) -> None:

@@ -14,6 +14,8 @@ from maxent_grpo.types import Batch, Group, Prompt
 def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool, answers: bool = False) -> Batch:
     """The groups' sampled token ids as a `Batch` on the CPU: never decoded and tokenised again.
 
+    Of completions in several turns the environment's tokens are read and not learned from (`Batch.sequence_mask`).
+
     ``on_policy`` says that the sampling weights are the learner's: the forward's own log-probs are then the old ones.
     Otherwise the behaviour log-probs are. All groups have the same size, and the same seeds if any. ``answers`` asks
     for the fields that are read from the texts: `Batch.answer_clusters` and `Batch.mode_counts`.
@@ -23,7 +25,11 @@ def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool, answers: b
     rows = [ids for g in groups for ids in g.rollout.token_ids]
     width = max(len(ids) for ids in rows)
     ids = torch.tensor([list(r) + [pad_id] * (width - len(r)) for r in rows], dtype=torch.long)
-    mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
+    read = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
+    written = read
+    if groups[0].rollout.policy_masks:
+        masks = [mask for g in groups for mask in g.rollout.policy_masks]
+        written = torch.tensor([list(m) + [False] * (width - len(m)) for m in masks])
     row_logps = [logps for g in groups for logps in g.rollout.logps]
     behaviour = torch.tensor([list(r) + [0.0] * (width - len(r)) for r in row_logps], dtype=torch.float32)
     seeded = bool(groups[0].rollout.seed_prompts)
@@ -31,7 +37,8 @@ def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool, answers: b
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
         completion_ids=ids,
-        completion_mask=mask,
+        completion_mask=written,
+        sequence_mask=None if written is read else read,
         behaviour_logps=behaviour,
         utilities=torch.tensor([g.utilities for g in groups], dtype=torch.float32),
         old_logps=None if on_policy else behaviour,

@@ -114,7 +114,7 @@ def sample_groups(run: Run, count: int) -> Sequence[Group]:
 
 def tokens_of(run: Run, groups: Sequence[Group]) -> int:
     """Completion tokens of the groups of all ranks."""
-    own = sum(len(ids) for group in groups for ids in group.rollout.token_ids)
+    own = sum(sum(group.rollout.lengths) for group in groups)
     return sum(gathered([own], run.learner.accelerator))
 
 
