@@ -6,6 +6,12 @@ from collections.abc import Mapping, Sequence
 from maxent_grpo.launch.allocation import Allocation
 from maxent_grpo.launch.split import Share
 
+ECHO_TAGS = "maxent_grpo.rollout.client_tag.EchoMiddleware"
+"""Makes vLLM's own server copy a rank's client tag into its answers."""
+
+SERVER_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {"native": {"VLLM_SERVER_DEV_MODE": "1"}, "trl": {}}
+"""What a server needs to take new weights over HTTP."""
+
 NODE_RANK = "@node-rank@"
 """Stands for the node's position among the training nodes, which only the started process knows."""
 
@@ -30,6 +36,7 @@ def server_command(
         sizes = ("--tensor_parallel_size", "--data_parallel_size", "--max_model_len", "--gpu_memory_utilization")
     else:
         command = [python, "-m", "vllm.entrypoints.cli.main", "serve", model, *named, "--host", "0.0.0.0"]
+        command += ["--middleware", ECHO_TAGS]
         sizes = ("--tensor-parallel-size", "--data-parallel-size", "--max-model-len", "--gpu-memory-utilization")
     values = (tp, dp, max_length, memory)
     pairs = [word for flag, value in zip(sizes, values, strict=True) for word in (flag, f"{value:g}")]

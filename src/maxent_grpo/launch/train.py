@@ -197,7 +197,7 @@ def _server(
         memory=float(memory),
         extra=words_of(values.text("vllm-server-args")),
     )
-    environment = dict(commands.devices(division.serving.gpus))
+    environment = {**commands.SERVER_ENVIRONMENT[implementation], **commands.devices(division.serving.gpus)}
     apart = len(allocation.nodes) > 1
     if apart:
         # srun shows the step all GPUs of the node, whatever its own environment says.
