@@ -1,5 +1,6 @@
 """``launch train``: one training job. The flags and variables of ``ops/slurm/train.slurm`` become a plan that is run."""
 
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ FLAGS = (
 
 INLINE_SECONDS, NODE_SECONDS = 720, 360
 """How long a server may take to be healthy: beside the trainer, and on a node of its own."""
+
+TERMINATED = 128 + signal.SIGTERM
 
 SERVER_OWN = ("VLLM_PORT",)
 """vLLM takes its inner ports from VLLM_PORT, where ours is the port that it serves: it must not see it."""
@@ -301,6 +304,8 @@ def run_training(plan: TrainPlan, environment: Mapping[str, str]) -> int:
             beside = list(started)
             started.append(trainer)
             code = follow(trainer, beside, signals, lambda: _ask_to_stop(stop))
+            if code == TERMINATED and len(plan.split.training) > 1:
+                code = 1  # srun names the highest code: that of a task that it ended itself because another failed
             if code and signals.stop_asked and plan.allocation.job is not None:
                 saved = "at a checkpoint" if not stop.exists() else "without a new checkpoint"
                 say(f"trainer ended {saved} after SIGUSR1; requeueing job {plan.allocation.job}")
