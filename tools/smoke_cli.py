@@ -1,7 +1,7 @@
 """The whole way, offline, with the real components on the bundled tiny policy, in a few minutes on a CPU:
 
-generation (a local OpenAI-compatible server) → GRPO on the generated rows → MaxEnt-GRPO from GRPO's policy → evaluation of
-both → checks of their records. Ends with exit code 1 at the first stage that fails.
+generation (a local OpenAI-compatible server) → GRPO on the generated rows → MaxEnt-GRPO from GRPO's policy →
+evaluation of both → checks of their records. Ends with exit code 1 at the first stage that fails.
 
     python tools/smoke_cli.py [--output-dir var/smoke]
 """
@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output-dir", type=Path, default=ROOT / "var" / "smoke", help="emptied first (var/smoke)")
+    parser.add_argument(
+        "--output-dir", type=Path, default=ROOT / "var" / "smoke", help="emptied first (var/smoke)"
+    )
     output = parser.parse_args(arguments).output_dir.resolve()
     if output.exists() and any(output.iterdir()) and not (output / "rows.jsonl").exists():
         print(f"smoke: {output} holds something else; choose another --output-dir", file=sys.stderr)
@@ -110,7 +112,9 @@ def stage(name: str, output: Path, words: Sequence[str]) -> None:
     """Run Python with ``words``, its output in ``<name>.log``. Raises `Failed`."""
     log, started = output / f"{name}.log", time.monotonic()
     with log.open("wb") as file:
-        code = subprocess.run([sys.executable, *words], stdout=file, stderr=file, env=environment()).returncode
+        code = subprocess.run(
+            [sys.executable, *words], stdout=file, stderr=file, env=environment()
+        ).returncode
     if code:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         raise Failed(f"{name} ended with exit code {code}; the end of {log}:\n{tail}")
@@ -138,7 +142,11 @@ def environment() -> dict[str, str]:
     """Offline, with caches under ``var/`` and as many threads as there are cores."""
     cores = str(os.cpu_count() or 1)
     caches = {"HF_HOME": str(ROOT / "var" / "cache" / "huggingface")}
-    return os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", cores)} | caches
+    return (
+        os.environ
+        | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", cores)}
+        | caches
+    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def test_of_several_nodes_the_last_serves() -> None:
 
 
 def test_gpus_that_nothing_uses_are_named() -> None:
-    assert split(allocation(2, 4), "server", dp=1, tp=1, local_processes=None).idle == (("n1", ("1", "2", "3")),)
+    assert split(allocation(2, 4), "server", dp=1, tp=1, local_processes=None).idle == (
+        ("n1", ("1", "2", "3")),
+    )
 
 
 @pytest.mark.parametrize("sampling", ["in-process", "colocate"])

@@ -41,7 +41,9 @@ def test_the_documented_line_trains_the_math_recipe_under_zero3() -> None:
     command = made.trainer.command
     assert after(command, "--config_file") == str(ROOT / "configs/accelerate/zero3.yaml")
     assert after(command, "--num_processes") == "8"
-    assert after(command, "--config") == str(ROOT / "configs/recipes/Qwen2.5-1.5B-Instruct/grpo/config_math.yaml")
+    assert after(command, "--config") == str(
+        ROOT / "configs/recipes/Qwen2.5-1.5B-Instruct/grpo/config_math.yaml"
+    )
     assert command[-4:] == ("--run_name", "demo", "--report_to", "wandb")
     assert made.trainer.log == Path("var/artifacts/logs/train_7.log")
     assert made.server is None
@@ -65,7 +67,9 @@ def test_a_task_chooses_recipe_and_trainer(task: str, module: str, folder: str) 
 
 
 def test_a_server_beside_the_trainer_gets_gpu_0_and_the_trainer_its_address() -> None:
-    made = plan(f"--tp 1 --vllm-port 1234 {SERVER}", VLLM_MEM_UTIL="0.8", VLLM_MAX_LEN="4096", VLLM_GROUP_PORT="99")
+    made = plan(
+        f"--tp 1 --vllm-port 1234 {SERVER}", VLLM_MEM_UTIL="0.8", VLLM_MAX_LEN="4096", VLLM_GROUP_PORT="99"
+    )
     assert made.server is not None
     assert made.server.step.environment == {"CUDA_VISIBLE_DEVICES": "0", "VLLM_SERVER_DEV_MODE": "1"}
     assert after(made.server.step.command, "--middleware") == "maxent_grpo.rollout.client_tag.EchoMiddleware"
@@ -159,14 +163,22 @@ def test_the_table_shows_the_split_and_no_secret() -> None:
         (SERVER, {"VLLM_MEM_UTIL": "1.5"}, "VLLM_MEM_UTIL=1.5"),
     ],
 )
-def test_mistakes_are_refused_before_anything_starts(line: str, environ: dict[str, str], message: str) -> None:
+def test_mistakes_are_refused_before_anything_starts(
+    line: str, environ: dict[str, str], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         plan(line, **environ)
 
 
 def test_flag_values_are_found_in_every_spelling() -> None:
     words = ["--a", "1", "--b-c=2", "--d", "--no_e", "--a", "3"]
-    assert [flag_value(words, name) for name in ("a", "b_c", "d", "e", "f")] == ["3", "2", "true", "false", None]
+    assert [flag_value(words, name) for name in ("a", "b_c", "d", "e", "f")] == [
+        "3",
+        "2",
+        "true",
+        "false",
+        None,
+    ]
 
 
 def test_caches_lie_under_var_and_a_stored_token_is_still_found(tmp_path: Path) -> None:
@@ -182,7 +194,10 @@ def test_caches_lie_under_var_and_a_stored_token_is_still_found(tmp_path: Path) 
 
 def test_secrets_are_hidden_wherever_they_stand() -> None:
     environ = {"HF_TOKEN": TOKEN, "WANDB_API_KEY": "abcdef123", "PATH": "/bin"}
-    assert shown_words(["x", "--hub_token", "y", "--hub_token=z", TOKEN], environ) == "x --hub_token *** --hub_token=*** ***"
+    assert (
+        shown_words(["x", "--hub_token", "y", "--hub_token=z", TOKEN], environ)
+        == "x --hub_token *** --hub_token=*** ***"
+    )
     assert without_values(f"Bearer {TOKEN} abcdef123 /bin", environ) == "Bearer *** *** /bin"
 
 
@@ -193,7 +208,11 @@ def test_an_evaluation_is_a_line_of_the_console_script() -> None:
         'inference.models=[{model_name_or_path:"o/m",revision:"c929c65",style:"grpo",'
         'system_prompt_file:"configs/prompts/math_system_prompt.txt",batch_size:1,max_new_tokens:768,top_p:0.8}]'
     )
-    assert command[5:8] == ["inference.dataset=aime24", "inference.seeds=[0,1,2,3,4]", "inference.num_generations=8"]
+    assert command[5:8] == [
+        "inference.dataset=aime24",
+        "inference.seeds=[0,1,2,3,4]",
+        "inference.num_generations=8",
+    ]
 
 
 def test_gpus_are_dealt_to_evaluations() -> None:
@@ -224,7 +243,11 @@ def test_a_grid_has_every_combination_once_with_a_folder_of_its_own(tmp_path: Pa
     folders = {flag_value(shlex.split(w[-1]), "output_dir") for w in made}
     assert len(folders) == 6
     assert "var/data/tiny-graph_coloring-maxent-grpo/seed=2,task=maxent" in folders
-    ports = [int(w[w.index(f"--{name}") + 1]) for w in made for name in ("master-port", "vllm-port", "vllm-group-port")]
+    ports = [
+        int(w[w.index(f"--{name}") + 1])
+        for w in made
+        for name in ("master-port", "vllm-port", "vllm-group-port")
+    ]
     assert len(set(ports)) == 18
     for mistake in ("", "seed", "seed=", "seed=1 seed=2"):
         with pytest.raises(UsageError, match="--grid"):
@@ -233,7 +256,9 @@ def test_a_grid_has_every_combination_once_with_a_folder_of_its_own(tmp_path: Pa
 
 def ray_plan(driver: str, nodes: int = 2, gpus: int = 4, restarts: int = 0):
     given = Allocation(tuple(f"n{i}" for i in range(nodes)), tuple(map(str, range(gpus))), "9", restarts)
-    return plan_ray(read_flags(RAY_FLAGS, [], {}), driver.split(), given, "python", lambda n: f"10.0.0.{n[1:]}")
+    return plan_ray(
+        read_flags(RAY_FLAGS, [], {}), driver.split(), given, "python", lambda n: f"10.0.0.{n[1:]}"
+    )
 
 
 def test_ray_has_its_head_on_the_first_node_and_a_worker_on_the_others() -> None:
@@ -249,7 +274,9 @@ def test_ray_has_its_head_on_the_first_node_and_a_worker_on_the_others() -> None
 
 def test_devices_that_are_not_there_are_refused_with_the_sum() -> None:
     ask = "x train_model.num_devices=6 ref_model.num_devices=1 inference_model.num_devices=2"
-    with pytest.raises(UsageError, match=r"train_model 6 \+ ref_model 1 \+ inference_model 2 = 9 devices, and 2 .* = 8"):
+    with pytest.raises(
+        UsageError, match=r"train_model 6 \+ ref_model 1 \+ inference_model 2 = 9 devices, and 2 .* = 8"
+    ):
         ray_plan(ask)
     assert sum(count for _, count in ray_plan(ask, nodes=3).devices) == 9
     places = packed([("train_model", 3), ("inference_model", 1)], ["a", "b"], ["0", "1"])

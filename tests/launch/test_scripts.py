@@ -15,7 +15,9 @@ SCRIPTS = [*JOBS, *sorted((ROOT / "ops" / "scripts").glob("*.sh"))]
 
 def bash(script: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     base = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"} | environ
-    return subprocess.run(["bash", str(script), *words], env=base, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["bash", str(script), *words], env=base, cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def test_shellcheck_finds_nothing() -> None:
@@ -23,7 +25,9 @@ def test_shellcheck_finds_nothing() -> None:
     program = str(beside) if beside.is_file() else shutil.which("shellcheck")
     if program is None:
         pytest.skip("no shellcheck")
-    found = subprocess.run([program, *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [program, *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert found.stdout == ""
     assert found.returncode == 0, found.stderr
 
@@ -68,6 +72,8 @@ def test_a_plan_is_printed_through_the_shell_without_the_token(tmp_path: Path) -
 
 
 def test_an_environment_that_is_not_there_is_named() -> None:
-    answer = bash(ROOT / "ops/slurm/train.slurm", "--dry-run", ENV_MODE="venv", ENV_ACTIVATE="/nowhere/activate")
+    answer = bash(
+        ROOT / "ops/slurm/train.slurm", "--dry-run", ENV_MODE="venv", ENV_ACTIVATE="/nowhere/activate"
+    )
     assert answer.returncode == 2
     assert "there is no /nowhere/activate" in answer.stderr

@@ -16,7 +16,9 @@ from maxent_grpo.launch.supervision import Ended, Running, Signals, Step, answer
 
 
 def step(tmp_path: Path, code: str, name: str = "it", **environment: str) -> Step:
-    return Step(name, (sys.executable, "-S", "-c", textwrap.dedent(code)), tmp_path / f"{name}.log", environment)
+    return Step(
+        name, (sys.executable, "-S", "-c", textwrap.dedent(code)), tmp_path / f"{name}.log", environment
+    )
 
 
 def test_a_server_is_waited_for_until_it_is_healthy(tmp_path: Path, free_port: int) -> None:
@@ -68,7 +70,9 @@ def test_a_server_that_dies_takes_the_job_with_it(tmp_path: Path) -> None:
     main = Running(step(tmp_path, "import time; time.sleep(60)", "the trainer"), os.environ)
     server = Running(step(tmp_path, "print('out of memory')", "the server"), os.environ)
     try:
-        with pytest.raises(RunError, match=r"(?s)the server ended .* while the trainer needed it.*out of memory"):
+        with pytest.raises(
+            RunError, match=r"(?s)the server ended .* while the trainer needed it.*out of memory"
+        ):
             follow(main, [server], Signals(), lambda: None, every=0.05)
     finally:
         main.end()
@@ -85,7 +89,7 @@ def test_usr1_asks_once_and_term_ends(tmp_path: Path) -> None:
 
     before = signal.getsignal(signal.SIGUSR1)
     try:
-        with Signals().listening() as signals, pytest.raises(Ended) as caught:
+        with Signals().listening() as signals, pytest.raises(Ended) as caught:  # noqa: PT012  the sender first
             threading.Thread(target=send).start()
             follow(main, [], signals, lambda: asked.append(time.monotonic()), every=0.05)
     finally:
@@ -109,7 +113,9 @@ def test_what_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> Non
         time.sleep(0.05)
     running.end(grace=0.2)
     assert running.exit_code == 137
-    state = subprocess.run(["ps", "-o", "stat=", "-p", log.read_text().strip()], capture_output=True, text=True, check=False)
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", log.read_text().strip()], capture_output=True, text=True, check=False
+    )
     assert state.stdout.strip() in ("", "Z")
 
 

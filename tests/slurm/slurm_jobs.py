@@ -36,7 +36,9 @@ class Job:
         """Until ``what`` holds; what the job wrote is in the failure."""
         deadline = time.monotonic() + seconds
         while not what():
-            assert time.monotonic() < deadline, f"job {self.number} ({self.state()}) after {seconds} s\n{self.output()}"
+            assert time.monotonic() < deadline, (
+                f"job {self.number} ({self.state()}) after {seconds} s\n{self.output()}"
+            )
             time.sleep(0.3)
 
     def end(self, seconds: float = 600) -> str:
@@ -58,7 +60,9 @@ class Slurm:
     environment: dict[str, str]
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        answer = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        answer = subprocess.run(
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
         assert answer.returncode == 0, (command, answer.stderr)
         return answer
 

@@ -39,7 +39,9 @@ def uninterrupted(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_two_nodes_train_and_leave_policy_records_and_logs(uninterrupted: tuple[Job, Path]) -> None:
     job, output = uninterrupted
     assert job.exit_code() == "0:0"
-    assert [record["step"] for record in records(output) if "train/loss" in record] == list(range(1, STEPS + 1))
+    assert [record["step"] for record in records(output) if "train/loss" in record] == list(
+        range(1, STEPS + 1)
+    )
     assert (output / "model.safetensors").is_file()
     assert (output / f"checkpoint-{STEPS}" / "manifest.json").is_file()
     plan = (LOGS / f"open_r1-{job.number}.out").read_text()
@@ -55,7 +57,9 @@ def test_the_token_reaches_nodes_and_is_in_no_log(slurm: Slurm, uninterrupted: t
     assert "HF_TOKEN      forwarded, not shown" in uninterrupted[0].output()
 
 
-def test_a_wrong_setting_fails_the_job_and_its_line_is_in_the_error_file(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_wrong_setting_fails_the_job_and_its_line_is_in_the_error_file(
+    slurm: Slurm, tmp_path: Path
+) -> None:
     job = train(slurm, tmp_path / "run", learning_rat="1")
     assert job.end() == "FAILED"
     assert job.exit_code() == "1:0"  # accelerate's, whatever its processes ended with
@@ -76,7 +80,9 @@ def test_a_cancelled_job_goes_on_to_the_numbers_of_an_uninterrupted_one(
     assert "from the newest checkpoint (--resume)" in again.output()
     assert "resumed after step" in again.output()
     assert records(output) == records(uninterrupted[1])
-    assert (output / "model.safetensors").read_bytes() == (uninterrupted[1] / "model.safetensors").read_bytes()
+    assert (output / "model.safetensors").read_bytes() == (
+        uninterrupted[1] / "model.safetensors"
+    ).read_bytes()
 
 
 def test_usr1_saves_and_requeues_and_the_job_goes_on_by_itself(
@@ -91,11 +97,15 @@ def test_usr1_saves_and_requeues_and_the_job_goes_on_by_itself(
     assert list(output.glob("checkpoint-*/manifest.json"))
     assert not (output / "stop").exists()
     assert "trainer ended at a checkpoint after SIGUSR1" in job.output()
-    slurm.run("scontrol", "update", f"JobId={job.number}", "StartTime=now")  # Slurm waits two minutes otherwise
+    slurm.run(
+        "scontrol", "update", f"JobId={job.number}", "StartTime=now"
+    )  # Slurm waits two minutes otherwise
     assert job.end() == "COMPLETED", job.output()
     assert "from the newest checkpoint (restart 1 of the job)" in job.output()
     assert records(output) == records(uninterrupted[1])
-    assert (output / "model.safetensors").read_bytes() == (uninterrupted[1] / "model.safetensors").read_bytes()
+    assert (output / "model.safetensors").read_bytes() == (
+        uninterrupted[1] / "model.safetensors"
+    ).read_bytes()
 
 
 def test_an_array_trains_each_point_of_its_grid(slurm: Slurm, tmp_path: Path) -> None:
@@ -109,7 +119,9 @@ def test_an_array_trains_each_point_of_its_grid(slurm: Slurm, tmp_path: Path) ->
     found = tmp_path / "sweep"
     expected = {found / f"task={task}" / "model.safetensors" for task in ("grpo", "maxent")}
     job.wait_for(lambda: set(found.glob("*/model.safetensors")) == expected)
-    names = {p.parent.name: json.loads((p.parent / "metrics.jsonl").read_text().splitlines()[0]) for p in expected}
+    names = {
+        p.parent.name: json.loads((p.parent / "metrics.jsonl").read_text().splitlines()[0]) for p in expected
+    }
     assert names["task=grpo"]["run/objective"] == "dr_grpo"
     assert names["task=maxent"]["run/objective"] == "tilted"
 
@@ -147,5 +159,7 @@ def test_ray_comes_up_on_both_nodes_and_runs_the_driver(slurm: Slurm, tmp_path: 
     assert "nodes ['127.0.0.2', '127.0.0.3']" in text
     assert "GPUs 4.0 words ['train_model.num_devices=2', 'inference_model.num_devices=2']" in text
     assert "inference_model  n2  GPU 1" in (LOGS / f"grpo-sync-{job.number}.out").read_text()
-    left = subprocess.run(["pgrep", "-f", f"/tmp/ray_{job.number}/"], capture_output=True, text=True, check=False)
+    left = subprocess.run(
+        ["pgrep", "-f", f"/tmp/ray_{job.number}/"], capture_output=True, text=True, check=False
+    )
     assert left.stdout == ""

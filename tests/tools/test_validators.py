@@ -1,7 +1,6 @@
 """The validators' verdicts and exit codes on records that are right and on each way of being wrong."""
 
 import importlib.util
-import json
 from pathlib import Path
 from types import ModuleType
 
@@ -57,7 +56,10 @@ def test_whole_records_pass(run, capsys) -> None:
         ([HEADER, step(2), step(1)], "step 1 comes after step 2"),
         ([HEADER], "no step was logged"),
         ([HEADER, {"step": 1, "eval/x": 1.0}], "no record has train/loss"),
-        ([HEADER, step(1), {"step": 2, "train/loss": 1.0}], "1 training record(s) have no train/learning_rate"),
+        (
+            [HEADER, step(1), {"step": 2, "train/loss": 1.0}],
+            "1 training record(s) have no train/learning_rate",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_and_the_exit_code_is_1(run, capsys, records, complaint) -> None:

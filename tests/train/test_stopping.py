@@ -10,7 +10,9 @@ from maxent_grpo.train.stopping import Stopped
 FILES = ("metrics.jsonl", "completions.jsonl", "controller_state.json", "model.safetensors")
 
 
-def test_a_stop_file_ends_the_run_at_a_checkpoint_that_resumes_to_the_same_bytes(configure, tmp_path, monkeypatch):
+def test_a_stop_file_ends_the_run_at_a_checkpoint_that_resumes_to_the_same_bytes(
+    configure, tmp_path, monkeypatch
+):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     train(configure(output_dir=str(whole), max_steps=4, save_steps=100))
     real = drivers.step

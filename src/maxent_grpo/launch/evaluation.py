@@ -1,4 +1,4 @@
-"""``launch math-eval`` and ``launch lighteval``: the evaluations of ``ops/slurm/infer_math.slurm`` and ``evaluate.slurm``."""
+"""``launch math-eval`` and ``launch lighteval``: what ``infer_math.slurm`` and ``evaluate.slurm`` run."""
 
 import base64
 import binascii
@@ -107,7 +107,9 @@ def run_queue(queue: Queue, environment: Mapping[str, str], job: str | None) -> 
                     free.append(gpus)
                     if process.exit_code:
                         failed.append(process.step.name)
-                        say(f"{process.step.name} failed with exit code {process.exit_code}\n{process.tail()}")
+                        say(
+                            f"{process.step.name} failed with exit code {process.exit_code}\n{process.tail()}"
+                        )
                     else:
                         say(f"{process.step.name} is done")
                 if signals.ended_by is not None:
@@ -142,7 +144,9 @@ def math_eval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
     values.text("model")
     steps = tuple(
         Step(
-            name, tuple(math_eval_command(values, name, sys.executable)), LOGS / f"infer_{job}_{_safe(name)}.log"
+            name,
+            tuple(math_eval_command(values, name, sys.executable)),
+            LOGS / f"infer_{job}_{_safe(name)}.log",
         )
         for name in names
     )
@@ -218,7 +222,9 @@ def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
         gpus=len(allocation.gpus),
         output_dir=str(output),
     )
-    step = Step(benchmark, tuple(command), LOGS / f"lighteval_{allocation.job or 'local'}_{_safe(benchmark)}.log")
+    step = Step(
+        benchmark, tuple(command), LOGS / f"lighteval_{allocation.job or 'local'}_{_safe(benchmark)}.log"
+    )
     rows = [("benchmark", benchmark), ("GPUs", gpu_names(allocation.gpus)), ("results", str(output))]
     print(table("LightEval", [*rows, ("command", shown_words(command, environ))]), flush=True)
     if dry:

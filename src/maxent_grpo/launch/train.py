@@ -1,4 +1,4 @@
-"""``launch train``: one training job. The flags and variables of ``ops/slurm/train.slurm`` become a plan that is run."""
+"""``launch train``: one training job. Flags and variables of ``ops/slurm/train.slurm`` become a plan that is run."""
 
 import signal
 import sys
@@ -109,12 +109,16 @@ def plan_training(
     facts = read_facts(path, given, values["vllm-mode"])
     sampling = "in-process" if facts.sampling == "server" and facts.server else facts.sampling
     local = values.number("local-procs") if values["local-procs"] else None
-    division = split(allocation, sampling, dp=values.number("dp"), tp=values.number("tp"), local_processes=local)
+    division = split(
+        allocation, sampling, dp=values.number("dp"), tp=values.number("tp"), local_processes=local
+    )
     job = allocation.job or "local"
     server = _server(values, facts, division, allocation, python, job) if division.serving else None
     resumes = _resumes(values, allocation)
     extra = _wiring(values, given, server, division) + (
-        ("--resume_from_checkpoint", "true") if resumes and flag_value(given, "resume_from_checkpoint") is None else ()
+        ("--resume_from_checkpoint", "true")
+        if resumes and flag_value(given, "resume_from_checkpoint") is None
+        else ()
     )
     command = commands.trainer_command(
         python,
@@ -163,10 +167,14 @@ def chosen_recipe(values: Values, root: Path) -> Path:
 def _accelerator(name: str, root: Path) -> str:
     if name == "torchrun":
         return name
-    path = Path(name) if name.endswith((".yaml", ".yml")) else root / "configs" / "accelerate" / f"{name}.yaml"
+    path = (
+        Path(name) if name.endswith((".yaml", ".yml")) else root / "configs" / "accelerate" / f"{name}.yaml"
+    )
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in (root / "configs" / "accelerate").glob("*.yaml")))
-        raise UsageError(f"--accelerator {name}: {path} is not there; use torchrun, a YAML file, or one of {there}")
+        raise UsageError(
+            f"--accelerator {name}: {path} is not there; use torchrun, a YAML file, or one of {there}"
+        )
     return str(path)
 
 
@@ -241,7 +249,8 @@ def training_table(plan: TrainPlan, environ: Mapping[str, str]) -> str:
     values, facts, division = plan.values, plan.facts, plan.split
     job = plan.allocation.job
     where = [
-        (share.node, gpu_names(share.gpus), f"trains, {share.processes} process(es)") for share in division.training
+        (share.node, gpu_names(share.gpus), f"trains, {share.processes} process(es)")
+        for share in division.training
     ]
     if division.serving is not None:
         where.append((division.serving.node, gpu_names(division.serving.gpus), "serves vLLM"))
@@ -317,7 +326,9 @@ def run_training(plan: TrainPlan, environment: Mapping[str, str]) -> int:
                 say(f"done: {plan.facts.output_dir}")
             return code
         except Ended as end:
-            say(f"{end}: a later start with --resume goes on from the newest checkpoint in {plan.facts.output_dir}")
+            say(
+                f"{end}: a later start with --resume goes on from the newest checkpoint in {plan.facts.output_dir}"
+            )
             return end.exit_code
         finally:
             for process in reversed(started):

@@ -8,6 +8,7 @@ from typing import Any
 from maxent_grpo.errors import RunError
 from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.observe.names import METRICS_FILE
+import itertools
 
 HEADER_KEYS = ("run/git_sha", "run/recipe_path")
 """What line 1 must say, so that runs can be told apart."""
@@ -55,7 +56,7 @@ def record_problems(
 
 def _order(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """An evaluation's record may share its step with the training record before it."""
-    for before, record in zip(records, records[1:], strict=False):
+    for before, record in itertools.pairwise(records):
         if record["step"] < before["step"]:
             yield f"step {record['step']} comes after step {before['step']}"
 
