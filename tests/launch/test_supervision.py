@@ -55,7 +55,7 @@ def test_a_server_that_dies_is_reported_with_its_log_and_without_secrets(tmp_pat
 
 
 def test_a_deadline_says_what_was_waited_for(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="waited 0.2 s for the moon"):
+    with pytest.raises(RunError, match=r"waited 0\.2 s for the moon"):
         wait_until(lambda: False, "the moon", [], Signals(), deadline=0.2, every=0.05)
 
 

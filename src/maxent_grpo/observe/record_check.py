@@ -1,5 +1,6 @@
 """Whether a run's ``metrics.jsonl`` can be trusted: whole, in order, finite, with the metrics that were asked for."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 from maxent_grpo.errors import RunError
 from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.observe.names import METRICS_FILE
-import itertools
 
 HEADER_KEYS = ("run/git_sha", "run/recipe_path")
 """What line 1 must say, so that runs can be told apart."""
