@@ -3,9 +3,9 @@
 import base64
 import binascii
 import json
-import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -92,7 +92,8 @@ def run_queue(queue: Queue, environment: Mapping[str, str], job: str | None) -> 
 
     After SIGUSR1 the running ones are ended and the job is requeued: what they have done is in their artifacts.
     """
-    waiting, free, running = list(queue.steps), list(queue.slots), []
+    waiting, free = list(queue.steps), list(queue.slots)
+    running: list[tuple[Running, tuple[str, ...]]] = []
     failed: list[str] = []
     with Signals().listening() as signals:
         try:
@@ -229,8 +230,8 @@ def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
     print(table("LightEval", [*rows, ("command", shown_words(command, environ))]), flush=True)
     if dry:
         return 0
-    if allocation.gpus and command[0] != os.path.basename(command[0]) and not Path(command[0]).exists():
-        raise UsageError(f"LIGHTEVAL={command[0]}: there is no such program")
+    if shutil.which(command[0]) is None:
+        raise UsageError(f"LIGHTEVAL={command[0]}: there is no such program; name that of LightEval's environment")
     environment = job_environment(environ, Path.cwd())
     make_folders(environment)
     return run_queue(Queue((step,), (allocation.gpus,)), environment, allocation.job)
