@@ -12,7 +12,7 @@ from maxent_grpo.launch.environment import job_environment, shown_words, without
 from maxent_grpo.launch.evaluation import FLAGS as EVALUATION_FLAGS
 from maxent_grpo.launch.evaluation import lighteval_command, math_eval_command, slots
 from maxent_grpo.launch.ray_cluster import FLAGS as RAY_FLAGS
-from maxent_grpo.launch.ray_cluster import packed, plan_ray
+from maxent_grpo.launch.ray_cluster import packed, plan_ray, with_token
 from maxent_grpo.launch.sweep import grid_points, point_name, point_words
 from maxent_grpo.launch.train import FLAGS, TrainPlan, plan_training, training_table
 
@@ -290,3 +290,12 @@ def test_two_nodes_with_one_address_are_refused() -> None:
     given = Allocation(("a", "b"), (), "9")
     with pytest.raises(UsageError, match="each needs its own"):
         plan_ray(read_flags(RAY_FLAGS, [], {}), ["x"], given, "python", lambda _: "127.0.0.1")
+
+
+def test_a_ray_cluster_has_a_secret_of_its_own_unless_one_is_given() -> None:
+    first, second = with_token({}), with_token({})
+    assert first["RAY_AUTH_MODE"] == "token"
+    assert len({first["RAY_AUTH_TOKEN"], second["RAY_AUTH_TOKEN"]}) == 2
+    assert without_values(first["RAY_AUTH_TOKEN"], first) == "***"
+    assert with_token({"RAY_AUTH_MODE": "disabled"}) == {"RAY_AUTH_MODE": "disabled"}
+    assert "RAY_AUTH_TOKEN" not in with_token({"RAY_AUTH_TOKEN_PATH": "/x"})

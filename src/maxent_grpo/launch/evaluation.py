@@ -231,7 +231,9 @@ def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
     if dry:
         return 0
     if shutil.which(command[0]) is None:
-        raise UsageError(f"LIGHTEVAL={command[0]}: there is no such program; name that of LightEval's environment")
+        raise UsageError(
+            f"LIGHTEVAL={command[0]}: there is no such program; name that of LightEval's environment"
+        )
     environment = job_environment(environ, Path.cwd())
     make_folders(environment)
     return run_queue(Queue((step,), (allocation.gpus,)), environment, allocation.job)

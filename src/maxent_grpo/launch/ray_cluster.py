@@ -4,6 +4,7 @@ The first node is the head and runs the driver. It is up when ``ray health-check
 probe, itself a Ray driver, counts them; each wait has a deadline and says what it waited for.
 """
 
+import secrets
 import shlex
 import signal
 import socket
@@ -253,9 +254,20 @@ def ray_cluster(words: Sequence[str], environ: Mapping[str, str], root: Path) ->
     print(ray_table(plan, environ), flush=True)
     if dry:
         return 0
-    environment = job_environment(environ, Path.cwd())
+    environment = with_token(job_environment(environ, Path.cwd()))
     make_folders(environment)
     return run_ray(plan, environment)
+
+
+def with_token(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` with the secret that the job's Ray processes show each other, unless one is configured.
+
+    Ray would make one under the head's home directory, which other nodes and clients need not see.
+    """
+    result = {"RAY_AUTH_MODE": "token"} | dict(environment)
+    if result["RAY_AUTH_MODE"] == "token" and not result.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        result["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return result
 
 
 def _cut(words: Sequence[str]) -> tuple[list[str], list[str]]:
