@@ -11,9 +11,10 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint format types unit tiny-policy eval-math-delta clean-local
+.PHONY: install-dev install-local install-venv conda-local ensure-path precommit docs docs-clean validate-logs smoke slurm-test
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 venv: $(INSTALLED)  ## build var/venv with everything that demo and test need
 
@@ -51,6 +52,41 @@ tiny-policy: $(INSTALLED)  ## rebuild the bundled policy into var/tiny-policy
 
 eval-math-delta: $(INSTALLED)  ## compare two stub models on toy problems (tools/eval_math_delta.py takes real ones)
 	@$(BIN)/python tools/eval_math_delta.py
+
+# -- Environments and operations ---------------------------------------------------------------------------------
+
+install-dev:  ## install into the active environment what tests and checks need (configs/requirements-dev.txt)
+	$(PYTHON) -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r configs/requirements-dev.txt
+
+install-local:  ## install this checkout, and nothing else, into the active environment
+	$(PYTHON) -m pip install --no-deps -e .
+
+install-venv: venv  ## the same as venv
+
+conda-local:  ## build var/openr1 with conda, mamba or micromamba; caches go to var/ (ops/scripts/bootstrap_env.sh)
+	bash ops/scripts/bootstrap_env.sh
+
+ensure-path: $(INSTALLED)  ## print the line that puts var/venv first on PATH, for eval
+	@echo 'export PATH="$(CURDIR)/$(BIN):$$PATH"'
+
+precommit: $(INSTALLED)  ## run the commit hooks on all files
+	@$(BIN)/pre-commit run --all-files
+
+docs: $(INSTALLED)  ## build the documentation into var/docs/_build/html; a warning is an error
+	@$(BIN)/sphinx-build -W -b html docs var/docs/_build/html
+
+docs-clean:  ## remove the built documentation
+	rm -rf var/docs
+
+validate-logs: $(INSTALLED)  ## check the metrics.jsonl of every run under var/data
+	@$(BIN)/python tools/validate_logs.py --glob 'var/data/**/metrics.jsonl'
+
+smoke: $(INSTALLED)  ## generation, GRPO, MaxEnt and evaluation, offline on the tiny policy (3 minutes, 2 cores)
+	@$(BIN)/python tools/smoke_cli.py
+
+slurm-test: $(INSTALLED)  ## the launchers under a real Slurm on this machine (Debian, as root; installs Slurm; 15 minutes)
+	@ops/scripts/slurm_cluster.sh install
+	@MAXENT_SLURM_TEST=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/slurm
 
 clean-local:  ## remove var/: environment, runs, caches
 	rm -rf var

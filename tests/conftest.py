@@ -5,12 +5,25 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Markers and warning filters of pyproject.toml also under another configuration file (configs/pytest.ini)."""
+    source = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    if config.inipath == source:
+        return
+    options = tomllib.loads(source.read_text())["tool"]["pytest"]["ini_options"]
+    for name in ("markers", "filterwarnings"):
+        for line in options[name]:
+            config.addinivalue_line(name, line)
+
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

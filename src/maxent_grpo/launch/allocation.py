@@ -1,4 +1,4 @@
-"""What a job was given: its nodes in order and the accelerators of each, read from Slurm's variables or this machine."""
+"""What a job was given: its nodes in order and the accelerators of each, by Slurm's variables or this machine."""
 
 import re
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Flags with a variable of the environment behind each: the command line wins, and the plan says where a value is from."""
+"""Flags with a variable of the environment behind each. The command line wins; the plan says where a value is from."""
 
 import shlex
 from collections.abc import Mapping, Sequence

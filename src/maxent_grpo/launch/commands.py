@@ -1,10 +1,16 @@
-"""The command lines of a job: the vLLM server, the trainer under accelerate launch or torchrun, and Slurm's ``srun``."""
+"""The command lines of a job: the vLLM server, the trainer under accelerate or torchrun, and Slurm's ``srun``."""
 
 import shlex
 from collections.abc import Mapping, Sequence
 
 from maxent_grpo.launch.allocation import Allocation
 from maxent_grpo.launch.split import Share
+
+ECHO_TAGS = "maxent_grpo.rollout.client_tag.EchoMiddleware"
+"""Makes vLLM's own server copy a rank's client tag into its answers."""
+
+SERVER_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {"native": {"VLLM_SERVER_DEV_MODE": "1"}, "trl": {}}
+"""What a server needs to take new weights over HTTP."""
 
 NODE_RANK = "@node-rank@"
 """Stands for the node's position among the training nodes, which only the started process knows."""
@@ -27,10 +33,21 @@ def server_command(
     named = ["--revision", revision] if revision else []
     if implementation == "trl":
         command = [python, "-m", "trl.scripts.vllm_serve", "--model", model, *named, "--host", "0.0.0.0"]
-        sizes = ("--tensor_parallel_size", "--data_parallel_size", "--max_model_len", "--gpu_memory_utilization")
+        sizes = (
+            "--tensor_parallel_size",
+            "--data_parallel_size",
+            "--max_model_len",
+            "--gpu_memory_utilization",
+        )
     else:
         command = [python, "-m", "vllm.entrypoints.cli.main", "serve", model, *named, "--host", "0.0.0.0"]
-        sizes = ("--tensor-parallel-size", "--data-parallel-size", "--max-model-len", "--gpu-memory-utilization")
+        command += ["--middleware", ECHO_TAGS]
+        sizes = (
+            "--tensor-parallel-size",
+            "--data-parallel-size",
+            "--max-model-len",
+            "--gpu-memory-utilization",
+        )
     values = (tp, dp, max_length, memory)
     pairs = [word for flag, value in zip(sizes, values, strict=True) for word in (flag, f"{value:g}")]
     return [*command, "--port", str(port), *pairs, *extra]
@@ -63,7 +80,14 @@ def trainer_command(
             "--master-port", str(port), "--tee", tee, *trainer,
         ]  # fmt: skip
     several = (
-        ["--machine_rank", NODE_RANK, "--main_process_ip", address, "--deepspeed_multinode_launcher", "standard"]
+        [
+            "--machine_rank",
+            NODE_RANK,
+            "--main_process_ip",
+            address,
+            "--deepspeed_multinode_launcher",
+            "standard",
+        ]
         if nodes > 1
         else []
     )
@@ -77,7 +101,13 @@ def on_nodes(command: Sequence[str], nodes: Sequence[str], allocation: Allocatio
     """``command`` on each of ``nodes`` of a Slurm job, as one step whose end is that of its first failing task."""
     steps = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
     # One task holds all of its node's processes: binding it to a core would bind them all to that core.
-    steps += [f"--nodelist={','.join(nodes)}", "--overlap", "--kill-on-bad-exit=1", "--cpu-bind=none", "--export=ALL"]
+    steps += [
+        f"--nodelist={','.join(nodes)}",
+        "--overlap",
+        "--kill-on-bad-exit=1",
+        "--cpu-bind=none",
+        "--export=ALL",
+    ]
     if allocation.cpus_per_task:
         steps.append(f"--cpus-per-task={allocation.cpus_per_task}")
     return [*steps, *with_rank(command)]

@@ -33,7 +33,9 @@ def job_environment(environ: Mapping[str, str], root: Path) -> dict[str, str]:
     result = dict(environ)
     for variable, place in CACHES.items():
         result.setdefault(variable, str(root / "var" / place))
-    home = environ.get("HF_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".cache" / "huggingface")
+    home = environ.get("HF_HOME") or str(
+        Path(environ.get("HOME", "~")).expanduser() / ".cache" / "huggingface"
+    )
     stored = Path(home) / "token"
     if "HF_TOKEN" not in environ and stored.is_file():
         result.setdefault("HF_TOKEN_PATH", str(stored))

@@ -1,11 +1,11 @@
-"""``launch math-eval`` and ``launch lighteval``: the evaluations of ``ops/slurm/infer_math.slurm`` and ``evaluate.slurm``."""
+"""``launch math-eval`` and ``launch lighteval``: what ``infer_math.slurm`` and ``evaluate.slurm`` run."""
 
 import base64
 import binascii
 import json
-import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -92,7 +92,8 @@ def run_queue(queue: Queue, environment: Mapping[str, str], job: str | None) -> 
 
     After SIGUSR1 the running ones are ended and the job is requeued: what they have done is in their artifacts.
     """
-    waiting, free, running = list(queue.steps), list(queue.slots), []
+    waiting, free = list(queue.steps), list(queue.slots)
+    running: list[tuple[Running, tuple[str, ...]]] = []
     failed: list[str] = []
     with Signals().listening() as signals:
         try:
@@ -107,7 +108,9 @@ def run_queue(queue: Queue, environment: Mapping[str, str], job: str | None) -> 
                     free.append(gpus)
                     if process.exit_code:
                         failed.append(process.step.name)
-                        say(f"{process.step.name} failed with exit code {process.exit_code}\n{process.tail()}")
+                        say(
+                            f"{process.step.name} failed with exit code {process.exit_code}\n{process.tail()}"
+                        )
                     else:
                         say(f"{process.step.name} is done")
                 if signals.ended_by is not None:
@@ -142,7 +145,9 @@ def math_eval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
     values.text("model")
     steps = tuple(
         Step(
-            name, tuple(math_eval_command(values, name, sys.executable)), LOGS / f"infer_{job}_{_safe(name)}.log"
+            name,
+            tuple(math_eval_command(values, name, sys.executable)),
+            LOGS / f"infer_{job}_{_safe(name)}.log",
         )
         for name in names
     )
@@ -218,13 +223,17 @@ def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
         gpus=len(allocation.gpus),
         output_dir=str(output),
     )
-    step = Step(benchmark, tuple(command), LOGS / f"lighteval_{allocation.job or 'local'}_{_safe(benchmark)}.log")
+    step = Step(
+        benchmark, tuple(command), LOGS / f"lighteval_{allocation.job or 'local'}_{_safe(benchmark)}.log"
+    )
     rows = [("benchmark", benchmark), ("GPUs", gpu_names(allocation.gpus)), ("results", str(output))]
     print(table("LightEval", [*rows, ("command", shown_words(command, environ))]), flush=True)
     if dry:
         return 0
-    if allocation.gpus and command[0] != os.path.basename(command[0]) and not Path(command[0]).exists():
-        raise UsageError(f"LIGHTEVAL={command[0]}: there is no such program")
+    if shutil.which(command[0]) is None:
+        raise UsageError(
+            f"LIGHTEVAL={command[0]}: there is no such program; name that of LightEval's environment"
+        )
     environment = job_environment(environ, Path.cwd())
     make_folders(environment)
     return run_queue(Queue((step,), (allocation.gpus,)), environment, allocation.job)

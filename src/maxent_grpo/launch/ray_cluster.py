@@ -1,9 +1,10 @@
 """``launch ray``: a Ray cluster over the nodes of a job, up for as long as one driver command runs.
 
-The first node is the head and runs the driver. Nothing is waited for by sleeping: the head answers ``ray health-check``,
-then a probe that is itself a Ray driver counts living nodes; each wait has a deadline and says what it waited for.
+The first node is the head and runs the driver. It is up when ``ray health-check`` says so, and the others are when a
+probe, itself a Ray driver, counts them; each wait has a deadline and says what it waited for.
 """
 
+import secrets
 import shlex
 import signal
 import socket
@@ -89,7 +90,9 @@ def plan_ray(
         )
     addresses = tuple(_address(node, resolve) for node in allocation.nodes)
     if len(addresses) > 1 and len(set(addresses)) < len(addresses):
-        raise UsageError(f"nodes {', '.join(allocation.nodes)} have the addresses {', '.join(addresses)}: each needs its own")
+        raise UsageError(
+            f"nodes {', '.join(allocation.nodes)} have the addresses {', '.join(addresses)}: each needs its own"
+        )
     job = allocation.job or "local"
     port = values.number("port")
     ray = [python, "-m", "ray.scripts.scripts"]
@@ -105,7 +108,16 @@ def plan_ray(
             command = on_nodes(command, [allocation.nodes[index]], allocation)
         return Step(name, tuple(command), LOGS / f"ray-{job}-{index}.out")
 
-    head = ["--head", "--port", str(port), "--temp-dir", folder, "--include-dashboard", "false", "--disable-usage-stats"]
+    head = [
+        "--head",
+        "--port",
+        str(port),
+        "--temp-dir",
+        folder,
+        "--include-dashboard",
+        "false",
+        "--disable-usage-stats",
+    ]
     address = f"{addresses[0]}:{port}"
     workers = range(1, len(addresses))
     again = shlex.split(values["on-restart"] or "") if allocation.restarts else []
@@ -155,7 +167,11 @@ def ray_table(plan: RayPlan, environ: Mapping[str, str]) -> str:
         for index, (node, address) in enumerate(zip(allocation.nodes, plan.addresses, strict=True))
     ]
     steps = [plan.head, *plan.workers, plan.driver]
-    parts = [table(f"Ray at {plan.address}, job {allocation.job}" if allocation.job else "Ray on this machine", nodes)]
+    parts = [
+        table(
+            f"Ray at {plan.address}, job {allocation.job}" if allocation.job else "Ray on this machine", nodes
+        )
+    ]
     if plan.devices:
         title = "Devices, packed in this order (Ray may place them otherwise; the driver logs where it did)"
         parts.append(table(title, packed(plan.devices, allocation.nodes, allocation.gpus)))
@@ -230,15 +246,28 @@ def ray_cluster(words: Sequence[str], environ: Mapping[str, str], root: Path) ->
     if values["nodes"] or values["gpus-per-node"]:
         nodes = values.number("nodes") if values["nodes"] else 1
         gpus = values.number("gpus-per-node", least=0) if values["gpus-per-node"] else 0
-        plan = plan_ray(values, driver, imagined(nodes, gpus), sys.executable, resolve=lambda node: f"({node})")
+        plan = plan_ray(
+            values, driver, imagined(nodes, gpus), sys.executable, resolve=lambda node: f"({node})"
+        )
     else:
         plan = plan_ray(values, driver, read_allocation(environ), sys.executable)
     print(ray_table(plan, environ), flush=True)
     if dry:
         return 0
-    environment = job_environment(environ, Path.cwd())
+    environment = with_token(job_environment(environ, Path.cwd()))
     make_folders(environment)
     return run_ray(plan, environment)
+
+
+def with_token(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` with the secret that the job's Ray processes show each other, unless one is configured.
+
+    Ray would make one under the head's home directory, which other nodes and clients need not see.
+    """
+    result = {"RAY_AUTH_MODE": "token"} | dict(environment)
+    if result["RAY_AUTH_MODE"] == "token" and not result.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        result["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return result
 
 
 def _cut(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -32,7 +32,9 @@ class RecipeFacts:
     revision: str | None
     output_dir: Path
     sampling: Sampling
-    server: str | None  # address of a server that somebody else runs; None: the job starts its own where it needs one
+    server: (
+        str | None
+    )  # address of a server that somebody else runs; None: the job starts its own where it needs one
     accumulation: int
 
 
@@ -80,7 +82,9 @@ def read_facts(path: Path, words: Sequence[str], mode: str | None = None) -> Rec
         revision=value("model_revision"),
         output_dir=Path(output_dir),
         sampling=sampling,
-        server=(value("vllm_server_base_url") or value("vllm_url") or named) if sampling == "server" else None,
+        server=(value("vllm_server_base_url") or value("vllm_url") or named)
+        if sampling == "server"
+        else None,
         accumulation=int(value("gradient_accumulation_steps") or 1),
     )
 

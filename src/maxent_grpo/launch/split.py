@@ -33,7 +33,9 @@ class Split:
         return sum(share.processes for share in self.training)
 
 
-def split(allocation: Allocation, sampling: Sampling, *, dp: int, tp: int, local_processes: int | None) -> Split:
+def split(
+    allocation: Allocation, sampling: Sampling, *, dp: int, tp: int, local_processes: int | None
+) -> Split:
     """Divide ``allocation``.
 
     With a server: of several nodes the last serves; of a single one the first ``dp · tp`` GPUs do (one by default),

@@ -1,8 +1,8 @@
 """Running a plan: processes with a log each, health checks, signals, and one exit code for the job.
 
-Signals, as Slurm sends them. SIGUSR1 (``--signal=B:USR1@300``, before the time limit): the trainer is asked to save and
-end, and the job is requeued. SIGTERM and SIGINT (``scancel``, preemption): everything ends now, and a later start goes on
-from the newest checkpoint.
+Signals, as Slurm sends them. SIGUSR1 (``--signal=B:USR1@600``, before the time limit): the trainer is asked to save and
+end, and the job is requeued. SIGTERM and SIGINT (``scancel``, preemption): everything ends now, and a later start goes
+on from the newest checkpoint.
 """
 
 import os
@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -71,14 +71,10 @@ class Running:
     def end(self, grace: float = GRACE_SECONDS) -> None:
         """SIGTERM, and SIGKILL after ``grace`` seconds, to the step and all of its process group."""
         self.send(signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(grace)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
 
     def tail(self, lines: int = TAIL_LINES) -> str:
@@ -161,7 +157,11 @@ def answers(url: str) -> bool:
 
 
 def follow(
-    main: Running, beside: Sequence[Running], signals: Signals, on_stop: Callable[[], None], every: float = POLL_SECONDS
+    main: Running,
+    beside: Sequence[Running],
+    signals: Signals,
+    on_stop: Callable[[], None],
+    every: float = POLL_SECONDS,
 ) -> int:
     """Wait for ``main``; its exit code.
 

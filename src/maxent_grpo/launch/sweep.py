@@ -41,7 +41,9 @@ def point_name(point: Point) -> str:
     return ",".join(f"{key}={value.replace('/', '-')}" for key, value in sorted(point.items()))
 
 
-def point_words(point: Point, index: int, words: Sequence[str], environ: Mapping[str, str], root: Path) -> list[str]:
+def point_words(
+    point: Point, index: int, words: Sequence[str], environ: Mapping[str, str], root: Path
+) -> list[str]:
     """The flags of ``launch train`` for one point: those of the sweep, with the point's values and its own folder."""
     flags = {key: value for key, value in point.items() if key in LAUNCHER_KEYS}
     settings = {key: value for key, value in point.items() if key not in LAUNCHER_KEYS}
@@ -69,12 +71,16 @@ def sweep(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
     index = environ.get("SLURM_ARRAY_TASK_ID")
     if index is None:
         if not values.on("dry-run"):
-            raise UsageError(f"a sweep is a Slurm array: sbatch --array=0-{len(points) - 1} ops/slurm/sweep.slurm …")
+            raise UsageError(
+                f"a sweep is a Slurm array: sbatch --array=0-{len(points) - 1} ops/slurm/sweep.slurm …"
+            )
         rows = [(str(i), point_name(point)) for i, point in enumerate(points)]
         print(table(f"{len(points)} runs: sbatch --array=0-{len(points) - 1}", rows), flush=True)
         index = "0"
     if not int(index) < len(points):
-        raise UsageError(f"array task {index}: the grid has {len(points)} points; use --array=0-{len(points) - 1}")
+        raise UsageError(
+            f"array task {index}: the grid has {len(points)} points; use --array=0-{len(points) - 1}"
+        )
     point = points[int(index)]
     print(f"\nPoint {index}: {point_name(point)}", file=sys.stdout, flush=True)
     return train(point_words(point, int(index), words, environ, root), environ, root)

@@ -1,5 +1,6 @@
-"""``launch train``: one training job. The flags and variables of ``ops/slurm/train.slurm`` become a plan that is run."""
+"""``launch train``: one training job. Flags and variables of ``ops/slurm/train.slurm`` become a plan that is run."""
 
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ FLAGS = (
 INLINE_SECONDS, NODE_SECONDS = 720, 360
 """How long a server may take to be healthy: beside the trainer, and on a node of its own."""
 
+TERMINATED = 128 + signal.SIGTERM
+
 SERVER_OWN = ("VLLM_PORT",)
 """vLLM takes its inner ports from VLLM_PORT, where ours is the port that it serves: it must not see it."""
 
@@ -106,12 +109,16 @@ def plan_training(
     facts = read_facts(path, given, values["vllm-mode"])
     sampling = "in-process" if facts.sampling == "server" and facts.server else facts.sampling
     local = values.number("local-procs") if values["local-procs"] else None
-    division = split(allocation, sampling, dp=values.number("dp"), tp=values.number("tp"), local_processes=local)
+    division = split(
+        allocation, sampling, dp=values.number("dp"), tp=values.number("tp"), local_processes=local
+    )
     job = allocation.job or "local"
     server = _server(values, facts, division, allocation, python, job) if division.serving else None
     resumes = _resumes(values, allocation)
     extra = _wiring(values, given, server, division) + (
-        ("--resume_from_checkpoint", "true") if resumes and flag_value(given, "resume_from_checkpoint") is None else ()
+        ("--resume_from_checkpoint", "true")
+        if resumes and flag_value(given, "resume_from_checkpoint") is None
+        else ()
     )
     command = commands.trainer_command(
         python,
@@ -160,10 +167,14 @@ def chosen_recipe(values: Values, root: Path) -> Path:
 def _accelerator(name: str, root: Path) -> str:
     if name == "torchrun":
         return name
-    path = Path(name) if name.endswith((".yaml", ".yml")) else root / "configs" / "accelerate" / f"{name}.yaml"
+    path = (
+        Path(name) if name.endswith((".yaml", ".yml")) else root / "configs" / "accelerate" / f"{name}.yaml"
+    )
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in (root / "configs" / "accelerate").glob("*.yaml")))
-        raise UsageError(f"--accelerator {name}: {path} is not there; use torchrun, a YAML file, or one of {there}")
+        raise UsageError(
+            f"--accelerator {name}: {path} is not there; use torchrun, a YAML file, or one of {there}"
+        )
     return str(path)
 
 
@@ -197,7 +208,7 @@ def _server(
         memory=float(memory),
         extra=words_of(values.text("vllm-server-args")),
     )
-    environment = dict(commands.devices(division.serving.gpus))
+    environment = {**commands.SERVER_ENVIRONMENT[implementation], **commands.devices(division.serving.gpus)}
     apart = len(allocation.nodes) > 1
     if apart:
         # srun shows the step all GPUs of the node, whatever its own environment says.
@@ -238,7 +249,8 @@ def training_table(plan: TrainPlan, environ: Mapping[str, str]) -> str:
     values, facts, division = plan.values, plan.facts, plan.split
     job = plan.allocation.job
     where = [
-        (share.node, gpu_names(share.gpus), f"trains, {share.processes} process(es)") for share in division.training
+        (share.node, gpu_names(share.gpus), f"trains, {share.processes} process(es)")
+        for share in division.training
     ]
     if division.serving is not None:
         where.append((division.serving.node, gpu_names(division.serving.gpus), "serves vLLM"))
@@ -301,6 +313,8 @@ def run_training(plan: TrainPlan, environment: Mapping[str, str]) -> int:
             beside = list(started)
             started.append(trainer)
             code = follow(trainer, beside, signals, lambda: _ask_to_stop(stop))
+            if code == TERMINATED and len(plan.split.training) > 1:
+                code = 1  # srun names the highest code: that of a task that it ended itself because another failed
             if code and signals.stop_asked and plan.allocation.job is not None:
                 saved = "at a checkpoint" if not stop.exists() else "without a new checkpoint"
                 say(f"trainer ended {saved} after SIGUSR1; requeueing job {plan.allocation.job}")
@@ -312,7 +326,9 @@ def run_training(plan: TrainPlan, environment: Mapping[str, str]) -> int:
                 say(f"done: {plan.facts.output_dir}")
             return code
         except Ended as end:
-            say(f"{end}: a later start with --resume goes on from the newest checkpoint in {plan.facts.output_dir}")
+            say(
+                f"{end}: a later start with --resume goes on from the newest checkpoint in {plan.facts.output_dir}"
+            )
             return end.exit_code
         finally:
             for process in reversed(started):

@@ -1,5 +1,6 @@
 """Whether a run's ``metrics.jsonl`` can be trusted: whole, in order, finite, with the metrics that were asked for."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def record_problems(
 
 def _order(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """An evaluation's record may share its step with the training record before it."""
-    for before, record in zip(records, records[1:], strict=False):
+    for before, record in itertools.pairwise(records):
         if record["step"] < before["step"]:
             yield f"step {record['step']} comes after step {before['step']}"
 

@@ -1,7 +1,7 @@
 """Ending a run early on request: a file named ``stop`` in the output directory.
 
-A file reaches a trainer through whatever started it (srun, torchrun, a Ray driver), where a signal would end the processes
-in between first. It is looked for after every step, and gone once the checkpoint is written.
+A file reaches a trainer through whatever started it (srun, torchrun, a Ray driver), where a signal would first end the
+processes in between. It is looked for after every step, and gone once the checkpoint is written.
 """
 
 from pathlib import Path
