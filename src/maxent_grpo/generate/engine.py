@@ -1,4 +1,4 @@
-"""Who sends the requests: one interface for the built-in client and for distilabel."""
+"""Who sends the requests: an interface, and the built-in client behind it."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -34,15 +34,6 @@ class Engine(Protocol):
 
     def complete(self, rows: Iterator[Prompted]) -> Iterator[Completed]:
         """Raises `RunError` where no row can be completed."""
-
-
-def make_engine(settings: GenerateSettings) -> Engine:
-    """The engine that ``settings`` ask for. Raises `UsageError` where it is not installed."""
-    if settings.engine == "distilabel":
-        from maxent_grpo.generate.distilabel_engine import DistilabelEngine
-
-        return DistilabelEngine(settings)
-    return BuiltinEngine(settings)
 
 
 class BuiltinEngine:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.data.sources import load_rows
 from maxent_grpo.errors import RunError
-from maxent_grpo.generate.engine import Completed, Engine, Prompted, make_engine
+from maxent_grpo.generate.engine import BuiltinEngine, Completed, Engine, Prompted
 from maxent_grpo.generate.export import export, plain_row, refuse_bad_columns, refuse_unreachable_hub
 from maxent_grpo.generate.prompts import EmptyPrompt, Prompts
 from maxent_grpo.generate.settings import GenerateSettings
@@ -74,7 +74,7 @@ def generate(settings: GenerateSettings, *, engine: Engine | None = None, progre
     """Complete the rows that ``settings`` name and leave them in its folder.
 
     Args:
-        engine: in place of the one that ``settings`` ask for.
+        engine: completes rows in place of the built-in client.
 
     Raises:
         UsageError: settings that cannot work, or a folder that holds another generation.
@@ -88,7 +88,7 @@ def generate(settings: GenerateSettings, *, engine: Engine | None = None, progre
     )
     refuse_bad_columns(settings, all_rows)
     prompts = Prompts(settings, all_rows)
-    sender = engine or make_engine(settings)
+    sender = engine or BuiltinEngine(settings)
     wanted = range(min(len(all_rows), settings.limit or len(all_rows)))
     folder = Path(settings.folder)
     tally = _Tally()
@@ -183,7 +183,6 @@ def fingerprint(settings: GenerateSettings, prompts: Prompts) -> dict[str, Any]:
         "max_new_tokens": settings.max_new_tokens,
         "num_generations": settings.num_generations,
         "seed": settings.seed,
-        "engine": settings.engine,
         "output_column": settings.output_column,
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from maxent_grpo.config.checkpointing import VARIABLES, CheckpointSettings
 from maxent_grpo.config.loading import RunConfig, resolved, write_resolved
 from maxent_grpo.errors import UsageError
 from maxent_grpo.observe import names
@@ -63,6 +64,10 @@ def _train(config: RunConfig, given: Given) -> TrainResult:
         from maxent_grpo.train.trl_route import train_with_trl
 
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        if first and config.checkpoints != CheckpointSettings():
+            logger.warning(
+                "TRL's trainer saves checkpoints in its own way and reads none of %s", ", ".join(VARIABLES)
+            )
         if first:
             start_records(config, logs, step)
         steps = train_with_trl(config, given, output_dir, checkpoint)

@@ -1,0 +1,276 @@
+"""LightEval's benchmarks: which there are, and the jobs that run them, here or by Slurm.
+
+LightEval pins packages that this one needs newer, so it lives in an environment of its own and is started as a
+program: the variable ``LIGHTEVAL`` names it. `tools/lighteval_jobs.py` is the command; result files land in the
+tables of `tools/math_eval_table.py`.
+"""
+
+import base64
+import json
+import math
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from maxent_grpo.errors import RunError, UsageError
+
+Where = Literal["slurm", "local"]
+Backend = Literal["vllm", "accelerate"]
+
+TASKS = {
+    "math_500": ("lighteval", "math_500"),
+    "aime24": ("lighteval", "aime24"),
+    "aime25": ("lighteval", "aime25"),
+    "gpqa": ("lighteval", "gpqa:diamond"),
+    "lcb": ("extended", "lcb:codegeneration"),
+    "lcb_v4": ("extended", "lcb:codegeneration_v4"),
+}
+"""Benchmark → LightEval's suite and task."""
+
+LARGE = 30e9  # parameters from which a model is spread over the GPUs
+SMALL_MODEL_GPUS = 2
+MOST_GPUS = 8
+WIDTH = 64
+"""vLLM cuts a model's heads, and the vocabulary in blocks of this many, into equal parts."""
+
+SCRIPT = Path("ops/slurm/evaluate.slurm")
+RESULTS = Path("var/artifacts/lighteval")
+_SIZE = re.compile(r"(?<![\w.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class BenchmarkJob:
+    """One benchmark of one model."""
+
+    benchmark: str
+    command: tuple[str, ...]
+
+    @property
+    def shown(self) -> str:
+        """The command as a shell takes it."""
+        return shlex.join(self.command)
+
+
+def benchmark_spec(name: str) -> str:
+    """``math_500`` → ``lighteval|math_500|0|0``: suite, task, no examples, no shortening of them."""
+    if name not in TASKS:
+        raise UsageError(f"benchmark {name!r}: unknown; there are all, {', '.join(TASKS)}")
+    suite, task = TASKS[name]
+    return f"{suite}|{task}|0|0"
+
+
+def task_argument(spec: str) -> str:
+    """A spec as LightEval 0.13 takes it: ``lighteval|math_500|0|0`` → ``math_500|0``. What has fewer parts stays."""
+    return ",".join(
+        "|".join(part.split("|")[1:3]) if part.count("|") == 3 else part for part in spec.split(",")
+    )
+
+
+def expand(names: Sequence[str]) -> list[str]:
+    """``["all"]`` as every benchmark; others checked. Raises `UsageError`."""
+    chosen = list(TASKS) if list(names) == ["all"] else list(dict.fromkeys(names))
+    for name in chosen:
+        benchmark_spec(name)
+    if not chosen:
+        raise UsageError(f"no benchmark is named: all, or some of {', '.join(TASKS)}")
+    return chosen
+
+
+def parameter_count(model: str) -> float | None:
+    """Parameters of a model: counted in a local folder's safetensors, else read from a name such as ``Qwen2.5-1.5B``.
+
+    None where neither says.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        counted = sum(map(_parameters_in, folder.glob("*.safetensors")))
+        return float(counted) or None
+    sizes = [
+        float(experts or 1) * float(size) * (1e9 if unit.lower() == "b" else 1e6)
+        for experts, size, unit in _SIZE.findall(model.replace("_", "-"))
+    ]
+    return max(sizes, default=None)
+
+
+def _parameters_in(path: Path) -> int:
+    """From the header alone: its length in 8 bytes, then JSON with every tensor's shape."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def gpus_that_fit(wanted: int, heads: int) -> int:
+    """The largest number of GPUs up to ``wanted`` that divides ``heads`` and 64, over which vLLM can cut a model."""
+    return next(gpus for gpus in range(max(1, wanted), 0, -1) if heads % gpus == 0 and WIDTH % gpus == 0)
+
+
+def attention_heads(model: str, revision: str, *, trust_remote_code: bool) -> int:
+    """Of a local folder or a hub model. Raises `UsageError` where its configuration cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"{model}: its number of heads decides over how many GPUs it goes, and its configuration cannot be read "
+            f"({reason}); check the name, or give num_gpus"
+        ) from error
+    return int(config.get_text_config().num_attention_heads)
+
+
+def gpu_flags(gpus: int, style: str) -> list[str]:
+    """How a site's Slurm wants to be asked for GPUs (``SLURM_GPU_FLAG_STYLE``). Raises `UsageError`."""
+    flags = {"none": [], "gpus": [f"--gpus={gpus}"], "gres": [f"--gres=gpu:{gpus}"]}
+    if style not in flags:
+        raise UsageError(f"SLURM_GPU_FLAG_STYLE={style}: one of {', '.join(flags)}")
+    return flags[style]
+
+
+def plan_benchmark_jobs(
+    benchmarks: Sequence[str],
+    model: str,
+    *,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    system_prompt: str | None = None,
+    num_gpus: int | None = None,
+    where: Where = "slurm",
+    backend: Backend = "vllm",
+    extra: Sequence[str] = (),
+    environ: Mapping[str, str],
+) -> list[BenchmarkJob]:
+    """The jobs of `run_benchmark_jobs`, none of them started. Raises `UsageError`."""
+    parallel = (parameter_count(model) or 0) >= LARGE
+    gpus = num_gpus or SMALL_MODEL_GPUS
+    if num_gpus is None and parallel:
+        gpus = gpus_that_fit(MOST_GPUS, attention_heads(model, revision, trust_remote_code=trust_remote_code))
+    jobs = []
+    for name in expand(benchmarks):
+        spec = benchmark_spec(name)
+        if where == "slurm":
+            flags = gpu_flags(gpus, environ.get("SLURM_GPU_FLAG_STYLE") or "gpus")
+            # A text that survives every shell on the way.
+            prompt = [base64.b64encode(system_prompt.encode()).decode()] if system_prompt else []
+            switches = [str(parallel).lower(), str(trust_remote_code).lower()]
+            command = [
+                "sbatch",
+                *flags,
+                f"--job-name=lighteval-{name}",
+                str(SCRIPT),
+                name,
+                spec,
+                model,
+                revision,
+            ]
+            jobs.append(BenchmarkJob(name, (*command, *switches, *prompt, *extra)))
+        else:
+            described = _model_arguments(
+                model, revision, backend, trust_remote_code, system_prompt, parallel, gpus
+            )
+            output = RESULTS / _safe(model) / _safe(revision) / name
+            command = [*shlex.split(environ.get("LIGHTEVAL") or "lighteval"), backend, described]
+            jobs.append(
+                BenchmarkJob(name, (*command, task_argument(spec), "--output-dir", str(output), *extra))
+            )
+    return jobs
+
+
+def run_benchmark_jobs(
+    benchmarks: Sequence[str],
+    model: str,
+    *,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    system_prompt: str | None = None,
+    num_gpus: int | None = None,
+    where: Where = "slurm",
+    backend: Backend = "vllm",
+    extra: Sequence[str] = (),
+    environ: Mapping[str, str],
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[BenchmarkJob]:
+    """Submit LightEval's benchmarks of a model to Slurm, or run them here one after the other.
+
+    Args:
+        benchmarks: names of `TASKS`, or ``["all"]``.
+        system_prompt: what the model is told first; None: nothing.
+        num_gpus: None: 2, or for models of 30 billion parameters and more as many as fit its heads, up to 8.
+        extra: further arguments of ``evaluate.slurm``, or of LightEval here.
+        environ: read for ``LIGHTEVAL`` and ``SLURM_GPU_FLAG_STYLE``.
+        dry_run: say the commands and start nothing.
+
+    Raises:
+        UsageError: an unknown benchmark, or a program that is not there.
+        RunError: jobs that failed; the others were run.
+    """
+    jobs = plan_benchmark_jobs(
+        benchmarks,
+        model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        system_prompt=system_prompt,
+        num_gpus=num_gpus,
+        where=where,
+        backend=backend,
+        extra=extra,
+        environ=environ,
+    )
+    if not dry_run:
+        _refuse_missing_program(jobs[0], where)
+    failed = []
+    for job in jobs:
+        say(f"{job.benchmark}: {job.shown}")
+        if not dry_run and subprocess.run(job.command, env=dict(environ), check=False).returncode:
+            failed.append(job.benchmark)
+    if failed:
+        raise RunError(f"{len(failed)} of {len(jobs)} LightEval jobs failed: {', '.join(failed)}")
+    return jobs
+
+
+def _model_arguments(
+    model: str,
+    revision: str,
+    backend: Backend,
+    trust_remote_code: bool,
+    system_prompt: str | None,
+    parallel: bool,
+    gpus: int,
+) -> str:
+    """LightEval's ``key=value,…``, in which a value cannot hold a comma."""
+    if system_prompt and "," in system_prompt:
+        raise UsageError(
+            "system_prompt: LightEval takes it on the command line, where a comma ends it; use a text without one"
+        )
+    settings = {"model_name": model, "revision": revision}
+    if trust_remote_code:
+        settings["trust_remote_code"] = "true"
+    if backend == "vllm":
+        settings["tensor_parallel_size" if parallel else "data_parallel_size"] = str(gpus)
+    if system_prompt:
+        settings["system_prompt"] = system_prompt
+    return ",".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _refuse_missing_program(job: BenchmarkJob, where: Where) -> None:
+    program = job.command[0]
+    if shutil.which(program) is None:
+        remedy = (
+            "submit where Slurm is, or run with --local"
+            if where == "slurm"
+            else "make it an environment of its own (python -m venv var/venv-lighteval; "
+            "var/venv-lighteval/bin/pip install lighteval) and set LIGHTEVAL=var/venv-lighteval/bin/lighteval"
+        )
+        raise UsageError(f"{program}: there is no such program here; {remedy}")
+    if where == "slurm" and not SCRIPT.is_file():
+        raise UsageError(f"{SCRIPT}: not here; submit from the root of the repository")
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
