@@ -6,6 +6,8 @@ They are made from the dataclasses, the catalog and the metric definitions at bu
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -20,11 +22,12 @@ from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec
 from maxent_grpo.observe.definitions import Definition, definitions
 
 MARKER = re.compile(r"^<!-- generated: ([\w ]+) -->$", flags=re.MULTILINE)
+GUIDES = Path(__file__).resolve().parents[1] / "guides"
 
 OWN = {f.name: f for cls in (ScriptFields, TrainingFields) for f in fields(cls)}
 
 METRIC_FAMILIES = {
-    "Training: reward and completions": r"train/(rewards?/|reward|frac_|completions/|pass$|distinct$|coverage$|dynamic_)",
+    "Training: reward and completions": r"train/(reward|frac_|completions/|pass$|distinct$|coverage$|dynamic_)",
     "Training: loss, entropy and divergence": r"train/(loss|kl$|behaviour_kl|entropy$|clip|ratio|tis|kl_cov|top_|off_)",
     "Training: weights over the group": r"train/(weight_(entropy($|_norm|_min|_max)|norm_denom)|effective|q_entropy)",
     "Training: SEED-GRPO": r"train/seed_grpo/",
@@ -128,7 +131,9 @@ def type_of(f: "Field[Any]") -> str:
         written = str(f.type)
     written = re.sub(r"typing\.|transformers\.\w+\.|trl\.[\w.]+\.", "", written)
     words = written.replace("Optional[", "").replace("Union[", "").replace("]", "").replace("[", " of ")
-    return " or ".join(part.strip() for part in re.split(r"[|,]", words) if part.strip() not in ("None", "NoneType"))
+    return " or ".join(
+        part.strip() for part in re.split(r"[|,]", words) if part.strip() not in ("None", "NoneType")
+    )
 
 
 def by_reason(names: dict[str, str], verdict: str) -> Iterable[tuple[str, str, str]]:
@@ -159,7 +164,20 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def guide(name: str) -> str:
+    """A link to a part's guide where this version has one, else the plain truth."""
+    page = GUIDES / f"{name}.md"
+    if not page.is_file():
+        return "Not in this version. A setting that asks for it ends with a line that says so."
+    title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+    return f"The guide: [{title}](guides/{name}.md)."
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    **{
+        f"guide {name}": partial(guide, name)
+        for name in ("vllm", "slurm", "ray", "generation", "checkpoints")
+    },
     "settings": settings,
     "settings of trl": trl_settings,
     "script settings of trl": trl_script_settings,
