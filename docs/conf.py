@@ -25,6 +25,7 @@ extensions = [
     "sphinx_design",
     "docstrings",
     "generated_tables",
+    "repository_pages",
 ]
 exclude_patterns = ["_build", "_extensions", "decisions/README.md"]
 

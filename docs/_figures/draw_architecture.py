@@ -26,7 +26,7 @@ BOXES = (
     Box(20, 40, 190, 112, "Prompt stream", "data", ("a permutation keyed by", "(seed, epoch)"), 0),
     Box(255, 40, 190, 112, "Sampler", "rollout", ("G completions, token ids", "with their log-probs"), 0),
     Box(490, 40, 190, 112, "Rewards", "rewards", ("workers with deadlines;", "weighted sum: utility U"), 0),
-    Box(725, 40, 175, 112, "Group", "types", ("rollout + rewards", "+ utilities"), 0),
+    Box(715, 40, 185, 112, "Group", "types", ("rollout + rewards", "+ utilities"), 0),
     Box(
         725,
         215,
@@ -34,7 +34,7 @@ BOXES = (
         112,
         "Signal",
         "objectives",
-        ("advantages A, weights w:", "whole groups, no gradient"),
+        ("advantages, weights:", "once, without gradient"),
         1,
     ),
     Box(
@@ -44,7 +44,7 @@ BOXES = (
         112,
         "Loss",
         "objectives · models",
-        ("packed forward, surrogate,", "global denominators"),
+        ("packed forward,", "global denominators"),
         1,
     ),
     Box(255, 215, 190, 112, "Learner", "train", ("backward, clip, step, or", "refuse what is not finite"), 1),
@@ -56,13 +56,13 @@ RECORDS = "metrics.jsonl · completions.jsonl · controller_state.json · checkp
 ARROWS = (  # points of a line that ends in an arrow head, and its label with its place
     (((210, 96), (249, 96)), None),
     (((445, 96), (484, 96)), None),
-    (((680, 96), (719, 96)), None),
-    (((812, 152), (812, 209)), None),
-    (((725, 271), (686, 271)), None),
+    (((680, 96), (709, 96)), None),
+    (((807, 152), (807, 209)), None),
+    (((715, 271), (686, 271)), None),
     (((490, 271), (451, 271)), None),
     (((255, 271), (216, 271)), None),
     (((350, 215), (350, 158)), ("new weights, policy version + 1", 362, 188, "start")),
-    (((115, 327), (115, 345), (812, 345), (812, 333)), ("τ, β of the next step", 463, 363, "middle")),
+    (((115, 327), (115, 345), (807, 345), (807, 333)), ("τ, β of the next step", 463, 363, "middle")),
 )
 
 
@@ -83,7 +83,7 @@ def svg(theme: Theme) -> str:
         if label:
             words, x, y, anchor = label
             parts.append(text(x, y, words, theme.quiet, 13, anchor=anchor))
-    parts += [text(150, 422, RECORDS, theme.ink, 13.5), "</svg>"]
+    parts += [text(150, 422, RECORDS, theme.ink, 13), "</svg>"]
     return "\n".join(parts) + "\n"
 
 
@@ -96,7 +96,7 @@ def drawn(box: Box, theme: Theme) -> list[str]:
         text(box.x + 14, box.y + 46, box.room, colour, 12.5),
     ]
     return parts + [
-        text(box.x + 14, box.y + 72 + 19 * i, line, theme.ink, 13.5) for i, line in enumerate(box.text)
+        text(box.x + 14, box.y + 72 + 19 * i, line, theme.ink, 13) for i, line in enumerate(box.text)
     ]
 
 
