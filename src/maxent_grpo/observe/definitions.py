@@ -26,7 +26,8 @@ class Definition:
     @property
     def pattern(self) -> re.Pattern[str]:
         """What the recorded names of this metric look like."""
-        return re.compile(re.sub(r"<[^<>]*>", ".+", re.escape(self.name)))
+        varying = re.escape(self.name).replace("<k>", r"\d+")
+        return re.compile(re.sub(r"<[^<>]*>", ".+", varying))
 
 
 def definitions() -> list[Definition]:
