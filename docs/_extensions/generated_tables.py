@@ -16,7 +16,7 @@ from sphinx.errors import ExtensionError
 from maxent_grpo.cli.helptext import TOPICS
 from maxent_grpo.config.conversion import describe, field_types
 from maxent_grpo.config.fields import ScriptFields, TrainingFields
-from maxent_grpo.config.schema import SECTIONS, GRPOConfig, GRPOScriptArguments, ModelConfig
+from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConfig
 from maxent_grpo.config.unsupported import HONOURED, INERT, NATIVE_ONLY, REFUSED
 from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec
 from maxent_grpo.observe.definitions import Definition, definitions
@@ -43,32 +43,30 @@ METRIC_FAMILIES = {
 def settings() -> str:
     """This package's settings by topic, with type, default and help."""
     openers = {first: heading for heading, first in TOPICS.items()}
-    lines: list[str] = []
-    for cls, section in ((ScriptFields, GRPOScriptArguments), (TrainingFields, GRPOConfig)):
-        types = field_types(cls)
-        for f in fields(cls):
-            if f.name in openers:
-                lines += [f"### {openers[f.name]}", ""]
-            lines += entry(f, describe(types[f.name]), only=NATIVE_ONLY.get(f.name))
-        assert section in SECTIONS.values()
-    return "\n".join(lines)
+    types = field_types(ScriptFields) | field_types(TrainingFields)
+    groups: dict[str, list[str]] = {}
+    heading = ""
+    for f in OWN.values():
+        heading = openers.get(f.name, heading)
+        groups.setdefault(heading, []).extend(entry(f, describe(types[f.name])))
+    return "\n".join(line for topic, lines in groups.items() for line in (f"### {topic}", "", listed(lines)))
 
 
 def trl_settings() -> str:
     """TRL's and Transformers' settings of the training section that this package's loop reads."""
     read = [f for f in fields(GRPOConfig) if f.name in HONOURED and f.name not in OWN]
-    return "\n".join(line for f in read for line in entry(f, type_of(f)))
+    return listed(line for f in read for line in entry(f, type_of(f)))
 
 
 def trl_script_settings() -> str:
     """TRL's settings of the script section."""
     taken = [f for f in fields(GRPOScriptArguments) if f.name not in OWN]
-    return "\n".join(line for f in taken for line in entry(f, type_of(f)))
+    return listed(line for f in taken for line in entry(f, type_of(f)))
 
 
 def model_settings() -> str:
     """The model section, which is TRL's."""
-    return "\n".join(line for f in fields(ModelConfig) if f.init for line in entry(f, type_of(f)))
+    return listed(line for f in fields(ModelConfig) if f.init for line in entry(f, type_of(f)))
 
 
 def refused_settings() -> str:
@@ -94,21 +92,36 @@ def metrics() -> str:
     for heading, pattern in METRIC_FAMILIES.items():
         family = [metric for metric in left if re.match(pattern, metric.name)]
         left = [metric for metric in left if metric not in family]
-        lines += [f"## {heading}", "", ":::{div} metrics", "", metric_table(family), "", ":::", ""]
+        lines += [f"## {heading}", "", listed(line for metric in family for line in metric_entry(metric))]
     return "\n".join(lines)
 
 
-def metric_table(family: Sequence[Definition]) -> str:
-    rows = [
-        (f"`{metric.name}`", metric.unit or "–", metric.meaning, metric.trouble or "–") for metric in family
+def metric_entry(metric: Definition) -> list[str]:
+    """A metric as a definition-list entry of Markdown."""
+    lines = [
+        f"`{metric.name}`",
+        f": {metric.unit or 'a number'}",
+        "",
+        f"  {escaped(capital(metric.meaning))}.",
+        "",
     ]
-    return table(("metric", "unit", "what it says", "what a bad value looks like"), rows)
+    return lines + ([f"  **Bad:** {escaped(metric.trouble)}.", ""] if metric.trouble else [])
 
 
-def entry(f: "Field[Any]", kind: str, only: str | None = None) -> list[str]:
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def listed(lines: Iterable[str]) -> str:
+    """A definition list in the site's style."""
+    return "\n".join([":::{div} settings", "", *lines, ":::", ""])
+
+
+def entry(f: "Field[Any]", kind: str) -> list[str]:
     """A setting as a definition-list entry of Markdown."""
     text = one_line(str(f.metadata.get("help", "")))
-    lines = [f"`{f.name}`", f": {kind}, default {default(f)}", ""]
+    native = " · this package's loop only" if f.name in NATIVE_ONLY else ""
+    lines = [f"`{f.name}`", f": {kind}, default {default(f)}{native}", ""]
     lines += [f"  {escaped(text)}", ""] if text else []
     return lines
 
