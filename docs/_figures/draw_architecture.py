@@ -28,9 +28,9 @@ BOXES = (
     Box(490, 40, 190, 112, "Rewards", "rewards", ("workers with deadlines;", "weighted sum: utility U"), 0),
     Box(715, 40, 185, 112, "Group", "types", ("rollout + rewards", "+ utilities"), 0),
     Box(
-        725,
+        715,
         215,
-        175,
+        185,
         112,
         "Signal",
         "objectives",
