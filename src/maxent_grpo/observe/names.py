@@ -37,6 +37,7 @@ DEFINITIONS: Final[Mapping[str, str]] = {
     "train/epoch": "how often the prompts have been run through, with the fraction of the current pass",
     "train/num_tokens": "completion tokens trained on so far",
     "eval/mean_reward": "mean reward of the completions of held-out prompts",
+    "eval/mean_length": "mean length in tokens of the completions of held-out prompts",
     "eval/mean_at_<k>": "fraction of right completions among k per held-out prompt; mean over prompts",
     "eval/pass_at_<k>": "fraction of held-out prompts with at least one right completion among k",
     "eval/distinct_at_<k>": "distinct answer modes among k completions; mean over held-out prompts",

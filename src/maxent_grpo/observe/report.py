@@ -1,7 +1,6 @@
 """The HTML report: one page that carries everything it shows, made from the files of a run or of several."""
 
 import base64
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,21 +183,14 @@ def _sample_steps(run: RunFiles) -> Iterator[Mapping[str, Any]]:
 
 def _definitions(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
     """(name, meaning) of every logged metric: rewards, objectives, controllers, then evaluation and timing."""
-    from maxent_grpo.controllers.controller import CONTROLLER_METRICS
-    from maxent_grpo.objectives.catalog import METRIC_DEFINITIONS
-    from maxent_grpo.rewards.scoring import REWARD_METRICS
+    from maxent_grpo.observe.definitions import definitions
 
     logged = {name for run in runs for name in run.metric_names()}
-    trained = {**REWARD_METRICS, **METRIC_DEFINITIONS, **CONTROLLER_METRICS}
-    known = {f"train/{name}": meaning for name, meaning in trained.items()}
-    known.update(names.DEFINITIONS)
-    return [(name, meaning) for name, meaning in known.items() if _is_logged(name, logged)]
-
-
-def _is_logged(name: str, logged: set[str]) -> bool:
-    """Whether a metric called ``name``, in which ``<…>`` is a part that varies, was logged."""
-    pattern = re.sub(r"<[^<>]*>", ".+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">"))
-    return any(re.fullmatch(pattern, other) for other in logged)
+    return [
+        (metric.name, metric.meaning)
+        for metric in definitions()
+        if any(metric.pattern.fullmatch(name) for name in logged)
+    ]
 
 
 def _config_text(run: RunFiles) -> str:
