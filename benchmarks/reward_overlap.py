@@ -49,7 +49,9 @@ def seconds(sampler: LocalSampler, milliseconds: int, turn: int, overlapped: boo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--milliseconds", type=int, nargs="+", default=[1, 10, 50])
     parser.add_argument("--repeats", type=int, default=5, help="counted turns (5)")
     arguments = parser.parse_args()

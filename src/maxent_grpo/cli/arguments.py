@@ -16,7 +16,7 @@ from maxent_grpo.config.shipped import HOMES, shipped
 from maxent_grpo.errors import UsageError
 
 PRESET_DIRECTORY = Path("configs/recipes/hydra")
-"""Where ``--config-name`` looks when no directory is given: below the working directory, then among the shipped files."""
+"""Where ``--config-name`` looks when no directory is given: below the working directory, then in the shipped files."""
 
 SHIPPED_PRESETS = tuple(home.joinpath(*PRESET_DIRECTORY.parts[1:]) for home in HOMES)
 
