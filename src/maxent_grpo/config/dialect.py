@@ -230,7 +230,8 @@ def split(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises `UsageError` for a name of their sections that the table does not hold.
     """
-    rest, found = dict(tree), {}
+    rest = dict(tree)
+    found: dict[str, Any] = {}
     for section in sorted(PREFIXES & rest.keys()):
         values = rest.pop(section)
         if values is not None and not isinstance(values, Mapping):
