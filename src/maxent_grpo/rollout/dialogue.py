@@ -107,7 +107,7 @@ class DialogueSampler:
         stopped = rollout.finish_reasons[row] == "stop"
         if len(ids) > episode.budget:
             ids, logps, stopped = ids[: episode.budget], logps[: episode.budget], False
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         episode.write(ids, logps, text, stopped=stopped)
 
     def _answer(self, episode: Episode) -> None:
