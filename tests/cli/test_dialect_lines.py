@@ -1,13 +1,13 @@
 """The command lines of TorchRL's GRPO scripts, letter by letter, under this package's script names."""
 
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from maxent_grpo.cli import main as scripts
-from maxent_grpo.cli.arguments import SHIPPED_PRESETS, sort_arguments
+from maxent_grpo.cli.arguments import SHIPPED_PRESETS, sort_arguments, training_arguments
 from maxent_grpo.cli.compose import Composed, compose
 from maxent_grpo.cli.request import read_request
 from maxent_grpo.cli.start import resolve_job
@@ -76,7 +76,7 @@ def _configs(line: str) -> list[RunConfig]:
     ]
     mode = "async" if "async" in words[0] else "sync"
     assert words[0].endswith(f"grpo-{mode}.py")
-    return _resolved(scripts.training_arguments(words[1:], "train", mode, {}))
+    return _resolved(training_arguments(words[1:], "train", mode, {}))
 
 
 def _resolved(arguments: list[str]) -> list[RunConfig]:
@@ -184,3 +184,37 @@ def test_command_train_takes_any_objective() -> None:
 def test_what_contradicts_is_refused(line: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         _configs(line)
+
+
+def test_a_setting_by_its_name_alone_counts_before_its_section() -> None:
+    """And a mapping typed as a whole does not make the preset's other names typed ones."""
+    (config,) = _resolved(
+        ["command=train", "--config-name", "grpo_tiny", "train={epochs: 2}", "training.temperature=0.7"]
+    )
+    assert (config.training.num_iterations, config.training.temperature) == (2, 0.7)
+    (config,) = _resolved(
+        ["command=train", "--config-name", "grpo_tiny", "train={epochs: 2}", "optimizer.lr=1e-5", "beta=0.2"]
+    )
+    assert (config.training.beta, config.training.learning_rate) == (0.2, 1e-5)
+
+
+def test_their_names_serve_the_older_commands_too(tmp_path: Path) -> None:
+    recipe = tmp_path / "maxent-grpo" / "config.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text(
+        "model_name_or_path: some/model\ndataset_name: some/data\noutput_dir: out\ntrain_grpo_objective: false\n"
+        "maxent_tau: 0.2\nbeta: 0.1\nnum_generations: 4\nper_device_train_batch_size: 8\n"
+    )
+    jobs: list[Composed] = []
+    compose(
+        sort_arguments([f"maxent.recipe={recipe}", "policy.kl_coef=0.3", "model.name=other/model"]),
+        jobs.append,
+    )
+    config = resolve_job(read_request(jobs[0], "train-maxent"), jobs[0], {})
+    assert (config.training.beta, config.model.model_name_or_path) == (0.3, "other/model")
+
+
+def test_the_scripts_are_part_of_the_package(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())
+    assert project["project"]["scripts"]["maxent-grpo-sync"] == "maxent_grpo.cli.main:sync"
+    assert project["project"]["scripts"]["maxent-grpo-async"] == "maxent_grpo.cli.main:asynchronous"

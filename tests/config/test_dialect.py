@@ -16,10 +16,6 @@ COUNTS = {
 }
 
 
-def _nothing_typed(name: str) -> bool:
-    return False
-
-
 def test_every_name_leads_to_a_setting_and_so_does_every_default_of_an_environment() -> None:
     known = set().union(*SECTION_FIELDS.values())
     assert {alias.setting for alias in ALIASES.values()} <= known
@@ -67,7 +63,7 @@ def test_the_steps_use_up_the_turns_and_less_than_a_rollout_more(total: int) -> 
 
 
 def test_counts_become_the_settings_of_a_step() -> None:
-    found = translated(COUNTS | {"train.total_dialog_turns": 6400, "env.repeats": 8}, {}, _nothing_typed)
+    found = translated(COUNTS | {"train.total_dialog_turns": 6400, "env.repeats": 8}, {}, ())
     assert found == {
         "gradient_accumulation_steps": 2,
         "learner_workers": 1,
@@ -84,13 +80,11 @@ def test_a_conversion_reads_our_names_too_and_says_what_it_lacks() -> None:
         "gradient_accumulation_steps": Claim("training.gradient_accumulation_steps", 4, False, 4),
         "learner_workers": Claim("learner_workers", 2, True, 2),
     }
-    assert translated({"train.optim_batch_size": 64}, own, _nothing_typed) == {
-        "per_device_train_batch_size": 8
-    }
+    assert translated({"train.optim_batch_size": 64}, own, ()) == {"per_device_train_batch_size": 8}
     with pytest.raises(
         UsageError, match=r"^train.optim_batch_size: is converted with learner_workers; give that too$"
     ):
-        translated({"train.optim_batch_size": 64, "train.gradient_accumulation_steps": 4}, {}, _nothing_typed)
+        translated({"train.optim_batch_size": 64, "train.gradient_accumulation_steps": 4}, {}, ())
 
 
 def test_two_values_of_equal_rank_are_refused_with_both_named() -> None:
@@ -99,54 +93,52 @@ def test_two_values_of_equal_rank_are_refused_with_both_named() -> None:
         UsageError,
         match=r"^training.beta=0.2 and policy.kl_coef=0.1 set the same thing \(beta=0.2 and 0.1\): keep one$",
     ):
-        translated({"policy.kl_coef": 0.1}, own, lambda name: True)
+        translated({"policy.kl_coef": 0.1}, own, ["policy.kl_coef"])
     with pytest.raises(
         UsageError, match=r"^policy.kl_coef=0.1 and train.kl_to_ref_coeff=0.2 set the same thing"
     ):
-        translated({"policy.kl_coef": 0.1, "train.kl_to_ref_coeff": 0.2}, {}, _nothing_typed)
+        translated({"policy.kl_coef": 0.1, "train.kl_to_ref_coeff": 0.2}, {}, ())
     with pytest.raises(
         UsageError, match=r"optim_batch_size=32 set the same thing \(per_device_train_batch_size=4 and 16\)"
     ):
-        translated(COUNTS, {"per_device_train_batch_size": Claim("x", 4, False, 4)}, _nothing_typed)
+        translated(COUNTS, {"per_device_train_batch_size": Claim("x", 4, False, 4)}, ())
 
 
 def test_equal_values_agree() -> None:
     both = {"policy.kl_coef": 0.1, "train.kl_to_ref_coeff": 0.1}
     own = {"beta": Claim("beta", 0.1, True, 0.1)}
-    assert translated(both, own, lambda name: True) == {"beta": 0.1}
+    assert translated(both, own, both) == {"beta": 0.1}
 
 
 @pytest.mark.parametrize("typed", ["policy.kl_coef", "beta", "train.kl_to_ref_coeff"])
 def test_what_is_typed_goes_before_a_preset_in_either_language(typed: str) -> None:
     values = {"policy.kl_coef": 0.1, "train.kl_to_ref_coeff": 0.2}
     own = {"beta": Claim("beta", 0.3, typed == "beta", 0.3)}
-    found = translated(
-        {k: v for k, v in values.items() if typed in (k, "beta")}, own, lambda name: name == typed
-    )
+    found = translated({k: v for k, v in values.items() if typed in (k, "beta")}, own, {typed})
     assert found == {"beta": {**values, "beta": 0.3}[typed]}
 
 
 def test_an_environment_is_a_default() -> None:
     own = {"dataset_name": Claim("dataset_name", "mine.jsonl", False, "mine.jsonl")}
-    found = translated({"env.dataset": "gsm8k"}, own, _nothing_typed)
+    found = translated({"env.dataset": "gsm8k"}, own, ())
     assert found == ENVIRONMENTS["gsm8k"] | {"dataset_name": "mine.jsonl"}
-    typed = translated({"env.dataset": "gsm8k"}, own, lambda name: True)
+    typed = translated({"env.dataset": "gsm8k"}, own, ["env.dataset"])
     assert typed["dataset_name"] == "openai/gsm8k"
     with pytest.raises(
         UsageError, match=r"^env.dataset: 'gsm9k' is not one of .*; did you mean gsm8k\?; name other data"
     ):
-        translated({"env.dataset": "gsm9k"}, {}, _nothing_typed)
+        translated({"env.dataset": "gsm9k"}, {}, ())
 
 
 def test_booleans_turn_round_and_nothing_else_is_taken_for_one() -> None:
-    assert translated({"train.kl_coef_in_loss": False, "train.sync_iter": True}, {}, _nothing_typed) == {
+    assert translated({"train.kl_coef_in_loss": False, "train.sync_iter": True}, {}, ()) == {
         "kl_in_reward": True,
         "overlap_sampling": False,
     }
     with pytest.raises(UsageError, match=r"^train.sync_iter: 'no' is not true or false$"):
-        translated({"train.sync_iter": "no"}, {}, _nothing_typed)
+        translated({"train.sync_iter": "no"}, {}, ())
     with pytest.raises(UsageError, match=r"^env.repeats: 2.5 is not a whole number of at least 1$"):
-        translated({"env.repeats": 2.5}, {}, _nothing_typed)
+        translated({"env.repeats": 2.5}, {}, ())
 
 
 def test_their_names_are_parted_from_ours() -> None:

@@ -8,7 +8,7 @@ and config groups (``hydra/launcher=…``).
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,12 @@ PRESET_DIRECTORY = Path("configs/recipes/hydra")
 """Where ``--config-name`` looks when no directory is given: below the working directory, then in the shipped files."""
 
 SHIPPED_PRESETS = tuple(home.joinpath(*PRESET_DIRECTORY.parts[1:]) for home in HOMES)
+
+TRAIN = "train"
+"""The training command that takes any objective, and its settings bare."""
+
+DEFAULT_PRESET = "grpo_gsm8k"
+"""What it starts from where neither a preset nor a recipe is named."""
 
 _PATH_FLAGS = {
     "--config-path": "--config-path",
@@ -53,6 +59,34 @@ class CommandLine:
     def hydra_arguments(self) -> list[str]:
         """Everything for Hydra's parser: overrides in one piece, before flags that could swallow one."""
         return [*self.overrides, *self.flags]
+
+
+def training_arguments(
+    argv: Sequence[str], default_command: str | None, mode: str | None, environ: Mapping[str, str]
+) -> list[str]:
+    """The arguments of ``command=train`` with what goes without saying: the script's mode, and a preset.
+
+    `DEFAULT_PRESET` is named where neither a preset nor a recipe is. Other commands' arguments stay as they are.
+
+    Args:
+        default_command, mode: what the script stands for; None: it stands for none.
+        environ: read for GRPO_RECIPE.
+
+    Raises:
+        UsageError: another mode than the script's.
+    """
+    given = dict(argument.partition("=")[::2] for argument in argv)
+    if given.get("command", default_command) != TRAIN:
+        return list(argv)
+    completed = list(argv)
+    if mode is not None and "mode" not in given:
+        completed.append(f"mode={mode}")
+    elif mode is not None and given["mode"] != mode:
+        raise UsageError(f"mode={given['mode']}: this is maxent-grpo-{mode}; use maxent-grpo-{given['mode']}")
+    named = {*_NAME_FLAGS, *_PATH_FLAGS, "recipe"} & given.keys()
+    if not named and not environ.get("GRPO_RECIPE"):
+        completed += ["--config-name", DEFAULT_PRESET]
+    return completed
 
 
 def sort_arguments(argv: Sequence[str]) -> CommandLine:

@@ -40,11 +40,6 @@ class Composed:
     is_sweep: bool = False
     sweep_dir: str = ""  # where Hydra keeps the sweep's own file; empty outside a sweep
 
-    def typed(self, key: str) -> bool:
-        """Whether the dotted ``key``, or a mapping that it lies in, was typed."""
-        parts = key.split(".")
-        return any(".".join(parts[: end + 1]) in self.given for end in range(len(parts)))
-
     @property
     def name(self) -> str:
         """The job's name in its sweep, from what varies: ``maxent_tau=0.1,seed=1``. Empty outside a sweep."""

@@ -18,6 +18,8 @@ commands
   train-baseline   GRPO and its family                        (script: maxent-grpo-baseline)
   train-maxent     MaxEnt-GRPO: a target over each group      (script: maxent-grpo-maxent)
   train-infoseed   GRPO with seeded prompts and a seed loss   (script: maxent-grpo-infoseed)
+  train            any of these, by its objective, from the preset grpo_gsm8k unless another, or recipe=FILE, is named;
+                   mode=sync or mode=async trains on Ray      (scripts: maxent-grpo-sync, maxent-grpo-async)
   math-eval        pass@k of models on a benchmark, resumable  (scripts: maxent-grpo-math-eval, maxent-grpo-inference;
                    also command=math_eval, command=inference)
   generate         completions for the rows of a data set     (script: maxent-grpo-generate, whose --help lists its
@@ -32,6 +34,8 @@ examples
     training.learning_rate=5e-7 training.output_dir=var/data/run1 dry_run=true
   # a preset (command, recipe and overrides in one file), then another seed for each of three jobs
   maxent-grpo --config-path configs/recipes/hydra --config-name maxent_math --multirun training.seed=0,1,2
+  # TorchRL's names, on the bundled policy; presets: grpo_gsm8k grpo_ifeval grpo_math grpo_countdown grpo_tiny
+  maxent-grpo command=train --config-name grpo_tiny --multirun optimizer.lr=1e-4,1e-5 policy.kl_coef=0.01,0.1
   # no recipe at all
   maxent-grpo-baseline baseline.model.model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct \\
     baseline.script.dataset_name=open-r1/OpenR1-Math-220k baseline.training.output_dir=var/data/out
@@ -50,10 +54,13 @@ keys
     SECTION.model.KEY=VALUE        model loading
   script.KEY training.KEY model.KEY   the same for the section of the running command
   KEY=VALUE                        the same, where the key's name alone says which group it belongs to
+  train.* env.* optimizer.* policy.* train_model.* ref_model.* inference_model.* model.name mode
+                                   the names of TorchRL's GRPO scripts: docs/guides/dialect.md
   dry_run=true                     print the resolved settings, the route and the plan; load and write nothing
   Order of precedence: defaults < recipe < preset < command line. An unknown key is an error.
   Lists are [a,b]; quote what the shell would eat. --multirun with a=1,2 runs every combination, each in
-  <output_dir>/<what varies>. --hydra-help lists Hydra's own flags.
+  <output_dir>/<what varies>; command=train without output_dir: in multirun/<date>/<time>/<what varies>, and a single
+  run in outputs/<date>/<time>. --hydra-help lists Hydra's own flags.
 
 evaluation: inference.KEY=VALUE (defaults)
   models ([])          names, or mappings {model_name_or_path: …, label: …, revision: …, system_prompt: …}; also:

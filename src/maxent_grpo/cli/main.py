@@ -2,15 +2,11 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from maxent_grpo.cli.arguments import sort_arguments
+from maxent_grpo.cli.arguments import TRAIN, sort_arguments, training_arguments
 from maxent_grpo.cli.boundary import INTERRUPTED, PROGRAM, Place, exit_code_of, show
 from maxent_grpo.errors import RunError, UsageError
-
-TRAIN = "train"
-DEFAULT_PRESET = "grpo_gsm8k"
-"""What ``command=train`` starts from where neither a preset nor a recipe is named."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,12 +36,12 @@ def math_eval(argv: Sequence[str] | None = None) -> int:
 
 def sync(argv: Sequence[str] | None = None) -> int:
     """``maxent-grpo-sync``: `main` with ``command=train mode=sync``."""
-    return _console(argv, "train", "sync")
+    return _console(argv, TRAIN, "sync")
 
 
 def asynchronous(argv: Sequence[str] | None = None) -> int:
     """``maxent-grpo-async``: `main` with ``command=train mode=async``."""
-    return _console(argv, "train", "async")
+    return _console(argv, TRAIN, "async")
 
 
 def study(argv: Sequence[str] | None = None) -> int:
@@ -75,42 +71,15 @@ def _console(argv: Sequence[str] | None, default_command: str | None, mode: str 
         return 0
     place = Place(default_command or "")
     try:
-        return exit_code_of(
-            lambda: _compose_and_start(
-                training_arguments(arguments, default_command, mode, os.environ), default_command, place
-            ),
-            place,
-        )
+        return exit_code_of(lambda: _compose_and_start(arguments, default_command, mode, place), place)
     except KeyboardInterrupt:
         print(place.line("interrupted"), file=sys.stderr)
         return INTERRUPTED
 
 
-def training_arguments(
-    arguments: Sequence[str], default_command: str | None, mode: str | None, environ: Mapping[str, str]
-) -> list[str]:
-    """The arguments of ``command=train`` with what goes without saying: the script's mode, and the preset.
-
-    The preset is `DEFAULT_PRESET` where neither one nor a recipe is named. Other commands' arguments stay as they are.
-
-    Raises:
-        UsageError: another mode than the script's.
-    """
-    given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
-    if (given.get("command") or default_command) != TRAIN:
-        return list(arguments)
-    completed = list(arguments)
-    if mode is not None and given.setdefault("mode", mode) != mode:
-        raise UsageError(f"mode={given['mode']}: this is maxent-grpo-{mode}; use maxent-grpo-{given['mode']}")
-    if mode is not None and not any(argument.startswith("mode=") for argument in completed):
-        completed.append(f"mode={mode}")
-    named = {"--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "recipe"} & given.keys()
-    if not named and not environ.get("GRPO_RECIPE"):
-        completed += ["--config-name", DEFAULT_PRESET]
-    return completed
-
-
-def _compose_and_start(arguments: list[str], default_command: str | None, place: Place) -> None:
+def _compose_and_start(
+    arguments: list[str], default_command: str | None, mode: str | None, place: Place
+) -> None:
     from maxent_grpo.cli.compose import Composed, compose
     from maxent_grpo.cli.start import start
 
@@ -128,7 +97,8 @@ def _compose_and_start(arguments: list[str], default_command: str | None, place:
             raise RunError(f"job {job.name} failed")  # so that a launcher on another machine sees it too
 
     try:
-        compose(sort_arguments(arguments), start_job)
+        completed = training_arguments(arguments, default_command, mode, os.environ)
+        compose(sort_arguments(completed), start_job)
     except RunError:
         if not failed:
             raise

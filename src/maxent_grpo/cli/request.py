@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from maxent_grpo.cli.arguments import TRAIN
 from maxent_grpo.cli.compose import Composed
 from maxent_grpo.config import dialect
 from maxent_grpo.errors import UsageError
@@ -22,9 +23,6 @@ SECTIONS = {"train-baseline": "baseline", "train-maxent": "maxent", "train-infos
 
 EVALUATIONS = ("math-eval", "inference", "math_eval")
 """Three names of one command."""
-
-TRAIN = "train"
-"""The training command that takes any objective, and its settings bare."""
 
 COMMANDS = (*SECTIONS, TRAIN, *EVALUATIONS, "generate", "report", "demo", "study")
 GROUPS = ("script", "training", "model")

@@ -8,10 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maxent_grpo.cli.arguments import TRAIN
 from maxent_grpo.cli.boundary import Place, show
 from maxent_grpo.cli.compose import Composed
 from maxent_grpo.cli.logs import configure_logging
-from maxent_grpo.cli.request import EVALUATIONS, SECTIONS, TRAIN, Request, read_request
+from maxent_grpo.cli.request import EVALUATIONS, GROUPS, SECTIONS, Request, read_request
 from maxent_grpo.config.dialect import Claim, translated
 from maxent_grpo.config.shipped import shipped
 from maxent_grpo.errors import UsageError
@@ -111,14 +112,14 @@ def with_own_names(request: Request, composed: Composed) -> Request:
     if not request.dialect:
         return request
     own: dict[str, Claim] = {}
-    section = SECTIONS.get(request.command, request.command)
-    for group, settings in request.overrides.items():
-        for key, value in settings.items():
+    section = SECTIONS.get(request.command)
+    for group in (*GROUPS, "flat"):  # the last one wins
+        for key, value in request.overrides[group].items():
             written = key if group == "flat" else f"{group}.{key}"
-            typed = composed.typed(written) or composed.typed(f"{section}.{written}")
+            typed = not composed.given.isdisjoint({written, f"{section}.{written}"})
             if value is not None:
                 own[ALIASES.get(key, key)] = Claim(written, value, typed, value)
-    settled = translated(request.dialect, own, composed.typed)
+    settled = translated(request.dialect, own, composed.given)
     kept = {
         group: {key: value for key, value in settings.items() if ALIASES.get(key, key) not in settled}
         for group, settings in request.overrides.items()

@@ -7,7 +7,7 @@ task of one turn the two are the same. `ALIASES` holds every name with its conve
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,7 +230,8 @@ def split(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises `UsageError` for a name of their sections that the table does not hold.
     """
-    rest, found = dict(tree), {}
+    rest = dict(tree)
+    found: dict[str, Any] = {}
     for section in sorted(PREFIXES & rest.keys()):
         values = rest.pop(section)
         if values is not None and not isinstance(values, Mapping):
@@ -263,7 +264,7 @@ class Claim:
 
 
 def translated(
-    dialect: Mapping[str, Any], own: Mapping[str, Claim], typed: Callable[[str], bool]
+    dialect: Mapping[str, Any], own: Mapping[str, Claim], typed: Collection[str]
 ) -> dict[str, Any]:
     """The settings that ``dialect`` gives a value to, reconciled with what is given by our own names.
 
@@ -272,7 +273,7 @@ def translated(
     Args:
         dialect: their names with values, as `split` leaves them.
         own: settings given by our names.
-        typed: whether a dotted name was typed.
+        typed: their names that were typed, as opposed to read from a preset.
 
     Raises:
         UsageError: both languages, or two of their names, give a setting different values at the same place; a value
@@ -281,7 +282,7 @@ def translated(
     claims: dict[str, list[Claim]] = {setting: [claim] for setting, claim in own.items()}
     if DATASET in dialect:
         for setting, value in _environment(dialect[DATASET]).items():
-            claim = Claim(DATASET, value, typed(DATASET), dialect[DATASET], yields=True)
+            claim = Claim(DATASET, value, DATASET in typed, dialect[DATASET], yields=True)
             claims.setdefault(setting, []).append(claim)
     touched = {setting for setting, given in claims.items() if any(claim.yields for claim in given)}
     for name, alias in ALIASES.items():
@@ -292,7 +293,7 @@ def translated(
         if missing:
             raise UsageError(f"{name}: is converted with {' and '.join(missing)}; give that too")
         value = alias.convert(name, dialect[name], known)
-        claims.setdefault(alias.setting, []).append(Claim(name, value, typed(name), dialect[name]))
+        claims.setdefault(alias.setting, []).append(Claim(name, value, name in typed, dialect[name]))
         touched.add(alias.setting)
     return {setting: _settled(setting, claims[setting]) for setting in touched}
 

@@ -15,7 +15,7 @@ from maxent_grpo.data.prompts import PromptSettings, next_turn
 from maxent_grpo.errors import UsageError
 from maxent_grpo.randomness import KeyPart
 from maxent_grpo.rollout.environment import Environment
-from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
+from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.types import Prompt, Rollout
 
 
@@ -76,6 +76,7 @@ class DialogueSampler:
         settings: SamplingSettings,
         key: tuple[KeyPart, ...],
         policy_version: int,
+        finished: Finished | None = None,  # told of nothing: what is rewarded is the last turn, known at the end
     ) -> list[Rollout]:
         """See `Sampler.sample`. First turns are the completions that ``sampler`` draws without an environment."""
         budget = settings.max_completion_length
@@ -107,7 +108,7 @@ class DialogueSampler:
         stopped = rollout.finish_reasons[row] == "stop"
         if len(ids) > episode.budget:
             ids, logps, stopped = ids[: episode.budget], logps[: episode.budget], False
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         episode.write(ids, logps, text, stopped=stopped)
 
     def _answer(self, episode: Episode) -> None:

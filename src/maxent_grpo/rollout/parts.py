@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from maxent_grpo.randomness import KeyPart
-from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
+from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.types import Prompt, Rollout, consecutive
 
 
@@ -21,11 +21,16 @@ class SamplerInParts:
         settings: SamplingSettings,
         key: tuple[KeyPart, ...],
         policy_version: int,
+        finished: Finished | None = None,
     ) -> list[Rollout]:
         """See `Sampler.sample`: a completion does not depend on who shares its batch."""
         groups = max(1, self.completions // settings.num_generations)
-        return [
-            rollout
-            for part in consecutive(len(prompts), groups)
-            for rollout in self.sampler.sample([prompts[i] for i in part], settings, key, policy_version)
-        ]
+        rollouts: list[Rollout] = []
+        for part in consecutive(len(prompts), groups):
+            sampled = self.sampler.sample(
+                [prompts[i] for i in part], settings, key, policy_version, finished
+            )
+            for rollout in sampled if finished is not None else ():
+                finished(rollout)
+            rollouts += sampled
+        return rollouts

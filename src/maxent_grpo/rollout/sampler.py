@@ -22,7 +22,7 @@ class SamplingSettings:
 
 
 Finished = Callable[[Rollout], None]
-"""Told of a completion, as a rollout of one, while others are still sampled."""
+"""Told of completions that are whole while others are still sampled, in rollouts of one or more."""
 
 
 class Sampler(Protocol):
