@@ -49,15 +49,19 @@ class Checked:
 Rule = NotRun | RunBy | Checked
 
 RULES: tuple[tuple[str, Rule], ...] = (
+    # Patterns of commands, and what programs answer
+    (r".*(…|(?<![\w.-])\$?(RECIPE|MODEL|RUN|FILE|DIR|ADDRESS)\b)", NotRun("capitals stand for the reader's own")),
+    (r"maxent-grpo: ", NotRun("an answer of the program, not a command")),
     # Console scripts
     (r"maxent-grpo.* --?h(elp)?\b", Checked("help")),
     (r"maxent-grpo(-study)? .*study\.plan=", Checked("study")),
     (r"PYTHONPATH=\. .*recipe=recipe\.yaml", RunBy("tests/docs/test_new_objective_guide.py")),
     (r"maxent-grpo command=demo", RunBy("tests/cli/test_demo.py")),
     (r"maxent-grpo command=report", RunBy("tests/docs/test_getting_started.py")),
-    (r"maxent-grpo-generate |python -m maxent_grpo\.generate ", Checked("help of console")),
+    (r"(maxent-grpo-(generate|vllm-proxy)|python -m maxent_grpo\.generate) ", Checked("help of console")),
+    (r"maxent-grpo-sync optimizer\.lr=1e-4 learning_rate=1e-5", NotRun("shows a request that is refused")),
     (r"maxent-grpo(-math-eval|-inference| command=(math-eval|math_eval|inference)).*", Checked("evaluation")),
-    (r"maxent-grpo(-baseline|-maxent|-infoseed)? ", Checked("plan")),
+    (r"maxent-grpo(-baseline|-maxent|-infoseed|-sync|-async)? ", Checked("plan")),
     (r"torchrun .*--distributed (fsdp2|zero2|zero3) ", RunBy("tests/train/test_strategies.py")),
     (r"(torchrun|accelerate launch|python) .*-m maxent_grpo\.(grpo|maxent_grpo|infoseed) ", Checked("flags")),
     (r"maxent-grpo-tiny-policy ", NotRun("minutes: trains the bundled policy from scratch")),
@@ -65,6 +69,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"python (tools|ops|docs|benchmarks|examples)/\S+\.py", Checked("file")),
     (r"python -m benchmarks\.", Checked("module")),
     (r"make ", Checked("make")),
+    (r"bash ops/slurm/.* --dry-run", RunBy("tests/docs/test_slurm_guide.py")),
     (r"(bash )?(\./)?ops/\S+", Checked("file")),
     # Tools of the developer
     (r"sphinx-build ", RunBy("tests/docs/test_site.py")),

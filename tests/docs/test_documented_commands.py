@@ -4,27 +4,22 @@ import importlib
 import itertools
 import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from documented_commands import ROOT, SHELL, Check, Checked, RunBy, blocks, documented, rule_of, words
+from documented_commands import ROOT, SHELL, Check, Checked, NotRun, RunBy, blocks, documented, rule_of, words
 
-from maxent_grpo.cli import main as console
 from maxent_grpo.cli.arguments import sort_arguments
 from maxent_grpo.cli.compose import Composed, compose
 from maxent_grpo.cli.request import read_request
 from maxent_grpo.evaluate.request import read_request as read_evaluation
 from maxent_grpo.evaluate.settings import EvaluationRequest
 
-SCRIPTS = {
-    "maxent-grpo": console.main,
-    "maxent-grpo-maxent": console.maxent,
-    "maxent-grpo-baseline": console.baseline,
-    "maxent-grpo-infoseed": console.infoseed,
-    "maxent-grpo-math-eval": console.math_eval,
-    "maxent-grpo-inference": console.math_eval,
-    "maxent-grpo-study": console.study,
-}
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+"""Console script → ``module:function``."""
+
 EXECUTED = sorted(command for command in documented() if isinstance(rule_of(command), Checked))
 
 
@@ -58,17 +53,22 @@ def test_commands_do_what_they_say(
     CHECKS[rule.how](command, tmp_path)
 
 
+def run_script(script: str, arguments: list[str]) -> int:
+    """Call a console script in this process."""
+    module, _, function = SCRIPTS[script].partition(":")
+    code: int = getattr(importlib.import_module(module), function)(arguments)
+    return code
+
+
 def helped(command: str, directory: Path) -> None:
     script, *arguments = words(command)
-    assert SCRIPTS[script](arguments) == 0
+    assert run_script(script, arguments) == 0
 
 
 def planned(command: str, directory: Path) -> None:
     """A training command resolves and plans; nothing is loaded."""
     script, *arguments = words(command)
-    assert (
-        SCRIPTS[script]([*arguments, "dry_run=true"] if "dry_run=true" not in arguments else arguments) == 0
-    )
+    assert run_script(script, [a for a in arguments if a != "dry_run=true"] + ["dry_run=true"]) == 0
 
 
 def flagged(command: str, directory: Path) -> None:
@@ -89,7 +89,7 @@ def evaluated(command: str, directory: Path) -> None:
         return
     kept = [argument for argument in arguments if not argument.startswith("inference.limit=")]
     root = f"inference.artifacts.root_dir={directory}"
-    assert SCRIPTS[script]([*kept, "inference.limit=2", root]) == 0
+    assert run_script(script, [*kept, "inference.limit=2", root]) == 0
     lines = [line for file in directory.rglob("seed_*.jsonl") for line in file.read_text().splitlines()]
     assert len(lines) == 2 * len(request.seeds) * len(request.temperatures)
 
@@ -105,7 +105,7 @@ def studied(command: str, directory: Path) -> None:
     script, *arguments = words(command)
     options = ["study.dry_run=true", "study.probe=false", f"study.output_dir={directory}"]
     kept = [a for a in arguments if a.partition("=")[0] not in {o.partition("=")[0] for o in options}]
-    assert SCRIPTS[script]([*kept, *options]) == 0
+    assert run_script(script, [*kept, *options]) == 0
 
 
 def made(command: str, directory: Path) -> None:
@@ -126,8 +126,12 @@ def is_module(command: str, directory: Path) -> None:
 def console_help(command: str, directory: Path) -> None:
     """The script answers ``--help``, which names every option that the command uses."""
     script, *arguments = words(command)
-    module = ["python", "-m", arguments[1]] if script == "python" else [script]
-    answer = subprocess.run([*module, "--help"], capture_output=True, text=True, check=True)
+    if script == "python":
+        program = ["-m", arguments[1]]
+    else:
+        module, _, function = SCRIPTS[script].partition(":")
+        program = ["-c", f"import sys, {module}; sys.exit({module}.{function}())"]
+    answer = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True, check=True)
     used = re.findall(r"(?<!\S)--([\w-]+)", command)
     assert [option for option in used if f"--{option}" not in answer.stdout] == []
 
@@ -147,5 +151,6 @@ CHECKS: dict[str, Check] = {
 
 def test_a_command_without_a_rule_is_noticed() -> None:
     assert rule_of("frobnicate --all") is None
+    assert isinstance(rule_of("maxent-grpo command=report run=DIR"), NotRun)
     assert rule_of("maxent-grpo-maxent maxent.recipe=x.yaml") == Checked("plan")
     assert rule_of("maxent-grpo-math-eval inference.dataset=amc") == Checked("evaluation")

@@ -10,6 +10,7 @@ import yaml
 from documented_commands import ROOT, Block, blocks, pages
 
 from maxent_grpo.config.loading import resolve
+from maxent_grpo.objectives.catalog import CATALOG
 from maxent_grpo.study.plan import read_plan
 
 ELSEWHERE = {
@@ -82,6 +83,12 @@ def test_every_line_of_troubleshooting_is_one_that_the_package_writes() -> None:
     assert len(quoted) > 20
     missing = [part for line in quoted for part in line.split(" … ") if part not in said]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_catalog_is_as_large_as_the_pages_say(page: str) -> None:
+    (count,) = re.findall(r"(\d+) objectives", (ROOT / page).read_text(encoding="utf-8"))
+    assert int(count) == len(CATALOG)
 
 
 def texts_of(file: Path) -> str:

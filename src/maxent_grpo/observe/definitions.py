@@ -33,7 +33,8 @@ class Definition:
 def definitions() -> list[Definition]:
     """All metrics: rewards, objectives, controllers, then the learner's, evaluation and timing."""
     trained = {**REWARD_METRICS, **METRIC_DEFINITIONS, **CONTROLLER_METRICS}
-    meanings = {f"train/{name}": meaning for name, meaning in trained.items()} | names.DEFINITIONS
+    meanings = {f"train/{name}": meaning for name, meaning in trained.items()}
+    meanings.update(names.DEFINITIONS)
     return [Definition(name, meaning, *READINGS[name]) for name, meaning in meanings.items()]
 
 

@@ -2,7 +2,8 @@
 
 A metric has one name. Objectives and controllers define theirs
 (`maxent_grpo.objectives.catalog.METRIC_DEFINITIONS`, `maxent_grpo.controllers.controller.CONTROLLER_METRICS`);
-those of evaluation and timing, and the learner's few others, are defined here.
+those of evaluation and timing, and the learner's few others, are defined here. `observe.definitions` puts all together,
+with units and warning signs.
 """
 
 from collections.abc import Mapping
