@@ -76,7 +76,8 @@ class DialogueSampler:
         settings: SamplingSettings,
         key: tuple[KeyPart, ...],
         policy_version: int,
-        finished: Finished | None = None,  # told of nothing: what is rewarded is the last turn, known at the end
+        finished: Finished
+        | None = None,  # told of nothing: what is rewarded is the last turn, known at the end
     ) -> list[Rollout]:
         """See `Sampler.sample`. First turns are the completions that ``sampler`` draws without an environment."""
         budget = settings.max_completion_length

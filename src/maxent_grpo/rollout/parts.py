@@ -27,9 +27,7 @@ class SamplerInParts:
         groups = max(1, self.completions // settings.num_generations)
         rollouts: list[Rollout] = []
         for part in consecutive(len(prompts), groups):
-            sampled = self.sampler.sample(
-                [prompts[i] for i in part], settings, key, policy_version, finished
-            )
+            sampled = self.sampler.sample([prompts[i] for i in part], settings, key, policy_version, finished)
             for rollout in sampled if finished is not None else ():
                 finished(rollout)
             rollouts += sampled
