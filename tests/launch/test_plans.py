@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.evaluate.lighteval_jobs import lighteval_command
 from maxent_grpo.launch.allocation import Allocation
 from maxent_grpo.launch.arguments import flag_value, read_flags
 from maxent_grpo.launch.environment import job_environment, shown_words, without_values
 from maxent_grpo.launch.evaluation import FLAGS as EVALUATION_FLAGS
-from maxent_grpo.launch.evaluation import lighteval_command, math_eval_command, slots
+from maxent_grpo.launch.evaluation import math_eval_command, slots
 from maxent_grpo.launch.ray_cluster import FLAGS as RAY_FLAGS
 from maxent_grpo.launch.ray_cluster import packed, plan_ray, with_token
 from maxent_grpo.launch.sweep import grid_points, point_name, point_words
@@ -225,10 +226,7 @@ def test_gpus_are_dealt_to_evaluations() -> None:
 
 def test_lighteval_shards_or_copies_the_model() -> None:
     def settings(parallel: bool) -> str:
-        return lighteval_command(
-            ["lighteval"], "t", "m", "main", tensor_parallel=parallel, trust=False, system_prompt="", gpus=4,
-            output_dir="o",
-        )[2]  # fmt: skip
+        return lighteval_command(["lighteval"], "t", "m", "main", Path("o"), parallel=parallel, gpus=4)[2]
 
     assert "tensor_parallel_size=4" in settings(True)
     assert "data_parallel_size=4" in settings(False)

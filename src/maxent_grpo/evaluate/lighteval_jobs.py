@@ -38,6 +38,9 @@ MOST_GPUS = 8
 WIDTH = 64
 """vLLM cuts a model's heads, and the vocabulary in blocks of this many, into equal parts."""
 
+LENGTH = 32768
+"""Tokens of prompt and answer together, for models that reason at length."""
+
 SCRIPT = Path("ops/slurm/evaluate.slurm")
 RESULTS = Path("var/artifacts/lighteval")
 _SIZE = re.compile(r"(?<![\w.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
@@ -170,14 +173,19 @@ def plan_benchmark_jobs(
             ]
             jobs.append(BenchmarkJob(name, (*command, *switches, *prompt, *extra)))
         else:
-            described = _model_arguments(
-                model, revision, backend, trust_remote_code, system_prompt, parallel, gpus
+            command = lighteval_command(
+                shlex.split(environ.get("LIGHTEVAL") or "lighteval"),
+                spec,
+                model,
+                revision,
+                RESULTS / _safe(model) / _safe(revision) / name,
+                backend=backend,
+                trust_remote_code=trust_remote_code,
+                system_prompt=system_prompt,
+                parallel=parallel,
+                gpus=gpus,
             )
-            output = RESULTS / _safe(model) / _safe(revision) / name
-            command = [*shlex.split(environ.get("LIGHTEVAL") or "lighteval"), backend, described]
-            jobs.append(
-                BenchmarkJob(name, (*command, task_argument(spec), "--output-dir", str(output), *extra))
-            )
+            jobs.append(BenchmarkJob(name, (*command, *extra)))
     return jobs
 
 
@@ -234,17 +242,25 @@ def run_benchmark_jobs(
     return jobs
 
 
-def _model_arguments(
+def lighteval_command(
+    program: Sequence[str],
+    spec: str,
     model: str,
     revision: str,
-    backend: Backend,
-    trust_remote_code: bool,
-    system_prompt: str | None,
-    parallel: bool,
-    gpus: int,
-) -> str:
-    """LightEval's ``key=value,…``, in which a value cannot hold a comma."""
-    if system_prompt and "," in system_prompt:
+    output: Path,
+    *,
+    backend: Backend = "vllm",
+    trust_remote_code: bool = False,
+    system_prompt: str | None = None,
+    parallel: bool = False,
+    gpus: int = 1,
+) -> list[str]:
+    """The command line of LightEval 0.13 for the tasks of ``spec``.
+
+    With vLLM the model is spread over ``gpus`` GPUs where ``parallel``, else each holds a copy. Raises `UsageError` for
+    a system prompt that a command line cannot carry.
+    """
+    if system_prompt and "," in system_prompt:  # it is among LightEval's key=value,…
         raise UsageError(
             "system_prompt: LightEval takes it on the command line, where a comma ends it; use a text without one"
         )
@@ -252,10 +268,19 @@ def _model_arguments(
     if trust_remote_code:
         settings["trust_remote_code"] = "true"
     if backend == "vllm":
-        settings["tensor_parallel_size" if parallel else "data_parallel_size"] = str(gpus)
+        settings |= {
+            "dtype": "bfloat16",
+            "tensor_parallel_size" if parallel else "data_parallel_size": str(gpus),
+            "max_model_length": str(LENGTH),
+            "max_num_batched_tokens": str(LENGTH),
+            "gpu_memory_utilization": "0.8",
+            "generation_parameters": f"{{max_new_tokens:{LENGTH},temperature:0.6,top_p:0.95}}",
+        }
     if system_prompt:
         settings["system_prompt"] = system_prompt
-    return ",".join(f"{key}={value}" for key, value in settings.items())
+    described = ",".join(f"{key}={value}" for key, value in settings.items())
+    saved = ["--output-dir", str(output), "--save-details"]
+    return [*program, backend, described, task_argument(spec), *saved]
 
 
 def _refuse_missing_program(job: BenchmarkJob, where: Where) -> None:

@@ -26,7 +26,7 @@ CACHES = {
 
 
 def job_environment(environ: Mapping[str, str], root: Path) -> dict[str, str]:
-    """``environ`` with every cache under ``root/var`` and nothing of the user's own site-packages.
+    """``environ`` with every cache under ``root/var``, shallow checkpoints, and nothing of the user's site-packages.
 
     A token that `hf auth login` stored under the home directory is found although HF_HOME moves.
     """
@@ -39,6 +39,7 @@ def job_environment(environ: Mapping[str, str], root: Path) -> dict[str, str]:
     stored = Path(home) / "token"
     if "HF_TOKEN" not in environ and stored.is_file():
         result.setdefault("HF_TOKEN_PATH", str(stored))
+    result.setdefault("MAXENT_CHECKPOINT_METADATA_MODE", "shallow")
     result |= {"PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
     return result
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.evaluate.lighteval_jobs import RESULTS, lighteval_command
 from maxent_grpo.launch import commands
 from maxent_grpo.launch.allocation import read_allocation
 from maxent_grpo.launch.arguments import Flag, Values, read_flags, words_of
@@ -162,37 +163,6 @@ def math_eval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
     return run_queue(queue, environment, allocation.job)
 
 
-def lighteval_command(
-    program: Sequence[str],
-    tasks: str,
-    model: str,
-    revision: str,
-    *,
-    tensor_parallel: bool,
-    trust: bool,
-    system_prompt: str,
-    gpus: int,
-    output_dir: str,
-) -> list[str]:
-    """LightEval with vLLM on ``gpus`` GPUs: one copy over all of them, or a copy on each."""
-    width = "tensor_parallel_size" if tensor_parallel else "data_parallel_size"
-    length = 32768
-    settings = {
-        "model_name": model,
-        "revision": revision,
-        "trust_remote_code": str(trust).lower(),
-        "dtype": "bfloat16",
-        width: max(1, gpus),
-        "max_model_length": length,
-        "max_num_batched_tokens": length,
-        "gpu_memory_utilization": 0.8,
-        "generation_parameters": f"{{max_new_tokens:{length},temperature:0.6,top_p:0.95}}",
-    }
-    prompt = ["--system-prompt", system_prompt] if system_prompt else []
-    described = ",".join(f"{key}={value}" for key, value in settings.items())
-    return [*program, "vllm", described, tasks, "--output-dir", output_dir, "--save-details", *prompt]
-
-
 def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
     """Carry out ``launch lighteval BENCHMARK TASKS MODEL REVISION TP TRUST [PROMPT_BASE64]``. Raises `UsageError`."""
     dry = environ.get("MAXENT_DRY_RUN", "0") not in ("", "0") or "--dry-run" in words
@@ -211,17 +181,17 @@ def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
     except (binascii.Error, UnicodeDecodeError) as error:
         raise UsageError(f"SYSTEM_PROMPT_BASE64 is not base64 of a text ({error})") from error
     allocation = read_allocation(environ)
-    output = Path("var/artifacts/lighteval") / _safe(model) / _safe(revision) / _safe(benchmark)
+    output = RESULTS / _safe(model) / _safe(revision) / _safe(benchmark)
     command = lighteval_command(
         shlex.split(environ.get("LIGHTEVAL", "lighteval")),
         tasks,
         model,
         revision,
-        tensor_parallel=parallel.lower() == "true",
-        trust=trust.lower() == "true",
+        output,
+        trust_remote_code=trust.lower() == "true",
         system_prompt=text,
-        gpus=len(allocation.gpus),
-        output_dir=str(output),
+        parallel=parallel.lower() == "true",
+        gpus=max(1, len(allocation.gpus)),
     )
     step = Step(
         benchmark, tuple(command), LOGS / f"lighteval_{allocation.job or 'local'}_{_safe(benchmark)}.log"
