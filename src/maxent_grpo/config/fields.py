@@ -266,7 +266,11 @@ class TrainingFields:
     )
     tis_cap: float | None = setting(
         None,
-        "Cap of the truncated importance weights learner / sampler per token, > 0; unset: no correction.",
+        "Cap of the truncated importance weights learner / sampler; 0: no correction; unset: 2 where vLLM samples "
+        "and the loss is one of single tokens, else none.",
+    )
+    tis_level: Literal["token", "sequence"] = setting(
+        "token", "What these importance weights are of: each token, or each completion."
     )
     log_reference_kl: bool = setting(
         False,
@@ -451,6 +455,24 @@ class TrainingFields:
     vllm_url: str | None = setting(
         None,
         "vLLM generate endpoint; with use_vllm in server mode it gives the server base URL, host and port.",
+    )
+    # Weights of a vLLM sampler
+    vllm_sync_weights: bool = setting(
+        True, "Give the vLLM sampler the learner's weights; false: it samples from those that it was started with."
+    )
+    vllm_sync_interval_steps: int = setting(
+        1, "Optimiser steps between two such publications, ≥ 0; 0: never, as vllm_sync_weights=false."
+    )
+    vllm_sync_backend: Literal["auto", "disk", "gloo", "nccl", "ipc"] = setting(
+        "auto",
+        "How weights reach a server: by files (disk), or the backend of its --weight-transfer-config; auto: that "
+        "backend, else disk.",
+    )
+    vllm_sync_urls: list[str] = setting(
+        [], "Base URLs of all servers behind a proxy, which all get the weights; empty: vllm_server_base_url alone."
+    )
+    vllm_sync_dir: str | None = setting(
+        None, "Directory for disk, under one path on trainer and servers; unset: a folder of output_dir."
     )
     wandb_project: str | None = setting(None, "Weights & Biases project; unset: WANDB_PROJECT.")
     wandb_entity: str | None = setting(None, "Weights & Biases entity; unset: WANDB_ENTITY.")

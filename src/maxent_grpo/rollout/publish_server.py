@@ -37,18 +37,39 @@ class Transport(Protocol):
         """Give up connections and files."""
 
 
+class Nothing:
+    """The transport of ranks that send nothing."""
+
+    def prepare(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None: ...
+
+    def send(
+        self,
+        servers: Sequence[VLLMControl],
+        description: Sequence[WeightInfo],
+        weights: Iterator[tuple[str, Tensor]],
+    ) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class ServerPublisher:
     """See `Publisher`. Several servers are the ones behind a proxy: all of them get the weights.
 
     Args:
         servers: all that may be asked to generate.
         transport: how the weights travel.
+        patience: seconds that a server may stay away before a publication fails.
         is_sender: true on the rank that sends; the others only help it to gather.
     """
 
-    def __init__(self, servers: Sequence[VLLMControl], transport: Transport, *, is_sender: bool) -> None:
+    def __init__(
+        self, servers: Sequence[VLLMControl], transport: Transport, *, patience: float, is_sender: bool
+    ) -> None:
         self._servers = list(servers)
         self._transport = transport
+        self._patience = patience
         self._is_sender = is_sender
 
     def publish(self, weights: Weights, version: str) -> None:
@@ -65,6 +86,7 @@ class ServerPublisher:
     def _publish(
         self, description: Sequence[WeightInfo], stream: Iterator[tuple[str, Tensor]], version: str
     ) -> None:
+        on_all(self._servers, lambda server: server.wait_until_healthy(self._patience))
         self._transport.prepare(stream, version)
         on_all(self._servers, VLLMControl.pause)
         # Nothing resumes a server whose update broke off: it would generate from half-loaded weights.
