@@ -116,5 +116,5 @@ class ServerPublisher:
 
 def on_all(servers: Sequence[VLLMControl], call: Callable[[VLLMControl], Result]) -> list[Result]:
     """The call's result on every server, at the same time; raises what the first failing one raised."""
-    with ThreadPoolExecutor(max_workers=len(servers)) as pool:
+    with ThreadPoolExecutor(max_workers=max(1, len(servers))) as pool:
         return list(pool.map(call, servers))

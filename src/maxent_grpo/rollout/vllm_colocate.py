@@ -7,8 +7,8 @@ over the trainer's ranks; every rank has an engine of its own.
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -34,13 +34,13 @@ class EngineSettings:
     temperature: float = 1.0  # at which its log-probs are asked for
     sleep: bool = False  # give the cache's memory back while the learner works
     trust_remote_code: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)  # further ones of vLLM's engine
 
 
 def start_engine(settings: EngineSettings) -> "LLM":
     """An engine in this process. Raises `UsageError` where vLLM is not installed or cannot do what is asked."""
     # Read when vLLM is imported: an engine in a process of its own could not be handed tensors.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the learner computes on the same threads
     try:
         from vllm import LLM
         from vllm.platforms import current_platform
@@ -61,7 +61,7 @@ def start_engine(settings: EngineSettings) -> "LLM":
         logprobs_mode="raw_logprobs" if settings.temperature == 1 else "processed_logprobs",
         seed=0,  # every request has a seed of its own
         disable_log_stats=True,
-        **settings.options,
+        enforce_eager=current_platform.is_cpu(),  # compiling for a CPU takes minutes
     )
 
 
