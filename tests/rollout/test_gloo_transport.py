@@ -32,4 +32,8 @@ def test_a_broadcast_arrives() -> None:
 
 def test_the_message_describes_the_parameters() -> None:
     update = GlooUpdate.of([WeightInfo("a", torch.bfloat16, (2, 3)), WeightInfo("b", torch.float32, ())])
-    assert (update.names, update.dtype_names, update.shapes) == (["a", "b"], ["bfloat16", "float32"], [[2, 3], []])
+    assert (update.names, update.dtype_names, update.shapes) == (
+        ["a", "b"],
+        ["bfloat16", "float32"],
+        [[2, 3], []],
+    )

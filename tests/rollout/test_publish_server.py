@@ -164,7 +164,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
     server.shutdown()
     server.server_close()
     publisher, _ = publisher_of([server])
-    with pytest.raises(PublishFailed, match="no vLLM server at .* within 1 s"):
+    with pytest.raises(PublishFailed, match=r"no vLLM server at .* within 1 s"):
         publisher.publish(Two(), "run-1")
 
 

@@ -1,5 +1,9 @@
 """What is published: every parameter, whole, under its checkpoint name, with the adapter in it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,3 +74,22 @@ def test_another_pass_gives_the_weights_of_now(policy: Qwen2ForCausalLM) -> None
 def test_dora_is_refused(policy: Qwen2ForCausalLM) -> None:
     with pytest.raises(UsageError, match="use_dora=false"):
         weights_of(adapted(policy, use_dora=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
+def test_shards_are_published_whole_and_one_at_a_time(policy_dir: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "zero3":
+        pytest.importorskip("deepspeed")
+    script = Path(__file__).with_name("two_ranks_published.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+         str(script), str(policy_dir), kind, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list(tmp_path.glob("rank-*"))) == 2

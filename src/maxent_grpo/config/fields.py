@@ -458,7 +458,8 @@ class TrainingFields:
     )
     # Weights of a vLLM sampler
     vllm_sync_weights: bool = setting(
-        True, "Give the vLLM sampler the learner's weights; false: it samples from those that it was started with."
+        True,
+        "Give the vLLM sampler the learner's weights; false: it samples from those that it was started with.",
     )
     vllm_sync_interval_steps: int = setting(
         1, "Optimiser steps between two such publications, ≥ 0; 0: never, as vllm_sync_weights=false."
@@ -469,7 +470,8 @@ class TrainingFields:
         "backend, else disk.",
     )
     vllm_sync_urls: list[str] = setting(
-        [], "Base URLs of all servers behind a proxy, which all get the weights; empty: vllm_server_base_url alone."
+        [],
+        "Base URLs of all servers behind a proxy, which all get the weights; empty: vllm_server_base_url alone.",
     )
     vllm_sync_dir: str | None = setting(
         None, "Directory for disk, under one path on trainer and servers; unset: a folder of output_dir."

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.rollout.publisher import PublishFailed, Weights, WeightInfo, drained
+from maxent_grpo.rollout.publisher import PublishFailed, WeightInfo, Weights, drained
 from maxent_grpo.rollout.vllm_control import VLLMControl
 
 Result = TypeVar("Result")

@@ -6,6 +6,7 @@ Written against vLLM 0.30 (`vllm/entrypoints/serve/dev`).
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -24,7 +25,9 @@ class VLLMControl:
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         self.url = url.rstrip("/")
-        self._client = httpx.Client(base_url=self.url, headers=dict(headers or {}), timeout=ANSWER_SECONDS)
+        self._client = httpx.Client(
+            base_url=self.url, headers=dict(headers or {}), timeout=ANSWER_SECONDS, trust_env=False
+        )
 
     def pause(self) -> None:
         """Let running requests finish, hold back new ones, and drop what was cached of the old weights."""
@@ -58,9 +61,12 @@ class VLLMControl:
         info = self._call("GET", "/server_info", params={"config_format": "json"})
         return dict(info["vllm_config"])
 
-    def transfer_backend(self) -> str | None:
-        """The ``backend`` of its ``--weight-transfer-config``; None without one."""
-        return (self.settings().get("weight_transfer_config") or {}).get("backend")
+    def is_proxy(self) -> bool:
+        """Whether this is ``maxent-grpo-vllm-proxy``, which passes orders on to all servers behind it."""
+        try:
+            return self._client.get("/proxy/status").status_code == 200
+        except httpx.HTTPError as error:
+            raise PublishFailed(f"{self.url}: {type(error).__name__}: {error}") from error
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self._call("POST", "/init_weight_transfer_engine", json={"init_info": init_info})
@@ -79,11 +85,9 @@ class VLLMControl:
         """Return once it answers. Raises `PublishFailed` if it has not after ``seconds``."""
         deadline = time.monotonic() + seconds
         while True:
-            try:
+            with suppress(httpx.TransportError):  # not there, or not yet
                 if self._client.get("/health", timeout=5.0).status_code == 200:
                     return
-            except httpx.TransportError:  # not there, or not yet
-                pass
             if time.monotonic() >= deadline:
                 raise PublishFailed(
                     f"no vLLM server at {self.url} within {seconds:g} s (vllm_server_timeout); start it, or correct "

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -96,11 +97,9 @@ class VLLMProcess:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise RunError(f"vllm serve ended with code {self._process.returncode}: {self.tail()}")
-            try:
-                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
+            with suppress(httpx.TransportError):  # not listening yet
+                if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).status_code == 200:
                     return
-            except httpx.TransportError:  # not listening yet
-                pass
             time.sleep(0.5)
         raise RunError(f"vllm serve was not healthy within {seconds:g} s: {self.tail()}")
 
@@ -121,16 +120,10 @@ class VLLMProcess:
         if self._process is None:
             return
         group = self._process.pid
-        try:
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):  # it has ended by itself, or will not
             os.killpg(group, how)
             self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            pass
-        except ProcessLookupError:  # it has ended by itself
-            pass
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)  # what the server left behind
-        except ProcessLookupError:
-            pass
         self._process.wait()
         self._process = None

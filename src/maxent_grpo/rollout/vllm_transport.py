@@ -49,7 +49,9 @@ class VLLMTransport:
             if self._engine is None:
                 self._source = _source()
                 self._source.use(description, weights)
-                self._engine = self._start(self._init(servers), client=AllServers(servers), source=self._source)
+                self._engine = self._start(
+                    self._init(servers), client=AllServers(servers), source=self._source
+                )
             self._source.use(description, weights)
             self._engine.send_weights()
         except RuntimeError as error:  # of NCCL, or of the rendezvous

@@ -102,4 +102,6 @@ def own_name(name: str) -> str:
 
 def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     """The shape of the parameter, where a rank holds a shard of it too."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))  # DeepSpeed's; of a DTensor it is the whole's
+    return tuple(
+        getattr(parameter, "ds_shape", parameter.shape)
+    )  # DeepSpeed's; of a DTensor it is the whole's
