@@ -138,4 +138,4 @@ def test_what_is_secret_is_not_in_the_representation() -> None:
     )
     assert "hunter" not in repr(found)
     assert found.endpoint == "http://host:1"
-    assert {"hunter2", "hunter3", "hunter4", "me:hunter4"} == set(found.secrets)
+    assert {"hunter2", "hunter3", "hunter4", "me:hunter4", "bWU6aHVudGVyNA=="} == set(found.secrets)

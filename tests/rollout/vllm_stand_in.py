@@ -129,11 +129,12 @@ def serving(
     max_model_len: int = 64,
     openai: bool = True,
     port: int = 0,
+    keep_alive: bool = True,
 ) -> Iterator[StandIn]:
     """A server on this machine. ``script`` answers everything but the check's probes, which are answered well."""
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+        protocol_version = "HTTP/1.1" if keep_alive else "HTTP/1.0"
 
         def do_GET(self) -> None:
             if self.path == "/health":

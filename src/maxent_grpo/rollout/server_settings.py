@@ -1,9 +1,10 @@
 """How a vLLM server is reached, and how patiently."""
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from maxent_grpo.rollout.client_tag import TagPolicy
 
@@ -55,7 +56,7 @@ class ServerSettings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What no message may contain, should a server repeat it."""
-        userinfo = urlsplit(self.base_url).netloc.rpartition("@")[0]
-        return tuple(
-            filter(None, (self.api_key, *self.extra_headers.values(), userinfo, userinfo.partition(":")[2]))
-        )
+        userinfo = unquote(urlsplit(self.base_url).netloc.rpartition("@")[0])
+        basic = base64.b64encode(userinfo.encode()).decode()  # as it travels
+        parts = (self.api_key, *self.extra_headers.values(), userinfo, basic, userinfo.partition(":")[2])
+        return tuple(part for part in parts if part)
