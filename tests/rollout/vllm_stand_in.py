@@ -145,7 +145,7 @@ def serving(
                 self._send(Answer({"detail": "Not Found"}, 404))
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
             asked = Asked(self.path, dict(self.headers), body, len(stand_in.asked))
             with stand_in.counted(asked):
                 answer = script(asked)
