@@ -94,10 +94,10 @@ def own_part(reply: Mapping[str, Any], tag: str | None, policy: TagPolicy) -> Fi
         if found is None and isinstance(outputs, list):
             tags = [tag_of(output) for output in outputs]
             untagged += tags.count(None)
-            mine = [o for o, t in zip(outputs, tags, strict=True) if _is_own(t, tag, policy)]
-            dropped += not mine
-            if mine:
-                groups.append({**group, "outputs": mine})
+            own = [o for o, t in zip(outputs, tags, strict=True) if _is_own(t, tag, policy)]
+            dropped += not own
+            if own:
+                groups.append({**group, "outputs": own})
             continue
         untagged += found is None
         if _is_own(found, tag, policy):

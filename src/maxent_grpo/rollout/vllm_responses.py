@@ -144,8 +144,8 @@ def _by_index(
     flat: Sequence[Mapping[str, Any]], prompts: int, n: int
 ) -> list[list[Mapping[str, Any]]] | None:
     """Completions placed by their ``index``, which counts prompt by prompt; None where the indices say nothing."""
-    indices = [record.get("index") for record in flat]
-    if not all(type(i) is int and i >= 0 for i in indices) or len(set(indices)) < len(indices):
+    indices = [record["index"] for record in flat if type(record.get("index")) is int]
+    if len(set(indices)) < len(flat) or any(i < 0 for i in indices):
         return None
     if len(flat) <= prompts * n and any(i >= prompts * n for i in indices):
         return None  # counted over more than this answer holds: another's groups were taken out of it
