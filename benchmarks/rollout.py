@@ -16,8 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from maxent_grpo.rollout.server_settings import ServerSettings
-from maxent_grpo.rollout.vllm_server import VLLMServerSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.models import SIZES, build_model, build_tokenizer
@@ -28,6 +26,7 @@ from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.publish_server import ServerPublisher, Transport
 from maxent_grpo.rollout.publisher import Publisher
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
+from maxent_grpo.rollout.server_settings import ServerSettings
 from maxent_grpo.rollout.vllm_colocate import (
     ColocatedPublisher,
     EngineSettings,
@@ -36,6 +35,7 @@ from maxent_grpo.rollout.vllm_colocate import (
 )
 from maxent_grpo.rollout.vllm_control import VLLMControl
 from maxent_grpo.rollout.vllm_process import VLLMProcess
+from maxent_grpo.rollout.vllm_server import VLLMServerSampler
 from maxent_grpo.train.published_weights import PolicyWeights
 from maxent_grpo.types import Prompt
 

@@ -141,6 +141,10 @@ NATIVE_ONLY = _by_name(
             surrogate clip_cov_fraction clip_cov_low clip_cov_high
             kl_cov_fraction kl_cov_coef flow_reward_scale
             entropy_kl_threshold entropy_kl_gain entropy_kl_trust_zone
+            vllm_api vllm_model vllm_request_timeout vllm_max_retries vllm_backoff
+            vllm_backoff_multiplier vllm_max_completion_rounds vllm_retry_sleep vllm_concurrency
+            vllm_prompts_per_request vllm_backfill_with_model vllm_client_tag vllm_client_tag_policy
+            vllm_client_tag_fail_fast vllm_logprob_fail_after
         """,
         "TRL's trainer takes it from accelerate launch; set force_custom_loop=true": """
             distributed
