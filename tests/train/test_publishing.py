@@ -160,5 +160,8 @@ def test_importance_of_completions_is_the_product_of_their_tokens() -> None:
     behaviour = torch.tensor([[-1.5, -1.9, 5.0], [-1.1, -1.2, -1.3]], dtype=torch.float64)
     mask = torch.tensor([[True, True, False], [True, True, True]])
     found = truncated_importance(old, behaviour, mask, cap=1.6, level="sequence")
-    first, second = torch.tensor(0.4).double().exp(), torch.tensor(1.6).double()  # e^0.6 is above the cap
+    first, second = (
+        torch.tensor(0.4, dtype=old.dtype).exp(),
+        torch.tensor(1.6, dtype=old.dtype),
+    )  # e^0.6 is above the cap
     torch.testing.assert_close(found, torch.stack([first.expand(3), second.expand(3)]), rtol=1e-12, atol=0)

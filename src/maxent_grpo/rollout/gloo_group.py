@@ -4,6 +4,7 @@ It is apart from PyTorch's default group, which belongs to the trainer's ranks, 
 """
 
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -21,11 +22,12 @@ class GlooGroup:
 
     def __init__(self, address: str, port: int, rank: int, size: int, own_address: str) -> None:
         self._store = dist.TCPStore(address, port, size, rank == 0, TIMEOUT, wait_for_workers=False)
-        options = dist.ProcessGroupGloo._Options()
+        gloo: Any = dist.ProcessGroupGloo  # PyTorch's types do not know it whole
+        options = gloo._Options()
         options._timeout = TIMEOUT
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=own_address)]
+        options._devices = [gloo.create_device(hostname=own_address)]
         prefixed = dist.PrefixStore("weights", self._store)
-        self._group = dist.ProcessGroupGloo(prefixed, rank, size, options)
+        self._group = gloo(prefixed, rank, size, options)
 
     def broadcast(self, tensor: Tensor) -> None:
         """Send ``tensor`` (rank 0), or fill it. Raises `RuntimeError` where a member is gone."""

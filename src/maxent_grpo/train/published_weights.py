@@ -91,7 +91,7 @@ def merged(layer: nn.Module, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
     change = b.to(exact) @ a.to(exact)
     if layer.fan_in_fan_out:
         change = change.T
-    return (weight.to(exact) + layer.scaling[ADAPTER] * change).to(weight.dtype)  # type: ignore[index, operator]
+    return (weight.to(exact) + layer.scaling[ADAPTER] * change).to(weight.dtype)  # type: ignore[index]
 
 
 def own_name(name: str) -> str:

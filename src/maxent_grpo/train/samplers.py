@@ -198,4 +198,4 @@ def coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
 
 def dtype_of(name: str) -> torch.dtype:
     """vLLM writes ``torch.bfloat16``."""
-    return getattr(torch, name.removeprefix("torch."))  # type: ignore[no-any-return]
+    return getattr(torch, name.removeprefix("torch."))
