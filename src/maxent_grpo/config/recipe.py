@@ -26,6 +26,7 @@ RENAMED = {
     "eval_before_train": "eval_on_start",
     "torch_dtype": "dtype",
     "warmup_ratio": "warmup_steps",
+    "vllm_stop_sequences": "stop_sequences",
 }
 """Older name → present name. Transformers 5 reads a ``warmup_steps`` below 1 as ``warmup_ratio`` was read."""
 

@@ -34,6 +34,7 @@ HONOURED = _by_name(
             sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg
             vespo_lambda_neg top_entropy_quantile off_policy_mask_threshold
             use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target
+            use_vllm
         """
     }
 ).keys()
@@ -44,7 +45,6 @@ INERT = _by_name(
         "names a repository that is used only with push_to_hub": "hub_model_id",
         "a training command trains": "do_train",
         "is set by the launcher": "local_rank",
-        "is judged when a run starts, so that a plan can be printed without a server": "use_vllm",
         "is used only with use_vllm": """
             vllm_mode vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout
             vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length
@@ -129,7 +129,8 @@ NATIVE_REASON = "TRL's trainer does not read it; set force_custom_loop=true"
 NATIVE_ONLY = _by_name(
     {
         NATIVE_REASON: """
-            kl_estimator kl_horizon kl_ctl_step_size behaviour_kl_coef tis_cap log_reference_kl
+            kl_estimator kl_horizon kl_ctl_step_size behaviour_kl_coef tis_cap tis_level log_reference_kl
+            vllm_sync_weights vllm_sync_interval_steps vllm_sync_backend vllm_sync_urls vllm_sync_dir
             controller_resume_from controller_overwrite_from_config reference_model_name_or_path
             stop_sequences zero_truncated_completion_rewards max_nonfinite_steps
             micro_batch_tokens
@@ -141,6 +142,10 @@ NATIVE_ONLY = _by_name(
             kl_cov_fraction kl_cov_coef flow_reward_scale
             entropy_kl_threshold entropy_kl_gain entropy_kl_trust_zone
             kl_in_reward sampling_batch_size environment max_turns
+            vllm_api vllm_model vllm_request_timeout vllm_max_retries vllm_backoff
+            vllm_backoff_multiplier vllm_max_completion_rounds vllm_retry_sleep vllm_concurrency
+            vllm_prompts_per_request vllm_backfill_with_model vllm_client_tag vllm_client_tag_policy
+            vllm_client_tag_fail_fast vllm_logprob_fail_after
         """,
         "TRL's trainer takes it from accelerate launch; set force_custom_loop=true": """
             distributed

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 POSITIVE = (
     "maxent_q_temperature",
     "maxent_q_epsilon",
-    "tis_cap",
     "info_seed_temperature",
     "logging_steps",
     "save_steps",
@@ -46,6 +45,8 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "beta",
+    "tis_cap",
+    "vllm_sync_interval_steps",
     "epsilon",
     "epsilon_high",
     "learning_rate",

@@ -39,6 +39,11 @@ class PromptStream:
         return len(self._prompts)
 
     @property
+    def prompts(self) -> Sequence[Prompt]:
+        """All prompts, in the order of their dataset."""
+        return self._prompts
+
+    @property
     def epoch(self) -> float:
         """Epochs drawn so far, with the fraction of the current one."""
         return self._epoch + self._position / len(self)

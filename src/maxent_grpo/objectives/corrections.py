@@ -1,12 +1,18 @@
 """Corrections for tokens that another policy, or another implementation of the same policy, sampled."""
 
+from typing import Literal
+
 from torch import Tensor
 
-from maxent_grpo.objectives.reduce import log_ratio
+from maxent_grpo.objectives.reduce import log_ratio, row_sums
+
+CorrectionLevel = Literal["token", "sequence"]
 
 
-def truncated_importance(old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor, cap: float) -> Tensor:
-    """``min(π_old / π_behaviour, cap)`` per token, without gradient.
+def truncated_importance(
+    old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor, cap: float, level: CorrectionLevel = "token"
+) -> Tensor:
+    """``min(π_old / π_behaviour, cap)`` per token or per completion, without gradient.
 
     Truncated importance sampling (Ionides 2008), as Yao et al. (2025) use it for language models.
 
@@ -18,8 +24,13 @@ def truncated_importance(old_logps: Tensor, behaviour_logps: Tensor, mask: Tenso
         behaviour_logps: [B, T] as the sampler reported them.
         mask: [B, T] bool; padding may hold anything.
         cap: largest factor, > 0.
+        level: ``sequence`` takes the ratio of whole completions, the same for each of their tokens: unbiased but for
+            the cap, and of a variance that grows with their length.
 
     Returns:
-        [B, T], min(1, cap) at padding.
+        [B, T]; per token, min(1, cap) at padding.
     """
-    return log_ratio(old_logps, behaviour_logps, mask).detach().exp().clamp(max=cap)
+    logs = log_ratio(old_logps, behaviour_logps, mask).detach()
+    if level == "sequence":
+        logs = row_sums(logs, mask).unsqueeze(1).expand_as(logs)
+    return logs.exp().clamp(max=cap)

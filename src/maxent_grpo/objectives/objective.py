@@ -293,7 +293,9 @@ class Objective:
         if kept is not None:
             per_token = torch.where(kept, per_token, 0.0)
         if spec.tis_cap is not None:
-            factors = truncated_importance(old_logps, batch.behaviour_logps, mask, spec.tis_cap)
+            factors = truncated_importance(
+                old_logps, batch.behaviour_logps, mask, spec.tis_cap, spec.tis_level
+            )
             metrics |= correction_metrics(factors, spec.tis_cap, mask)
             if spec.surrogate_kind != "vespo":  # which has them in its weight already
                 per_token = per_token * factors

@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.objectives.corrections import CorrectionLevel
 from maxent_grpo.objectives.infoseed import InfoSeedSpec
 from maxent_grpo.objectives.reduce import LossType
 from maxent_grpo.objectives.regularizers import KLEstimator
@@ -99,6 +100,8 @@ class SurrogateSpec:
     """β of FlowRL: what the advantages of ``flow`` are multiplied by, in nats per token."""
     tis_cap: float | None = None
     """Cap of truncated importance sampling. None: no correction."""
+    tis_level: CorrectionLevel = "token"
+    """What its ratio is of: a token, or a whole completion."""
     off_policy_mask_threshold: float | None = None
     """Drop completions of negative advantage whose mean log(μ/π) is above this. None: none."""
     max_completion_length: int | None = None
@@ -240,6 +243,8 @@ def contradictions(spec: ObjectiveSpec) -> Iterator[str]:
         yield f"epsilon_high: under cispo it caps the ratio itself, and {spec.clip_range[1]} is not above 1; use 4 to 5"
     if kind == "vespo" and spec.importance_sampling_level != "token":
         yield "importance_sampling_level: vespo weighs whole completions by itself; use token"
+    if kind == "vespo" and spec.tis_cap is not None and spec.tis_level != "token":
+        yield "tis_level: vespo weighs whole completions by itself; use token"
     if spec.tilted_utility == "dr_grpo" and spec.max_completion_length is None:
         yield "tilted_utility: dr_grpo divides by max_completion_length; set it"
     if spec.mode_adaptive_tau and loss != "tilted":

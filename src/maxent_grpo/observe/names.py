@@ -32,6 +32,16 @@ DEFINITIONS: Final[Mapping[str, str]] = {
     "train/dynamic_sampling/rounds": "sampling rounds that the step's rollout took",
     "train/dynamic_sampling/dropped": "groups with equal utilities that were sampled and not trained on",
     "train/dynamic_sampling/filled": "groups with equal utilities that completed the rollout after the last round",
+    "train/sampling/publishes": "times that weights were sent to the sampler before this step",
+    "train/sampling/lost_weights": "times that a rollout was sampled anew, as a server had been started again",
+    "train/sampling/staleness": "optimiser steps that the sampler's weights were behind the learner's",
+    "train/sampling/ratio/mean": "mean of the learner's probability of a sampled token over the sampler's, before any "
+    "cap or mask",
+    "train/sampling/ratio/min": "smallest of these ratios",
+    "train/sampling/ratio/max": "largest of these ratios",
+    "train/sampling/logp_difference/mean": "mean |log-prob of sampler − of learner| of the tokens of the probes after "
+    "publishing, in nats",
+    "train/sampling/logp_difference/max": "largest of these differences, in nats",
     "train/learning_rate": "learning rate of this step",
     "train/grad_norm": "L2 norm of the gradient over all parameters, before clipping",
     "train/update_skipped": "1 where the loss or a gradient was not finite and nothing was stepped",

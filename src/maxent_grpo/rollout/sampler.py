@@ -19,6 +19,7 @@ class SamplingSettings:
     top_k: int = 0  # 0 keeps every token
     min_p: float | None = None  # keep tokens with at least this fraction of the likeliest token's probability
     stop: tuple[str, ...] = ()  # a completion ends with the first of these that it contains, which it keeps
+    for_learning: bool = True  # False: nothing reads the log-probs, which then are whatever the sampler gives
 
 
 Finished = Callable[[Rollout], None]

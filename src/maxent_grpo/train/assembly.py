@@ -34,13 +34,12 @@ from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
 from maxent_grpo.rewards.registry import RewardFunction, RewardOptions, load_rewards
 from maxent_grpo.rewards.scoring import Scorer
-from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.train.learner import Learner, Reference, make_optimizer
 from maxent_grpo.train.metadata import find_source
 from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ranks import parameter_checksum, refuse_disagreement, together
-from maxent_grpo.train.sampling import configured_sampler
+from maxent_grpo.train.samplers import SamplerParts, configured, make_sampler
 from maxent_grpo.train.schedule import LearningRate
 from maxent_grpo.train.state import Cadence, Run
 from maxent_grpo.train.strategy import Replicated, Strategy
@@ -99,21 +98,29 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
             if loaded.reference is None
             else loaded.reference
         )
+    sampling = sampling_settings(config, training.num_generations)
+    sampler, publishing = make_sampler(
+        SamplerParts(
+            config,
+            learner,
+            loaded.tokenizer,
+            sampling,
+            loaded.stream.prompts,
+            model_source(config),
+            output_dir,
+        )
+    )
     return Run(
         seed=training.seed,
         output_dir=output_dir,
         plan=plan,
         cadence=loaded.cadence,
         objective=Objective(objective_spec(training)),
-        sampling=sampling_settings(config, training.num_generations),
+        sampling=sampling,
         tokenizer=loaded.tokenizer,
         learner=learner,
         reference=reference,
-        sampler=configured_sampler(
-            LocalSampler(learner.strategy.sampling_model, loaded.tokenizer, accelerator.autocast),
-            config,
-            loaded.tokenizer,
-        ),
+        sampler=configured(sampler, config, loaded.tokenizer),
         scorer=loaded.scorer,
         stream=loaded.stream,
         meter=Meter(accelerator),
@@ -122,6 +129,7 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
         seeds=loaded.seeds,
         checkpoints=config.checkpoints,
         metadata_source=metadata_source,
+        publishing=publishing,
     )
 
 
@@ -320,6 +328,7 @@ def evaluation_sampling(config: RunConfig, num_generations: int) -> SamplingSett
         top_p=training.eval_top_p,
         top_k=training.eval_top_k,
         min_p=training.eval_min_p,
+        for_learning=False,
     )
 
 

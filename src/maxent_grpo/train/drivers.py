@@ -16,11 +16,12 @@ from maxent_grpo.rollout.seeded import with_seeded
 from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.journal import Journal
 from maxent_grpo.train.ranks import gathered, own_part, share
+from maxent_grpo.train.samplers import sampling_metrics
 from maxent_grpo.train.seed_evaluation import evaluate_seeds
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
-from maxent_grpo.types import Group, mean_stat
+from maxent_grpo.types import Group, Prompt, Rollout, mean_stat
 
 
 def train_inline(run: Run, journal: Journal) -> None:
@@ -48,7 +49,7 @@ def train_inline(run: Run, journal: Journal) -> None:
             "time/update": finished - sampled,
             "time/step": finished - started,
             "tokens/s": tokens / (finished - started),
-        })  # fmt: skip
+        } | ({} if run.publishing is None else {"time/publish": run.publishing.take_seconds()}))  # fmt: skip
         if run.skipped_in_a_row >= run.cadence.max_nonfinite_steps:
             raise RunError(
                 f"step {run.step}: {run.skipped_in_a_row} updates in a row had a non-finite loss or gradient and were "
@@ -97,19 +98,24 @@ def collect(run: Run) -> None:
 def sample_groups(run: Run, count: int) -> Sequence[Group]:
     """This rank's share of the next ``count`` prompts of the stream, sampled with the current weights and scored."""
     prompts = own_part(run.stream.take(count), run.plan.prompts_per_step, run.learner.accelerator)
-    begin = partial(run.scorer.begin, step=run.step + 1) if run.scorer.begins_early else None
-    with run.learner.strategy.full_weights():
-        rollouts = run.sampler.sample(
-            prompts, run.sampling, (run.seed, "completion", run.step), policy_version=run.step, finished=begin
-        )
-        if run.seeds is not None:
-            variants = [run.seeds.variants(prompt) for prompt in prompts]
-            key = (run.seed, "seeded completion", run.step)
-            rollouts = with_seeded(rollouts, variants, run.sampler, run.sampling, key)
+    rollouts = run.sampled(lambda: rollouts_of(run, prompts))
+    run.meter.add(sampling_metrics(run))
     groups, metrics = run.scorer.score(rollouts, run.step + 1)
     # Of the originals alone: with the same draws and the same k, whatever is trained.
     run.meter.add(metrics | exploration_metrics([group.originals() for group in groups]))
     return groups
+
+
+def rollouts_of(run: Run, prompts: Sequence[Prompt]) -> list[Rollout]:
+    """Completions of ``prompts``, and of their seeded variants, with the weights that the sampler has now."""
+    version = run.sampler_version
+    begin = partial(run.scorer.begin, step=run.step + 1) if run.scorer.begins_early else None
+    rollouts = run.sampler.sample(prompts, run.sampling, (run.seed, "completion", run.step), version, begin)
+    if run.seeds is None:
+        return rollouts
+    variants = [run.seeds.variants(prompt) for prompt in prompts]
+    key = (run.seed, "seeded completion", run.step)
+    return with_seeded(rollouts, variants, run.sampler, run.sampling, key)
 
 
 def tokens_of(run: Run, groups: Sequence[Group]) -> int:
@@ -129,18 +135,23 @@ def evaluate(run: Run, journal: Journal) -> None:
     """Evaluate the current weights and record it."""
     if run.evaluation is None:
         return
+    journal.evaluation(run.step, run.sampled(lambda: evaluation_metrics(run, journal), newest=True))
+
+
+def evaluation_metrics(run: Run, journal: Journal) -> dict[str, float]:
+    """The run's evaluation with the weights that the sampler has now."""
+    assert run.evaluation is not None, "evaluate has looked"
     evaluation, accelerator = run.evaluation, run.learner.accelerator
     own = share(len(evaluation.prompts), accelerator)
     metrics: dict[str, float] = {}
-    with run.learner.strategy.full_weights():
-        for prefix, sampling in evaluation.passes.items():
-            with journal.loop(f"{prefix}: prompt", len(evaluation.prompts[own])) as loop:
-                scores = evaluation.scores(run.sampler, sampling, run.seed, run.step, own, loop.advance)
-            metrics |= summary(gathered(scores, accelerator), prefix)
-        if evaluation.seeds is not None:
-            with journal.loop("seed evaluation: prompt", len(evaluation.prompts)) as loop:
-                metrics |= evaluate_seeds(run, evaluation, evaluation.seeds, loop.advance)
-    journal.evaluation(run.step, metrics)
+    for prefix, sampling in evaluation.passes.items():
+        with journal.loop(f"{prefix}: prompt", len(evaluation.prompts[own])) as loop:
+            scores = evaluation.scores(run.sampler, sampling, run.seed, run.step, own, loop.advance)
+        metrics |= summary(gathered(scores, accelerator), prefix)
+    if evaluation.seeds is not None:
+        with journal.loop("seed evaluation: prompt", len(evaluation.prompts)) as loop:
+            metrics |= evaluate_seeds(run, evaluation, evaluation.seeds, loop.advance)
+    return metrics
 
 
 def seed_libraries(run: Run) -> None:

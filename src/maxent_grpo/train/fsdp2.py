@@ -88,12 +88,16 @@ class FullyShardedStrategy:
 
     @contextmanager
     def full_weights(self) -> Iterator[PreTrainedModel]:
-        for name, parameter in self._model.named_parameters():
-            self._copy.fill(name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter)
+        for name, parameter in self.gathered():
+            self._copy.fill(name, parameter)
         try:
             yield self._copy.model
         finally:
             self._copy.release()
+
+    def gathered(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._model.named_parameters():
+            yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
     def save(self, directory: Path, *, main: bool) -> str:
         dcp.save(training_state(self._model, self.optimizer), checkpoint_id=directory / SHARDS)

@@ -88,6 +88,15 @@ class Learner:
         return self._completions(batch, "differentiate" if self.differentiate_entropy else "measure")
 
     @torch.no_grad()
+    def logps(self, batch: Batch) -> Tensor:
+        """The policy's log-probs [B, T] of a small batch's completions, without gradient and dropout."""
+        was_training = self.policy.training
+        self.policy.eval()
+        logps = self._completions(batch, "none").logps
+        self.policy.train(was_training)
+        return logps
+
+    @torch.no_grad()
     def pooled(self, batch: Batch, parts: Sequence[MicroBatch]) -> Tensor:
         """The pooled states [B, D] of a whole batch, bit for bit those of `forward` on its ``parts``.
 

@@ -201,8 +201,6 @@ def remove_run(output_dir: Path) -> None:
 
 def refuse_what_is_missing(config: RunConfig) -> None:
     """Raise `UsageError` for what the configuration can say and this version cannot do yet."""
-    if config.training.use_vllm:
-        raise UsageError("use_vllm: this version samples in-process only; set use_vllm: false")
     if config.model.load_in_8bit or config.model.load_in_4bit:
         raise UsageError(
             "load_in_8bit, load_in_4bit: this version trains on weights in full precision; remove them"

@@ -1,8 +1,9 @@
 """What a run is made of while it trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +18,10 @@ from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
 from maxent_grpo.train.learner import Learner, Reference
 from maxent_grpo.train.meter import Meter
+from maxent_grpo.train.publishing import Publishing
 from maxent_grpo.types import Group
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Run:
     seeds: SeedPrompts | None = None  # InfoSeed's variants of a prompt
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     metadata_source: Path | None = None  # what shallow checkpoints copy; None: they write it themselves
+    publishing: Publishing | None = None  # None: the sampler's model is the learner's
     step: int = 0  # optimiser steps done; also the policy version
     skipped_in_a_row: int = 0  # updates refused for a non-finite loss or gradient since the last good one
     rollout: Sequence[Group] = field(
@@ -64,9 +69,25 @@ class Run:
     tokens_seen: int = 0  # completion tokens trained on, over all ranks
 
     def close(self) -> None:
-        """End what runs beside this process: the reward workers."""
+        """End what runs beside this process: the reward workers, and the sampler's connections."""
         for scorer in {self.scorer, self.evaluation.scorer if self.evaluation else self.scorer}:
             scorer.close()
+        if self.publishing is not None:
+            self.publishing.publisher.close()
+
+    def sampled(self, sample: Callable[[], Result], *, newest: bool = False) -> Result:
+        """What ``sample`` returns with the weights in the sampler; the current ones if ``newest``, else those due."""
+        if self.publishing is not None:
+            return self.publishing.sampled(self, sample, newest=newest)
+        with self.learner.strategy.full_weights():
+            return sample()
+
+    @property
+    def sampler_version(self) -> int:
+        """Optimiser steps behind the weights that sample now."""
+        if self.publishing is None or self.publishing.published is None:
+            return self.step
+        return self.publishing.published
 
     @property
     def updates_left(self) -> int:

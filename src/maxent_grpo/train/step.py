@@ -10,6 +10,7 @@ from maxent_grpo.controllers.controller import Measurement
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.learner import with_reference
 from maxent_grpo.train.micro_batches import micro_batches
+from maxent_grpo.train.publishing import sampling_ratios
 from maxent_grpo.train.seeds import seed_metrics, with_contrast
 from maxent_grpo.train.state import Run
 from maxent_grpo.types import Group, Signal
@@ -55,6 +56,8 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
             run.learner.backward(loss if part.counts else 0.0 * loss, forward)
         if part.counts:
             run.meter.add(metrics)
+            if run.publishing is not None:
+                run.meter.add(sampling_ratios(forward.logps, micro))
             states.append((part.groups, forward.pooled))
     run.meter.add(seed_metrics(run, batch, states))
     update = run.learner.update(run.step)

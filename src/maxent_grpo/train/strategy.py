@@ -64,6 +64,9 @@ class Strategy(Protocol):
     def full_weights(self) -> AbstractContextManager[PreTrainedModel]:
         """`sampling_model` with the current weights, whole on every rank while the context lasts."""
 
+    def gathered(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's parameters by name, each whole on every rank until the next is asked for."""
+
     def save(self, directory: Path, *, main: bool) -> str:
         """Write what a resume needs beside the full policy: the optimiser's state, and sharded parameters.
 
@@ -105,6 +108,9 @@ class Replicated:
     @contextmanager
     def full_weights(self) -> Iterator[PreTrainedModel]:
         yield self.sampling_model
+
+    def gathered(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.sampling_model.named_parameters()
 
     def save(self, directory: Path, *, main: bool) -> str:
         if main:

@@ -96,15 +96,22 @@ class ZeroStrategy:
         if self._copy is None:
             yield self._model
             return
-        from deepspeed.runtime.zero import GatheredParameters
-
-        for name, parameter in self._model.named_parameters():
-            with GatheredParameters([parameter]):
-                self._copy.fill(name, parameter)
+        for name, parameter in self.gathered():
+            self._copy.fill(name, parameter)
         try:
             yield self._copy.model
         finally:
             self._copy.release()
+
+    def gathered(self) -> Iterator[tuple[str, Tensor]]:
+        if self._copy is None:
+            yield from self._model.named_parameters()
+            return
+        from deepspeed.runtime.zero import GatheredParameters
+
+        for name, parameter in self._model.named_parameters():
+            with GatheredParameters([parameter]):
+                yield name, parameter
 
     def save(self, directory: Path, *, main: bool) -> str:
         """By DeepSpeed itself, or as the environment asks (`config.checkpointing`)."""

@@ -1,0 +1,39 @@
+"""Weights by gloo between two processes, without a server."""
+
+import multiprocessing
+from typing import Any
+
+import torch
+
+from maxent_grpo.rollout.gloo_group import GlooGroup
+from maxent_grpo.rollout.gloo_messages import GlooUpdate
+from maxent_grpo.rollout.publisher import WeightInfo
+from maxent_grpo.rollout.vllm_process import free_port
+
+
+def receive(port: int, answers: Any) -> None:
+    group = GlooGroup("127.0.0.1", port, 1, 2, "127.0.0.1")
+    tensor = torch.empty(3, dtype=torch.bfloat16)
+    group.broadcast(tensor)
+    answers.put(tensor.float().tolist())
+
+
+def test_a_broadcast_arrives() -> None:
+    context = multiprocessing.get_context("fork")
+    answers, port = context.Queue(), free_port()
+    other = context.Process(target=receive, args=(port, answers))
+    other.start()
+    group = GlooGroup("127.0.0.1", port, 0, 2, "127.0.0.1")
+    group.broadcast(torch.tensor([1.0, 2.5, -3.0], dtype=torch.bfloat16))
+    assert answers.get(timeout=30) == [1.0, 2.5, -3.0]
+    other.join(timeout=30)
+    assert other.exitcode == 0
+
+
+def test_the_message_describes_the_parameters() -> None:
+    update = GlooUpdate.of([WeightInfo("a", torch.bfloat16, (2, 3)), WeightInfo("b", torch.float32, ())])
+    assert (update.names, update.dtype_names, update.shapes) == (
+        ["a", "b"],
+        ["bfloat16", "float32"],
+        [[2, 3], []],
+    )

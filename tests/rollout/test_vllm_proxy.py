@@ -1,0 +1,244 @@
+"""The proxy as a process of its own thread, in front of scripted servers."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import web
+from vllm_stand_in import Answer, Asked, StandIn, completions, serving
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.rollout.server_settings import ServerSettings
+from maxent_grpo.rollout.vllm_proxy import Backend, Proxy, backend_url, choose
+from maxent_grpo.rollout.vllm_server import VLLMServerSampler
+from maxent_grpo.types import Prompt
+
+SETTINGS = SamplingSettings(num_generations=4, max_completion_length=6)
+KEY = (0, "completion", 3)
+STEERING = ["/pause?mode=wait", "/collective_rpc", "/resume", "/reset_prefix_cache"]
+RELOAD = {"method": "reload_weights", "kwargs": {"weights_path": "x"}}
+
+
+def answering(asked: Asked) -> Answer | dict[str, Any]:
+    """Completions without any echo, and 200 for whatever steers a server."""
+    return completions(asked) if asked.path in ("/v1/completions", "/generate/") else {"message": "done"}
+
+
+@contextmanager
+def proxying(urls: list[str], **options: Any) -> Iterator[str]:
+    """The address of a proxy over ``urls``."""
+    proxy = Proxy([Backend(url) for url in urls], **({"health_interval": 0.05} | options))
+    loop = asyncio.new_event_loop()
+    runner = web.AppRunner(proxy.application(), handler_cancellation=True)
+
+    async def start() -> int:
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        return runner.addresses[0][1]
+
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        port = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@pytest.fixture
+def servers() -> Iterator[list[StandIn]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(serving(answering, keep_alive=False)) for _ in range(2)]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "not within 10 s"
+        time.sleep(0.02)
+
+
+def states(url: str) -> dict[str, tuple[bool, bool]]:
+    listed = httpx.get(f"{url}/proxy/status").json()["servers"]
+    return {server["url"]: (server["healthy"], server["stale"]) for server in listed}
+
+
+def sampler_of(url: str, tokenizer: Any, **given: Any) -> VLLMServerSampler:
+    settings = ServerSettings(url, backoff=0.01, retry_sleep=0.01, startup_timeout=2.0, **given)
+    return VLLMServerSampler(settings, tokenizer, vocabulary=16)
+
+
+def test_two_ranks_share_the_proxy_and_get_exactly_their_own_groups(
+    servers: list[StandIn], tokenizer: Any
+) -> None:
+    """The servers echo nothing: the proxy does. Each rank has prompts of its own."""
+    prompts = [[Prompt(10 * r + i, "", (3, r, i), {}) for i in range(3)] for r in range(2)]
+    with serving(answering) as lone:
+        expected = [sampler_of(lone.url, tokenizer).sample(p, SETTINGS, KEY, 0) for p in prompts]
+    with proxying([server.url for server in servers]) as url:
+        found: dict[int, Any] = {}
+
+        def rank(r: int) -> None:
+            sampler = sampler_of(
+                url, tokenizer, client_tag=f"rank-{r}-of-2", tag_policy="strict", concurrency=4
+            )
+            found[r] = sampler.sample(prompts[r], SETTINGS, KEY, 0)
+
+        ranks = [threading.Thread(target=rank, args=(r,)) for r in range(2)]
+        [thread.start() for thread in ranks]
+        [thread.join(20) for thread in ranks]
+    assert [found[0], found[1]] == expected
+    asked = Counter(a.tag for server in servers for a in server.generations)
+    assert asked == {"rank-0-of-2": 12, "rank-1-of-2": 12}
+    assert all(len(server.generations) >= 6 for server in servers)  # the least loaded one is asked
+
+
+def test_tags_are_pinned_to_one_server_each(servers: list[StandIn], tokenizer: Any) -> None:
+    prompts = [Prompt(i, "", (3, i), {}) for i in range(3)]
+    with proxying([server.url for server in servers], pin_by_tag=True) as url:
+        for r in range(6):
+            tag = f"rank-{r}-of-6"
+            sampler_of(url, tokenizer, client_tag=tag, tag_policy="strict").sample(prompts, SETTINGS, KEY, 0)
+    tags = [{a.tag for a in server.asked} for server in servers]
+    assert tags[0] & tags[1] == set()
+    assert len(tags[0] | tags[1]) == 6
+
+
+def test_a_pinned_tag_moves_only_when_its_server_is_gone() -> None:
+    backends = [Backend(f"http://host{i}", healthy=True) for i in range(4)]
+    tags = [f"rank-{r}-of-64" for r in range(64)]
+    before = {tag: choose(backends, tag, pin_by_tag=True) for tag in tags}
+    assert len({backend.url for backend in before.values() if backend}) == 4
+    gone = backends[2]
+    gone.healthy = False
+    for tag in tags:
+        after = choose(backends, tag, pin_by_tag=True)
+        assert after is not gone
+        assert after is before[tag] or before[tag] is gone
+
+
+def test_the_least_loaded_server_is_chosen_and_none_that_is_down_or_stale() -> None:
+    busy, idle, down, stale = (Backend(name, healthy=True) for name in "abcd")
+    busy.in_flight, down.healthy, stale.stale = 3, False, True
+    assert choose([busy, idle, down, stale], None, pin_by_tag=False) is idle
+    assert choose([down, stale], None, pin_by_tag=False) is None
+
+
+def test_what_steers_the_servers_goes_to_all_of_them(servers: list[StandIn]) -> None:
+    with proxying([server.url for server in servers]) as url:
+        for path in STEERING:
+            answer = httpx.post(f"{url}{path}", json=RELOAD if path == "/collective_rpc" else None)
+            assert (answer.status_code, answer.headers["X-VLLM-Servers"]) == (200, "2")
+    for server in servers:
+        assert [a.path for a in server.asked] == STEERING
+
+
+def test_a_control_request_that_one_server_refuses_fails_and_that_server_is_left_out(
+    servers: list[StandIn],
+) -> None:
+    def refusing(asked: Asked) -> Answer | dict[str, Any]:
+        return Answer(b"out of memory", 500) if asked.path == "/collective_rpc" else answering(asked)
+
+    with serving(refusing, keep_alive=False) as broken, proxying([servers[0].url, broken.url]) as url:
+        answer = httpx.post(f"{url}/collective_rpc", json=RELOAD)
+        assert answer.status_code == 502
+        message = answer.json()["error"]["message"]
+        assert message == f"/collective_rpc failed on 1 of 2 servers: {broken.url}: HTTP 500: out of memory"
+        assert states(url) == {servers[0].url: (True, False), broken.url: (True, True)}
+
+
+def test_a_restarted_server_waits_for_weights(servers: list[StandIn], tokenizer: Any) -> None:
+    prompts = [Prompt(i, "", (3, i), {}) for i in range(3)]
+    with ExitStack() as stack:
+        mortal = serving(answering, keep_alive=False)
+        doomed = mortal.__enter__()
+        port = int(doomed.url.rpartition(":")[2])
+        url = stack.enter_context(proxying([servers[0].url, doomed.url]))
+        assert httpx.post(f"{url}/collective_rpc", json=RELOAD).status_code == 200
+        mortal.__exit__(None, None, None)
+        eventually(lambda: states(url)[doomed.url] == (False, True))
+        reborn = stack.enter_context(serving(answering, keep_alive=False, port=port))
+        eventually(lambda: states(url)[doomed.url] == (True, True))
+        sampler = sampler_of(url, tokenizer)
+        sampler.sample(prompts, SETTINGS, KEY, 0)
+        assert reborn.asked == []  # it has its first weights still
+        assert httpx.post(f"{url}/collective_rpc", json=RELOAD).status_code == 200
+        assert states(url) == {servers[0].url: (True, False), doomed.url: (True, False)}
+        sampler.sample(prompts, SETTINGS, KEY, 1)
+        assert len(reborn.generations) > 1
+
+
+def test_a_server_that_dies_is_left_out_and_the_run_goes_on(servers: list[StandIn], tokenizer: Any) -> None:
+    prompts = [Prompt(i, "", (3, i), {}) for i in range(3)]
+    mortal = serving(answering, keep_alive=False)
+    doomed = mortal.__enter__()
+    with proxying([servers[0].url, doomed.url], health_interval=60.0) as url:
+        sampler = sampler_of(url, tokenizer)
+        before = sampler.sample(prompts, SETTINGS, KEY, 0)
+        mortal.__exit__(None, None, None)
+        assert sampler.sample(prompts, SETTINGS, KEY, 0) == before  # found out by the first request to it
+        assert states(url)[doomed.url][0] is False
+
+
+def test_without_a_usable_server_the_answer_says_why() -> None:
+    with proxying(["http://127.0.0.1:9"]) as url:
+        assert httpx.get(f"{url}/health").status_code == 503
+        answer = httpx.post(f"{url}/v1/completions", json={})
+        assert answer.status_code == 503
+        message = answer.json()["error"]["message"]
+        assert message.startswith("no vLLM server is usable (http://127.0.0.1:9: ClientConnectorError")
+        assert httpx.post(f"{url}/pause").json()["error"]["message"] == "no vLLM server is healthy for /pause"
+
+
+def test_a_server_that_hangs_is_a_504(servers: list[StandIn]) -> None:
+    with serving(lambda _: Answer(b"{}", delay=1.0)) as slow, proxying([slow.url], timeout=0.1) as url:
+        answer = httpx.post(f"{url}/v1/completions", json={})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, 504)
+
+
+def test_an_error_of_the_server_passes_and_so_do_other_pages(servers: list[StandIn]) -> None:
+    with serving(lambda _: Answer({"error": "no such model"}, 404)) as server, proxying([server.url]) as url:
+        answer = httpx.post(f"{url}/v1/completions", json={"client_tag": "a"})
+        assert (answer.status_code, answer.json()) == (404, {"error": "no such model"})
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "tiny"
+
+
+@pytest.mark.parametrize("given", [{"headers": {"X-VLLM-Client-Tag": "a"}}, {"body": {"client_tag": "a"}}])
+def test_the_tag_of_header_or_body_is_echoed(given: dict[str, Any], servers: list[StandIn]) -> None:
+    body = {"prompt": [[3]], "seed": 1, "top_k": 0, "max_tokens": 2} | given.get("body", {})
+    with proxying([servers[0].url]) as url:
+        reply = httpx.post(f"{url}/v1/completions", json=body, headers=given.get("headers")).json()
+    assert reply["choices"][0]["metadata"] == {"client_tag": "a"}
+
+
+@pytest.mark.parametrize("text", ["ftp://x", "http://", "http://host:1/v1"])
+def test_what_is_no_server_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no server address; write http://host:port"):
+        backend_url(text)
+
+
+def test_the_command_teaches_and_refuses_in_one_line() -> None:
+    command = [sys.executable, "-m", "maxent_grpo.rollout.vllm_proxy"]
+    told = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "maxent-grpo-vllm-proxy http://127.0.0.1:8001 http://127.0.0.1:8002 --port 8000" in told
+    refused = subprocess.run([*command, "a", "http://a"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr) == (2, "maxent-grpo-vllm-proxy: a server is named twice\n")
+
+
+def test_json_of_the_proxy_is_json(servers: list[StandIn]) -> None:
+    with proxying([servers[0].url]) as url:
+        assert json.loads(httpx.get(f"{url}/health").text) == {"usable": 1, "servers": 1}

@@ -1,0 +1,55 @@
+"""A live `vllm serve` of the bundled tiny policy, one for the whole test session."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from maxent_grpo.rollout.vllm_process import VLLMProcess
+from maxent_grpo.tasks.tiny_policy import bundled_policy_path
+
+HERE = Path(__file__).parent
+OPTIONS = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager")
+ECHO = ("--middleware", "maxent_grpo.rollout.client_tag.EchoMiddleware")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs vLLM, which has an environment of its own."""
+    missing = importlib.util.find_spec("vllm") is None
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.vllm)
+            if missing:
+                item.add_marker(pytest.mark.skip(reason="vLLM is not installed here: make test-vllm"))
+
+
+def server_options() -> tuple[str, ...]:
+    """Options of a server for these tests: float32 and eager, the tag echo, and weights by gloo or by disk."""
+    tags = ECHO if importlib.util.find_spec("maxent_grpo.rollout.client_tag") is not None else ()
+    transfer = (
+        ("--weight-transfer-config", '{"backend": "gloo"}')
+        if importlib.util.find_spec("maxent_grpo.rollout.gloo_engine") is not None
+        else ()
+    )
+    return (*OPTIONS, *tags, *transfer)
+
+
+@pytest.fixture(scope="session")
+def vllm_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMProcess]:
+    """The server's process. Its weights are whatever the last test left: use `vllm_server`."""
+    log = tmp_path_factory.mktemp("vllm") / "serve.log"
+    with VLLMProcess(bundled_policy_path(), log, options=server_options()) as process:
+        yield process
+
+
+@pytest.fixture
+def vllm_server(vllm_process: VLLMProcess) -> VLLMProcess:
+    """The server with the bundled policy's own weights; ``url``, ``port`` and ``model`` say how to reach it."""
+    with httpx.Client(base_url=vllm_process.url, timeout=60) as client:
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(vllm_process.model)}}
+        client.post("/resume").raise_for_status()
+        client.post("/collective_rpc", json=reload).raise_for_status()
+        client.post("/reset_prefix_cache").raise_for_status()
+    return vllm_process
