@@ -1,16 +1,21 @@
-"""The inline driver: sample, score, step, one after the other (staleness 0). Every rank runs it on its share."""
+"""The inline driver: sample, score, step, one after the other (staleness 0). Every rank runs it on its share.
+
+The drivers that sample in other processes are in `train.ray`.
+"""
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
+from maxent_grpo.data.seeds import SeedPrompts
 from maxent_grpo.errors import RunError
 from maxent_grpo.evaluate.evaluation import summary
 from maxent_grpo.evaluate.exploration import exploration_metrics
 from maxent_grpo.randomness import integer_seed
+from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
 from maxent_grpo.rollout.seeded import with_seeded
 from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.journal import Journal
@@ -18,7 +23,7 @@ from maxent_grpo.train.ranks import gathered, own_part, share
 from maxent_grpo.train.seed_evaluation import evaluate_seeds
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
-from maxent_grpo.types import Group, mean_stat
+from maxent_grpo.types import Group, Prompt, Rollout, mean_stat
 
 
 def train_inline(run: Run, journal: Journal) -> None:
@@ -33,29 +38,37 @@ def train_inline(run: Run, journal: Journal) -> None:
         seed_libraries(run)
         if run.updates_left == 0:
             collect(run)
-        sampled = time.perf_counter()
-        groups = next_groups(run)
-        result = step(run, groups)
-        run.updates_done += 1
-        tokens = tokens_of(run, groups)
-        run.tokens_seen += tokens
-        finished = time.perf_counter()
-        journal.step(run, groups, result, {
-            "time/sample": sampled - started,
-            "time/update": finished - sampled,
-            "time/step": finished - started,
-            "tokens/s": tokens / (finished - started),
-        })  # fmt: skip
-        if run.skipped_in_a_row >= run.cadence.max_nonfinite_steps:
-            raise RunError(
-                f"step {run.step}: {run.skipped_in_a_row} updates in a row had a non-finite loss or gradient and were "
-                "not applied; lower learning_rate, check the rewards, or resume from an earlier checkpoint"
-            )
-        last = run.step == run.cadence.total_steps
-        if last or _due(run.step, run.cadence.eval_steps):
-            evaluate(run, journal)
-        if run.cadence.save_steps and (last or _due(run.step, run.cadence.save_steps)):
-            save_checkpoint(run)
+        update(run, journal, started, {"time/sample": time.perf_counter() - started})
+
+
+def update(run: Run, journal: Journal, started: float, timing: Mapping[str, float]) -> None:
+    """One optimiser step on the rollout's next part, its record, and the evaluation and checkpoint that follow it.
+
+    ``started``: the clock when the step's own work began, sampling included; ``timing`` is recorded beside the rest.
+    """
+    sampled = time.perf_counter()
+    groups = next_groups(run)
+    result = step(run, groups)
+    run.updates_done += 1
+    tokens = tokens_of(run, groups)
+    run.tokens_seen += tokens
+    finished = time.perf_counter()
+    journal.step(run, groups, result, {
+        **timing,
+        "time/update": finished - sampled,
+        "time/step": finished - started,
+        "tokens/s": tokens / (finished - started),
+    })  # fmt: skip
+    if run.skipped_in_a_row >= run.cadence.max_nonfinite_steps:
+        raise RunError(
+            f"step {run.step}: {run.skipped_in_a_row} updates in a row had a non-finite loss or gradient and were "
+            "not applied; lower learning_rate, check the rewards, or resume from an earlier checkpoint"
+        )
+    last = run.step == run.cadence.total_steps
+    if last or _due(run.step, run.cadence.eval_steps):
+        evaluate(run, journal)
+    if run.cadence.save_steps and (last or _due(run.step, run.cadence.save_steps)):
+        save_checkpoint(run)
 
 
 def collect(run: Run) -> None:
@@ -91,17 +104,35 @@ def sample_groups(run: Run, count: int) -> Sequence[Group]:
     """This rank's share of the next ``count`` prompts of the stream, sampled with the current weights and scored."""
     prompts = own_part(run.stream.take(count), run.plan.prompts_per_step, run.learner.accelerator)
     with run.learner.strategy.full_weights():
-        rollouts = run.sampler.sample(
-            prompts, run.sampling, (run.seed, "completion", run.step), policy_version=run.step
+        rollouts = sample_rollouts(
+            run.sampler, run.sampling, run.seeds, prompts, seed=run.seed, step=run.step, version=run.step
         )
-        if run.seeds is not None:
-            variants = [run.seeds.variants(prompt) for prompt in prompts]
-            key = (run.seed, "seeded completion", run.step)
-            rollouts = with_seeded(rollouts, variants, run.sampler, run.sampling, key)
     groups, metrics = run.scorer.score(rollouts, run.step + 1)
     # Of the originals alone: with the same draws and the same k, whatever is trained.
     run.meter.add(metrics | exploration_metrics([group.originals() for group in groups]))
     return groups
+
+
+def sample_rollouts(
+    sampler: Sampler,
+    sampling: SamplingSettings,
+    seeds: SeedPrompts | None,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int,
+    step: int,
+    version: int,
+) -> list[Rollout]:
+    """A rollout of each prompt, with InfoSeed's seeded completions where it is on.
+
+    The draws are keyed by the run's ``seed`` and ``step``, the optimiser steps behind the learner when it trains on
+    these prompts first, whatever ``version`` of the policy samples: every driver draws alike.
+    """
+    rollouts = sampler.sample(prompts, sampling, (seed, "completion", step), policy_version=version)
+    if seeds is None:
+        return rollouts
+    variants = [seeds.variants(prompt) for prompt in prompts]
+    return with_seeded(rollouts, variants, sampler, sampling, (seed, "seeded completion", step))
 
 
 def tokens_of(run: Run, groups: Sequence[Group]) -> int:

@@ -1,8 +1,9 @@
 """What a run is made of while it trains."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -59,6 +60,7 @@ class Run:
     )  # this rank's groups, which the current updates draw on
     updates_done: int = 0  # optimiser steps already made on `rollout`
     tokens_seen: int = 0  # completion tokens trained on, over all ranks
+    buffer: Mapping[str, Any] | None = None  # of a Ray driver: what its groups and prompts are, as JSON values
 
     def close(self) -> None:
         """End what runs beside this process: the reward workers."""
