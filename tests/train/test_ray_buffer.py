@@ -96,9 +96,7 @@ class AnyOrder(RuleBasedStateMachine):
         if not hasattr(self, "buffer"):
             return
         rollouts = self.bounds.max_staleness // self.bounds.steps_per_rollout + 1
-        assert self.buffer.outstanding <= min(
-            self.bounds.capacity, rollouts * self.bounds.groups_per_rollout
-        )
+        assert self.buffer.outstanding <= min(self.bounds.capacity, rollouts * self.bounds.groups_per_rollout)
 
 
 TestAnyOrder = AnyOrder.TestCase

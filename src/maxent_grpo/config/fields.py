@@ -419,10 +419,12 @@ class TrainingFields:
         "same time (async).",
     )
     rollout_workers: int = setting(
-        1, "Ray workers that sample and score, each with a copy of the policy; completions do not depend on it."
+        1,
+        "Ray workers that sample and score, each with a copy of the policy; completions do not depend on it.",
     )
     learner_workers: int = setting(
-        1, "Ray workers that hold the learner, one rank each, as distributed says; they make up a step's batch."
+        1,
+        "Ray workers that hold the learner, one rank each, as distributed says; they make up a step's batch.",
     )
     reference_workers: int = setting(
         0, "Ray workers that score the frozen reference policy; 0: the learner scores it."
@@ -433,13 +435,16 @@ class TrainingFields:
         "what async needs to sample one rollout ahead.",
     )
     buffer_groups: int | None = setting(
-        None, "Most groups sampled or being sampled and not yet trained on; unset: as many as max_staleness admits."
+        None,
+        "Most groups sampled or being sampled and not yet trained on; unset: as many as max_staleness admits.",
     )
     weight_update_frequency: int = setting(
-        1, "Optimiser steps after which the rollout workers get new weights, at the end of a rollout's updates."
+        1,
+        "Optimiser steps after which the rollout workers get new weights, at the end of a rollout's updates.",
     )
     overlap_sampling: bool = setting(
-        False, "driver=sync: sample the next rollout during the updates on this one, with weights one rollout old."
+        False,
+        "driver=sync: sample the next rollout during the updates on this one, with weights one rollout old.",
     )
     worker_timeout: float = setting(
         600.0,
@@ -447,7 +452,8 @@ class TrainingFields:
         "that it is replaced.",
     )
     ray_address: str | None = setting(
-        None, "Ray cluster to join, as ray.init takes it; unset: a cluster of this machine, for this run alone."
+        None,
+        "Ray cluster to join, as ray.init takes it; unset: a cluster of this machine, for this run alone.",
     )
 
     # The run

@@ -32,8 +32,8 @@ STALE_TIS_CAP = 2.0
 
 def steps_per_rollout(training: "GRPOConfig") -> int:
     """Optimiser steps that the learner makes of one rollout."""
-    updates = training.steps_per_generation // training.gradient_accumulation_steps  # 0: `plan.batch_plan` refuses it
-    return max(1, updates) * training.num_iterations
+    updates = training.steps_per_generation // training.gradient_accumulation_steps
+    return max(1, updates) * training.num_iterations  # `plan.batch_plan` refuses 0 updates
 
 
 def groups_per_rollout(training: "GRPOConfig") -> int:
@@ -83,7 +83,9 @@ def worker_problems(training: "GRPOConfig") -> list[str]:
             f"driver: {training.driver} needs the package ray: pip install 'maxent-grpo[ray]', or use inline"
         )
     if training.dynamic_sampling:
-        problems.append(f"dynamic_sampling: driver={training.driver} trains on every group; use driver=inline")
+        problems.append(
+            f"dynamic_sampling: driver={training.driver} trains on every group; use driver=inline"
+        )
     if training.distributed in ("zero2", "zero3"):
         problems.append(
             f"distributed: {training.distributed} is not supported with driver={training.driver}; use fsdp2 or ddp"

@@ -51,7 +51,7 @@ class PromptStream:
     def seek(self, drawn: int) -> None:
         """Stand where ``drawn`` prompts have been drawn."""
         epoch, position = divmod(drawn, len(self))
-        if drawn and position == 0:  # where `take` stops: at the end of an epoch, not at the start of the next
+        if drawn and position == 0:  # as `take` leaves it: at an epoch's end, not at the next one's start
             epoch, position = epoch - 1, len(self)
         if epoch != self._epoch:
             self._order = self._permutation(epoch)

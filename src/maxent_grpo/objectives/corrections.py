@@ -5,6 +5,11 @@ from torch import Tensor
 from maxent_grpo.objectives.reduce import log_ratio
 
 
+def importance_ratios(old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor) -> Tensor:
+    """``π_old / π_behaviour`` per token [B, T], without gradient, neither truncated nor masked; 1 at padding."""
+    return log_ratio(old_logps, behaviour_logps, mask).detach().exp()
+
+
 def truncated_importance(old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor, cap: float) -> Tensor:
     """``min(π_old / π_behaviour, cap)`` per token, without gradient.
 
@@ -22,4 +27,4 @@ def truncated_importance(old_logps: Tensor, behaviour_logps: Tensor, mask: Tenso
     Returns:
         [B, T], min(1, cap) at padding.
     """
-    return log_ratio(old_logps, behaviour_logps, mask).detach().exp().clamp(max=cap)
+    return importance_ratios(old_logps, behaviour_logps, mask).clamp(max=cap)

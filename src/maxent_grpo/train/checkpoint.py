@@ -4,9 +4,10 @@ A ``checkpoint-<step>`` folder is complete by construction: a run killed while w
 that nothing reads and the next save removes. Inside: the policy and tokenizer as ``save_pretrained`` writes them (of a
 LoRA run, the adapter), the strategy's training state (``optimizer.safetensors`` with ``optimizer.json`` where ranks
 hold the policy whole; see `train.fsdp2` and `train.zero` for the rest), ``controller_state.json``,
-``trainer_state.json`` (position of run and prompt stream), InfoSeed's ``seed_head.safetensors`` where one is trained
-and, between two updates of one rollout, the groups of all ranks; with a Ray driver also ``buffer.json``. Nothing else is pickled. Randomness is keyed, never
-saved. Ranks must share the output directory.
+``trainer_state.json`` (position of run and prompt stream), InfoSeed's ``seed_head.safetensors`` where one is trained,
+between two updates of one rollout the groups of all ranks and, with a Ray driver, ``buffer.json``: the prompts that
+were drawn and not trained on, with their groups. Nothing else is pickled. Randomness is keyed, never saved. Ranks must
+share the output directory.
 """
 
 import json
@@ -169,7 +170,7 @@ def load_checkpoint(run: Run, path: Path) -> None:
 
 
 def refuse_buffered_groups(path: Path) -> None:
-    """Raise `UsageError` where the checkpoint of a Ray driver holds prompts that the inline driver would not train on."""
+    """Raise `UsageError` where a Ray driver's checkpoint holds prompts that the inline driver would not train on."""
     state = json.loads((path / BUFFER).read_text()) if (path / BUFFER).is_file() else {}
     left = len(state.get("ready", ())) + len(state.get("waiting", ()))
     if left:

@@ -127,7 +127,9 @@ def last_metrics(logs: RunLogs) -> dict[str, float]:
 def train_and_save(run: Run, config: RunConfig, logs: RunLogs) -> None:
     """The training itself, with console and trackers around it, and the final policy."""
     shown = run.learner.accelerator.is_main_process and not config.training.disable_tqdm
-    with Progress(run.cadence.total_steps, run_title(config, run.output_dir), shown, start_step=run.step) as progress:
+    with Progress(
+        run.cadence.total_steps, run_title(config, run.output_dir), shown, start_step=run.step
+    ) as progress:
         if run.step:
             progress.note(f"resumed after step {run.step}")
         journal, trackers = open_journal(run, config, logs, progress)
@@ -142,9 +144,7 @@ def run_title(config: RunConfig, output_dir: Path) -> str:
     return f"{config.training.objective} → {output_dir}"
 
 
-def open_journal(
-    run: Run, config: RunConfig, logs: RunLogs, progress: Progress
-) -> tuple[Journal, Trackers]:
+def open_journal(run: Run, config: RunConfig, logs: RunLogs, progress: Progress) -> tuple[Journal, Trackers]:
     """The journal of ``run``, and the trackers that it writes to, which finish as the run's last call."""
     accelerator, training = run.learner.accelerator, config.training
     named_project = training.project if training.project != "huggingface" else None  # Transformers' default

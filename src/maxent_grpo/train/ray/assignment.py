@@ -25,7 +25,7 @@ class Assignment:
     given: Given
     output_dir: Path  # absolute
     directory: Path  # where the run was started: paths in its settings start there
-    module_path: tuple[str, ...]  # where the starting process finds modules, such as those of reward functions
+    module_path: tuple[str, ...]  # where the starting process finds modules: reward functions, say
     total_steps: int
 
     @classmethod

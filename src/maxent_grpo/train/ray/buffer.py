@@ -7,8 +7,8 @@ in one place at a time: *waiting* to be issued again, *sampling*, *ready*, or ta
 tickets than `issue`, `put`, `lose` and `take`, so none is lost and none is taken twice.
 
 Versions count optimiser steps. All completions of a group are drawn under one version, which is that of each of their
-tokens: a worker takes new weights between two pieces of work, never within one. A group's *age* is the learner's version
-when the first update on it begins, minus its own. Two rules bound it by ``max_staleness``:
+tokens: a worker takes new weights between two pieces of work, never within one. A group's *age* is the learner's
+version when the first update on it begins, minus its own. Two rules bound it by ``max_staleness``:
 
 - *Admission*: a ticket is issued only if its group would be young enough for the rollout in which it is due, with
   everything issued before it trained on first. Groups that arrive in order are therefore never too old.

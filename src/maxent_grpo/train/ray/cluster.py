@@ -81,7 +81,7 @@ class Places:
             remove_placement_group(self._group)
             raise RunError(
                 f"waited {training.worker_timeout:g} s for {len(self.roles)} × {bundle} in the Ray cluster; "
-                f"free now: {_shown(ray.available_resources())}: other jobs hold the rest, or no node has a whole bundle"
+                f"free now: {_shown(ray.available_resources())}; other jobs hold the rest, or no node has a bundle left"
             )
 
     def options(self, place: int) -> dict[str, Any]:

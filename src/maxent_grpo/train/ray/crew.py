@@ -1,7 +1,7 @@
 """The workers of a run: what each is doing, until when it must be done, and what happens when one is gone.
 
-The driver's process holds this, the prompt stream and the buffer; the workers hold nothing that is not in a checkpoint or
-cannot be made again. So a lost worker costs work, and never a prompt.
+The driver's process holds this, the prompt stream and the buffer; the workers hold nothing that is not in a checkpoint
+or cannot be made again. So a lost worker costs work, and never a prompt.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from maxent_grpo.train.ray.rollout_worker import Errand, RolloutWorker, Sampled,
 
 logger = logging.getLogger(__name__)
 
-START_SECONDS = 300.0
+START_SECONDS = 600.0
 """What a worker has at least for importing its libraries and loading the model."""
 MOST_LOSSES = 8
 """Workers that may be lost over one prompt, or learners without getting further, before the run ends."""
@@ -272,7 +272,8 @@ class Crew:
     def _settle_lesson(self) -> None:
         """Take what the learner tells when all its ranks have made their updates."""
         try:
-            learnt: list[Learnt] = self._all([task.answer for task in self._lessons], "updates", self._timeout)
+            answers = [task.answer for task in self._lessons]
+            learnt: list[Learnt] = self._all(answers, "the updates on a rollout", self._timeout)
         except WorkerLostError as loss:
             self._replace_learner(str(loss))
             return
@@ -291,7 +292,8 @@ class Crew:
         options = self._places.options
         reference = ray.remote(ReferenceWorker)
         self._references = [
-            reference.options(**options(place)).remote(self._assignment) for place in self._places.of("reference")
+            reference.options(**options(place)).remote(self._assignment)
+            for place in self._places.of("reference")
         ]
         places = self._places.of("learner")
         learner = ray.remote(LearnerWorker)
@@ -333,8 +335,8 @@ class Crew:
             if lost:  # they write nothing once Ray has told of their end
                 ray.wait([task.answer for task in lost], num_returns=len(lost), timeout=START_SECONDS)
             checkpoint = self._newest_checkpoint()
-            place = f"resumes from {checkpoint.name}" if checkpoint else "starts again, as there is no checkpoint"
-            self._progress.note(f"step {self.step}: the learner {why}; a new one {place}")
+            fate = f"resumes from {checkpoint.name}" if checkpoint else "starts again, without a checkpoint"
+            self._progress.note(f"step {self.step}: the learner {why}; a new one {fate}")
             try:
                 self._start_learner(checkpoint)
             except WorkerLostError as loss:
@@ -355,7 +357,7 @@ class Crew:
 
     def _ready(self, answers: Sequence[Any], what: str, timeout: float) -> None:
         """Wait until all ``answers`` are there, whatever they are. Raises `WorkerLostError` at the deadline."""
-        ready, missing = ray.wait(list(answers), num_returns=len(answers), timeout=timeout, fetch_local=False)
+        missing = ray.wait(list(answers), num_returns=len(answers), timeout=timeout, fetch_local=False)[1]
         if missing:
             raise WorkerLostError(f"was stuck: {what} took more than {timeout:g} s")
 
@@ -381,7 +383,7 @@ def _reason(error: RayError, who: str) -> str:
     if not isinstance(error, RayTaskError):
         return f"died ({type(error).__name__})"
     cause = error.cause
-    if isinstance(cause, RayError):  # the object store lost what it was to read, or a worker that it asked is gone
+    if isinstance(cause, RayError):  # an object that it was to read, or a worker that it asked
         return f"lost what it needs ({type(cause).__name__})"
     if isinstance(cause, UsageError | RunError):
         raise type(cause)(str(cause)) from error

@@ -29,8 +29,8 @@ def train_async(crew: Crew) -> None:
     Consumes: prompts, as the buffer admits them: by the version of the published weights.
     Produces: the updates of the learner, with its records and checkpoints.
     Waits for: whatever comes first of any worker's groups and the learner's updates. Each piece of work has a deadline.
-    Unblocked by: the same as `train_sync`. With ``max_staleness`` 0 nothing is admitted while the learner is behind, and
-    this loop makes the steps of that one.
+    Unblocked by: the same as `train_sync`. With ``max_staleness`` 0 nothing is admitted while the learner is behind,
+    and this loop makes the steps of that one.
     """
     while not crew.done:
         crew.publish()

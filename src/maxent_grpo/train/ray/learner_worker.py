@@ -93,7 +93,7 @@ class TimedReference:
 
 
 class LearnerWorker:
-    """One rank. Its calls come in the order `start`, then `publish` and `learn` in turn, then `finish`, on all ranks."""
+    """One rank. All ranks are called alike: `start`, then `publish` and `learn` in turn, then `finish`."""
 
     def __init__(self, assignment: Assignment, rank: int, ranks: int) -> None:
         self._assignment = assignment
@@ -185,10 +185,11 @@ class LearnerWorker:
         originals = [group.originals() for group in run.rollout]
         run.meter.add(group_metrics(run.rollout) | exploration_metrics(originals))
         # Each call of a reward function is one rank's to count; the others know its name.
-        weight = 1.0 if self._rank == 0 else 0.0
+        own = 1.0 if self._rank == 0 else 0.0
         run.meter.add({name: _no_sum() for name in ("reward/errors", "reward/timeouts")})
         for one in held:
-            run.meter.add({n: Stat(s.value * weight, s.weight * weight, s.kind) for n, s in one.group.calls.items()})
+            calls = one.group.calls.items()
+            run.meter.add({name: Stat(s.value * own, s.weight * own, s.kind) for name, s in calls})
         if self._rank == 0:
             numbers, versions = [one.number for one in held], [one.version for one in held]
             self._tickets.append({"step": run.step + 1, "tickets": numbers, "versions": versions})

@@ -69,9 +69,7 @@ class RolloutWorker:
         training = config.training
         accelerator = start_accelerator(config)
         source = model_source(config)
-        tokenizer = (
-            with_pad_token(given.tokenizer) if given.tokenizer is not None else load_tokenizer(source)
-        )
+        tokenizer = with_pad_token(given.tokenizer) if given.tokenizer is not None else load_tokenizer(source)
         self._scorer = make_scorer(config, self._assignment)
         self._seeds = make_seeds(config, tokenizer, None, config.script.dataset_prompt_column)
         model = (given.model if given.model is not None else load_policy(source)).to(accelerator.device)  # type: ignore[arg-type]
