@@ -2,10 +2,10 @@
 
     python -m benchmarks.async_gain --steps 100
 
-Both train the bundled policy on graph colouring with Dr. GRPO, from the same seed, on the same prompts. The clock starts
-with the first step, so that importing and loading do not count. Reward is the mean of the last ``--window`` steps. The
-table has the seconds for all steps, and those until a run first reaches the highest reward that *both* reach: what
-asynchrony gains in time per step it may lose in reward per step, as its groups are a step old.
+Both train the bundled policy on graph colouring with Dr. GRPO, from the same seed, on the same prompts. The clock
+starts after the first step, so that importing and loading do not count. Reward is the mean of the last ``--window``
+steps. The table has the seconds for all steps, and those until a run first reaches the highest reward that *both*
+reach: what asynchrony gains in time per step it may lose in reward per step, as its groups are a step old.
 
 What the figures are: wall-clock times of two processes on this machine. They mean something only where the machine has
 two idle cores; the load average is printed with them. ``wait`` is the share of the time in which the learner has no
@@ -106,9 +106,9 @@ def curve(
 def table(curves: dict[str, Curve]) -> str:
     """A row for each driver; the reward is the highest that all reach."""
     matched = min(max(curve.rewards) for curve in curves.values())
-    steps = {name: len(curve.seconds) for name, curve in curves.items()}
+    steps = max(len(curve.seconds) for curve in curves.values())
     rows = [
-        f"| driver | seconds for {max(steps.values())} steps | seconds to reward {matched:.3f} | last reward | wait | age |",
+        f"| driver | seconds for {steps} steps | seconds to reward {matched:.3f} | last reward | wait | age |",
         "|---|---|---|---|---|---|",
     ]
     for name, one in curves.items():

@@ -1,7 +1,6 @@
 """The arithmetic of the table; the runs behind it are those of the driver tests."""
 
 import pytest
-
 from benchmarks.async_gain import curve, table
 
 
