@@ -42,7 +42,7 @@ def configure(policy_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
 def ray_here() -> Iterator[None]:
     """One Ray for the session, with more logical processors than there are."""
     ray = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     for attempt in range(3):  # Ray gives a node 30 s to come up, whatever else the machine does
         try:

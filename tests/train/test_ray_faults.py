@@ -119,6 +119,7 @@ def test_ten_kills_and_a_hang_lose_no_prompt(ray_here, configure_tiny, tmp_path)
 @pytest.fixture
 def two_nodes() -> Iterator[str]:
     """The address of a Ray cluster of two nodes on this machine, one processor each."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     from ray.cluster_utils import Cluster
 
     with socket.socket() as probe:

@@ -30,6 +30,7 @@ def cluster(address: str | None, output_dir: Path) -> Iterator[None]:
     A process that is connected already stays as it is. Raises `UsageError` where nothing answers at ``address``.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let any other process go first
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if ray.is_initialized():
         yield

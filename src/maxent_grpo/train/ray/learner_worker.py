@@ -143,9 +143,9 @@ class LearnerWorker:
         began = time.perf_counter()
         self._relay.kept = []
         run.stream.seek(lesson.drawn)
-        run.buffer = buffer_as_json(lesson.buffer)
         if lesson.held:
             self._open_rollout(lesson.held)
+        run.buffer = buffer_as_json(lesson.buffer) if saves_soon(run) else None
         self._timing.clear()
         self._timing |= dict(lesson.timing) | {"time/wait": began - self._finished}
         with naming_lost_ranks():
@@ -193,6 +193,13 @@ class LearnerWorker:
         if self._rank == 0:
             numbers, versions = [one.number for one in held], [one.version for one in held]
             self._tickets.append({"step": run.step + 1, "tickets": numbers, "versions": versions})
+
+
+def saves_soon(run: Run) -> bool:
+    """Whether a checkpoint is due during the updates on the current rollout."""
+    every, total = run.cadence.save_steps, run.cadence.total_steps
+    last = min(run.step + run.updates_left, total)
+    return every > 0 and (last // every > run.step // every or last == total)
 
 
 def ages(run: Run, groups: Sequence[Group]) -> Metrics:
