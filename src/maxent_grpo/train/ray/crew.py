@@ -210,7 +210,7 @@ class Crew:
 
     def _new_seat(self, place: int) -> Seat:
         actor = ray.remote(RolloutWorker).options(**self._places.options(place))
-        worker = actor.remote(self._assignment)
+        worker: Any = actor.remote(self._assignment)
         return Seat(place, worker, Task(worker.start.remote(), "starting", self._start_deadline()))
 
     def _start_deadline(self) -> float:
@@ -373,8 +373,8 @@ class Crew:
                 reasons.append(error)
         deaths = [error for error in reasons if not isinstance(error, RayTaskError)]
         # Where one rank dies the others fail for it: the death is the reason, not what they make of it.
-        for error in deaths or reasons:
-            raise WorkerLostError(_reason(error, "the learner"))
+        if reasons:
+            raise WorkerLostError(_reason((deaths or reasons)[0], "the learner"))
         return results
 
 

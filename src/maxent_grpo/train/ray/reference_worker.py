@@ -23,7 +23,7 @@ class ReferenceWorker:
         config, given = self._assignment.take_up(), self._assignment.given
         self._accelerator = start_accelerator(config)
         policy = given.model if given.model is not None else load_policy(model_source(config))
-        self._reference = make_reference(config, policy.to(self._accelerator.device))  # type: ignore[arg-type]
+        self._reference = make_reference(config, policy.to(self._accelerator.device))
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:

@@ -72,7 +72,7 @@ class RolloutWorker:
         tokenizer = with_pad_token(given.tokenizer) if given.tokenizer is not None else load_tokenizer(source)
         self._scorer = make_scorer(config, self._assignment)
         self._seeds = make_seeds(config, tokenizer, None, config.script.dataset_prompt_column)
-        model = (given.model if given.model is not None else load_policy(source)).to(accelerator.device)  # type: ignore[arg-type]
+        model = (given.model if given.model is not None else load_policy(source)).to(accelerator.device)
         self._model: PreTrainedModel = with_adapter(model, config.model) if config.model.use_peft else model
         self._sampler = LocalSampler(self._model, tokenizer, accelerator.autocast)
         self._sampling = sampling_settings(config, training.num_generations)
