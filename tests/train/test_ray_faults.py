@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -122,12 +121,9 @@ def two_nodes() -> Iterator[str]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     from ray.cluster_utils import Cluster
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.2", 0))
-        port = probe.getsockname()[1]
     cluster = Cluster()
     node = {"num_cpus": 1, "include_dashboard": False}
-    cluster.add_node(node_ip_address="127.0.0.2", port=port, **node)
+    cluster.add_node(node_ip_address="127.0.0.2", **node)
     cluster.add_node(node_ip_address="127.0.0.3", **node)
     yield cluster.address
     cluster.shutdown()
