@@ -1,4 +1,6 @@
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,9 +46,10 @@ def ray_here() -> Iterator[None]:
     ray = pytest.importorskip("ray")
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    session = tempfile.mkdtemp(prefix="ray-")  # short: the paths of Unix sockets below it are limited
     for attempt in range(3):  # Ray gives a node 30 s to come up, whatever else the machine does
         try:
-            ray.init(num_cpus=6, _node_ip_address="127.0.0.2", **quiet)
+            ray.init(num_cpus=6, _node_ip_address="127.0.0.2", _temp_dir=session, **quiet)
             break
         except Exception:  # what Ray raises there
             ray.shutdown()
@@ -54,6 +57,7 @@ def ray_here() -> Iterator[None]:
                 raise
     yield
     ray.shutdown()
+    shutil.rmtree(session, ignore_errors=True)
 
 
 @pytest.fixture

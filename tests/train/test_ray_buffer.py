@@ -57,6 +57,16 @@ class AnyOrder(RuleBasedStateMachine):
         assert not self.buffer.put(ticket, version, ticket.number)
         assert self.buffer.lose([ticket]) == 0
 
+    @rule(rounds=st.integers(1, 6))
+    def overtake(self, rounds: int) -> None:
+        """One worker is slow: round after round all others answer and are trained on."""
+        for _ in range(rounds):
+            self.issue(6)
+            for ticket, version in self.working[1:]:
+                assert self.buffer.put(ticket, version, ticket.number)
+            del self.working[1:]
+            self.train(publish=True)
+
     @rule(publish=st.booleans())
     def train(self, publish: bool) -> None:
         version = self.buffer.next_version

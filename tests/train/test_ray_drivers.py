@@ -59,14 +59,18 @@ def test_several_updates_per_rollout_with_controllers_are_the_inline_ones(ray_he
 
 
 @pytest.mark.slow
-def test_two_learner_ranks_and_a_reference_worker_learn_what_one_process_does(ray_here, configure, tmp_path):
-    one = {"per_device_train_batch_size": 16, "max_steps": 3, "gradient_accumulation_steps": 1}
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp2"])
+def test_two_learner_ranks_and_a_reference_worker_learn_what_one_process_does(
+    ray_here, configure, tmp_path, distributed
+):
+    one = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 3}
+    one |= {"learning_rate": 1e-4, "adam_epsilon": 1e-6}
     train(configure(output_dir=str(tmp_path / "one"), **one))
     two = one | {"per_device_train_batch_size": 8, "learner_workers": 2, "reference_workers": 1}
-    train(configure(output_dir=str(tmp_path / "two"), driver="sync", **two))
+    train(configure(output_dir=str(tmp_path / "two"), driver="sync", distributed=distributed, **two))
     expected = load_file(tmp_path / "one" / "model.safetensors")
     for name, value in load_file(tmp_path / "two" / "model.safetensors").items():
-        assert (value - expected[name]).abs().max() < 1e-5, name
+        assert (value - expected[name]).abs().max() < 1e-6, name
     assert records(tmp_path / "two", "timings.jsonl")[-1]["time/reference"] > 0
 
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -98,7 +100,7 @@ def test_ten_kills_and_a_hang_lose_no_prompt(ray_here, configure_tiny, tmp_path)
         save_total_limit=2,
         max_staleness=STALENESS,
         rollout_workers=2,
-        worker_timeout=90,
+        worker_timeout=45,
     )
     result = train(config)
     assert chaos.struck == {
@@ -121,12 +123,14 @@ def two_nodes() -> Iterator[str]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     from ray.cluster_utils import Cluster
 
+    session = tempfile.mkdtemp(prefix="ray-")
     cluster = Cluster()
-    node = {"num_cpus": 1, "include_dashboard": False}
+    node = {"num_cpus": 1, "include_dashboard": False, "temp_dir": session}
     cluster.add_node(node_ip_address="127.0.0.2", **node)
     cluster.add_node(node_ip_address="127.0.0.3", **node)
     yield cluster.address
     cluster.shutdown()
+    shutil.rmtree(session, ignore_errors=True)
 
 
 @pytest.mark.slow
