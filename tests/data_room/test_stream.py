@@ -79,3 +79,14 @@ def test_a_state_of_other_prompts_or_another_order_is_refused(other, key):
 def test_a_stream_of_nothing_is_refused():
     with pytest.raises(UsageError, match="no prompts"):
         PromptStream([], 0)
+
+
+@pytest.mark.parametrize("count", [0, 3, 5, 6, 10, 13])
+def test_seeking_stands_where_drawing_would(count):
+    walked, sought = PromptStream(prompts_of(5), seed=1), PromptStream(prompts_of(5), seed=1)
+    walked.take(count)
+    sought.take(8)
+    sought.seek(count)
+    assert sought.state_dict() == walked.state_dict()
+    assert sought.drawn == count
+    assert drawn(sought.take(7)) == drawn(walked.take(7))

@@ -167,6 +167,9 @@ def test_corrections() -> None:
     assert metrics["tis/mean"] == pytest.approx(factors.clamp(max=1.05).mean().item(), abs=1e-12)
     assert metrics["tis/capped"] == pytest.approx((factors >= 1.05).double().mean().item())
     assert 0 < metrics["tis/capped"] < 1
+    assert metrics["tis/raw_mean"] == pytest.approx(factors.mean().item(), abs=1e-12)
+    assert metrics["tis/raw_max"] == pytest.approx(factors.max().item(), abs=1e-12)
+    assert metrics["tis/raw_square_mean"] == pytest.approx(factors.square().mean().item(), abs=1e-12)
 
 
 def test_metrics_carry_no_gradient() -> None:

@@ -1,4 +1,7 @@
-from collections.abc import Callable
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,5 +36,52 @@ def configure(policy_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
         if command == "train-maxent":
             defaults |= {"maxent_tau": 0.05, "beta": 0.1}
         return resolve(command, None, {"flat": defaults | settings}, environ={})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """One Ray for the session, with more logical processors than there are."""
+    ray = pytest.importorskip("ray")
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    session = tempfile.mkdtemp(prefix="ray-")  # short: the paths of Unix sockets below it are limited
+    for attempt in range(3):  # Ray gives a node 30 s to come up, whatever else the machine does
+        try:
+            ray.init(num_cpus=6, _node_ip_address="127.0.0.2", _temp_dir=session, **quiet)
+            break
+        except Exception:  # what Ray raises there
+            ray.shutdown()
+            if attempt == 2:
+                raise
+    yield
+    ray.shutdown()
+    shutil.rmtree(session, ignore_errors=True)
+
+
+@pytest.fixture
+def configure_tiny(tmp_path: Path) -> Callable[..., RunConfig]:
+    """Dr. GRPO with the bundled policy on graph colouring: 2 groups of 8 a step."""
+
+    def build(name: str, **settings: Any) -> RunConfig:
+        defaults: dict[str, Any] = {
+            "model_name_or_path": "bundled:tiny-policy",
+            "dataset_name": "task:graph_coloring",
+            "dataset_config": "train_size=24",
+            "reward_funcs": ["task_reward"],
+            "objective": "dr_grpo",
+            "output_dir": str(tmp_path / name),
+            "per_device_train_batch_size": 16,
+            "num_generations": 8,
+            "max_completion_length": 16,
+            "max_steps": 10,
+            "learning_rate": 1e-4,
+            "save_steps": 2,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "force_custom_loop": True,
+        }
+        return resolve("train-baseline", None, {"flat": defaults | settings}, environ={})
 
     return build

@@ -42,6 +42,7 @@ def route_reason(config: RunConfig) -> str:
         f"{config.training.objective} is a MaxEnt objective": not config.training.train_grpo_objective,
         "force_custom_loop is true": config.training.force_custom_loop,
         "controller_meta_enabled is true": config.training.controller_meta_enabled,
+        f"driver is {config.training.driver}": config.training.driver != "inline",
     }
     return "; ".join(reason for reason, holds in reasons.items() if holds)
 
@@ -50,13 +51,14 @@ def plan_of(config: RunConfig) -> dict[str, Any]:
     """The numbers of a step over all processes that are launched."""
     training = config.training
     group = training.num_generations
+    processes = training.world_size if training.driver == "inline" else training.learner_workers
     if config.route == "trl":
         rows = (
             training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
         )
         shape: dict[str, Any] = {"completions_per_step": rows}
     else:
-        plan = batch_plan(training, training.world_size)
+        plan = batch_plan(training, processes)
         shape = {
             "prompts_per_step": plan.prompts_per_step,
             "completions_per_step": plan.prompts_per_step * group,
@@ -70,7 +72,8 @@ def plan_of(config: RunConfig) -> dict[str, Any]:
             "on_policy": plan.on_policy,
         }
     return {
-        "processes": training.world_size,
+        "processes": processes,
+        **workers_of(config),
         "completions_per_prompt": group,
         **(
             {"seeded_completions_per_prompt": training.info_seed_num_seeds}
@@ -79,6 +82,22 @@ def plan_of(config: RunConfig) -> dict[str, Any]:
         ),
         **shape,
         "total_steps": _total_steps(config),
+    }
+
+
+def workers_of(config: RunConfig) -> dict[str, Any]:
+    """What the Ray drivers start; nothing with driver=inline."""
+    training = config.training
+    if training.driver == "inline":
+        return {}
+    return {
+        "driver": training.driver,
+        "workers": {
+            "learner": training.learner_workers,
+            "rollout": training.rollout_workers,
+            "reference": training.reference_workers,
+        },
+        "max_staleness": training.max_staleness,
     }
 
 

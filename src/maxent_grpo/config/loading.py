@@ -305,6 +305,8 @@ def route_of(command: str, training: GRPOConfig) -> Route:
     """Who trains. TRL's trainer takes GRPO objectives that nothing sends through this package's loop."""
     if command == "train-infoseed" or training.force_custom_loop or training.controller_meta_enabled:
         return "native"
+    if training.driver != "inline":
+        return "native"
     return "trl" if training.train_grpo_objective else "native"
 
 

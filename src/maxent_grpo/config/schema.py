@@ -18,6 +18,7 @@ from maxent_grpo.config import validation
 from maxent_grpo.config.conversion import convert, describe, field_types
 from maxent_grpo.config.fields import ScriptFields, TrainingFields
 from maxent_grpo.config.launch import launch_problems, launched_processes, launched_strategy
+from maxent_grpo.config.workers import fill_staleness, worker_problems
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
 from maxent_grpo.objectives.spec import OWN_SCALE
@@ -114,6 +115,7 @@ class GRPOConfig(TrainingFields, TRLConfig):
         bf16: bool = False
         stop_sequences: list[str] | None = None
         resume_from_checkpoint: str | None = None
+        max_staleness: int = 0
 
     def __repr__(self) -> str:
         return str(self)  # Transformers leaves tokens out of it
@@ -140,7 +142,8 @@ class GRPOConfig(TrainingFields, TRLConfig):
         self._refuse(
             validation.training_problems(self, launched_processes(os.environ))
             + validation.batch_problems(self, launched_processes(os.environ))
-            + launch_problems(self.distributed, os.environ)
+            # The Ray drivers start the learner's ranks themselves.
+            + (launch_problems(self.distributed, os.environ) if self.driver == "inline" else [])
         )
         try:
             super().__post_init__()
@@ -150,6 +153,8 @@ class GRPOConfig(TrainingFields, TRLConfig):
             ImportError,
         ) as error:  # a rule, a named file, or a package of Transformers
             raise UsageError(" ".join(str(error).split())) from error
+        fill_staleness(self)
+        self._refuse(worker_problems(self))
 
     @property
     def objective_family(self) -> str:

@@ -48,6 +48,20 @@ class PromptStream:
         """Epochs drawn so far, with the fraction of the current one."""
         return self._epoch + self._position / len(self)
 
+    @property
+    def drawn(self) -> int:
+        """Prompts drawn so far."""
+        return self._epoch * len(self) + self._position
+
+    def seek(self, drawn: int) -> None:
+        """Stand where ``drawn`` prompts have been drawn."""
+        epoch, position = divmod(drawn, len(self))
+        if drawn and position == 0:  # as `take` leaves it: at an epoch's end, not at the next one's start
+            epoch, position = epoch - 1, len(self)
+        if epoch != self._epoch:
+            self._order = self._permutation(epoch)
+        self._epoch, self._position = epoch, position
+
     def take(self, n: int) -> list[Prompt]:
         """The next ``n`` prompts, each marked with the epoch that it is drawn in; runs on over the end of an
         epoch."""

@@ -9,6 +9,16 @@ from maxent_grpo.objectives.reduce import log_ratio, row_sums
 CorrectionLevel = Literal["token", "sequence"]
 
 
+def importance_ratios(
+    old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor, level: CorrectionLevel = "token"
+) -> Tensor:
+    """``π_old / π_behaviour`` per token or per completion [B, T], without gradient, neither truncated nor masked."""
+    logs = log_ratio(old_logps, behaviour_logps, mask).detach()
+    if level == "sequence":
+        logs = row_sums(logs, mask).unsqueeze(1).expand_as(logs)
+    return logs.exp()
+
+
 def truncated_importance(
     old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor, cap: float, level: CorrectionLevel = "token"
 ) -> Tensor:
@@ -30,7 +40,4 @@ def truncated_importance(
     Returns:
         [B, T]; per token, min(1, cap) at padding.
     """
-    logs = log_ratio(old_logps, behaviour_logps, mask).detach()
-    if level == "sequence":
-        logs = row_sums(logs, mask).unsqueeze(1).expand_as(logs)
-    return logs.exp().clamp(max=cap)
+    return importance_ratios(old_logps, behaviour_logps, mask, level).clamp(max=cap)

@@ -55,6 +55,9 @@ METRIC_DEFINITIONS: dict[str, str] = {
     "ratio/square_mean": "mean squared importance ratio; ratio/mean² over it is the effective sample size as a share",
     "tis/mean": "mean truncated importance weight between the learner's and the sampler's log-probs",
     "tis/capped": "fraction of tokens whose importance weight reached the cap",
+    "tis/raw_mean": "mean of that weight before it is truncated, over all tokens that were sampled",
+    "tis/raw_max": "the largest of them",
+    "tis/raw_square_mean": "their mean square; tis/raw_mean² over it is the effective sample size as a share",
     "loss/seed": "what the InfoSeed loss adds to the loss: λ × InfoNCE or cross-entropy",
     "info_seed/entropy": "what the entropy gap adds to the loss: α × (seed/entropy/orig − seed/entropy/seed_aug)",
     "seed/entropy/orig": "entropy of the policy's softmax over a group's original completions (log-probs per token), "
@@ -134,6 +137,12 @@ def ratio_metrics(ratio: Tensor, events: ClipEvents, mask: Tensor) -> Metrics:
     }
 
 
-def correction_metrics(factors: Tensor, cap: float, mask: Tensor) -> Metrics:
-    """Statistics of truncated importance weights [B, T] with their cap."""
-    return {"tis/mean": mean_stat(factors, mask), "tis/capped": mean_stat((factors >= cap).float(), mask)}
+def correction_metrics(ratios: Tensor, cap: float, mask: Tensor) -> Metrics:
+    """Statistics of importance weights [B, T], raw and truncated at ``cap``."""
+    return {
+        "tis/mean": mean_stat(ratios.clamp(max=cap), mask),
+        "tis/capped": mean_stat((ratios >= cap).float(), mask),
+        "tis/raw_mean": mean_stat(ratios, mask),
+        "tis/raw_max": extreme_stat(torch.where(mask, ratios, -math.inf), "max"),
+        "tis/raw_square_mean": mean_stat(ratios.square(), mask),
+    }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from maxent_grpo.objectives import advantages as advantage
 from maxent_grpo.objectives import flow, selection, semantic, shaping, surrogates
-from maxent_grpo.objectives.corrections import truncated_importance
+from maxent_grpo.objectives.corrections import importance_ratios, truncated_importance
 from maxent_grpo.objectives.infoseed import seed_term
 from maxent_grpo.objectives.metrics import (
     correction_metrics,
@@ -293,12 +293,10 @@ class Objective:
         if kept is not None:
             per_token = torch.where(kept, per_token, 0.0)
         if spec.tis_cap is not None:
-            factors = truncated_importance(
-                old_logps, batch.behaviour_logps, mask, spec.tis_cap, spec.tis_level
-            )
-            metrics |= correction_metrics(factors, spec.tis_cap, mask)
+            ratios = importance_ratios(old_logps, batch.behaviour_logps, mask, spec.tis_level)
+            metrics |= correction_metrics(ratios, spec.tis_cap, mask)
             if spec.surrogate_kind != "vespo":  # which has them in its weight already
-                per_token = per_token * factors
+                per_token = per_token * ratios.clamp(max=spec.tis_cap)
         return REDUCTIONS[spec.loss_type](per_token, mask, denominators), metrics
 
     def _per_token_loss(self, ratio: Tensor, forward: Forward, batch: Batch, advantages: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class Scorer:
         for rollout, part in _groups(rollouts):
             rewards = {reward.name: scores[reward.name].values[part] for reward in self.functions}
             groups.append(Group(rollout, rewards, self._utilities(rollout, rewards)))
-        return groups, _metrics(groups) | _call_metrics(scores.values())
+        return groups, group_metrics(groups) | _call_metrics(scores.values())
 
     def _context(self, step: int, is_eval: bool) -> CallContext:
         return CallContext(TrainerState(step if is_eval else max(0, step - 1), self.max_steps), is_eval)
@@ -199,7 +199,8 @@ def _groups(rollouts: Sequence[Rollout]) -> Iterator[tuple[Rollout, slice]]:
         start += len(rollout.texts)
 
 
-def _metrics(groups: Sequence[Group]) -> Metrics:
+def group_metrics(groups: Sequence[Group]) -> Metrics:
+    """The part of `REWARD_METRICS` that the scored groups themselves tell."""
     metrics: Metrics = {}
     for name in groups[0].rewards:
         scored = [[s for s in group.rewards[name] if not math.isnan(s)] for group in groups]

@@ -159,7 +159,8 @@ def load(config: RunConfig, given: "Given", plan: BatchPlan, device: torch.devic
     model = (given.model if given.model is not None else load_policy(source)).to(device)  # type: ignore[arg-type]
     named_reference = training.reference_model_name_or_path is not None
     reference = None
-    if needs_reference(config) and (named_reference or not config.model.use_peft):
+    elsewhere = training.reference_workers > 0  # `train.ray` puts what asks them in its place
+    if needs_reference(config) and not elsewhere and (named_reference or not config.model.use_peft):
         reference = make_reference(config, model)
     if config.model.use_peft:
         model = with_adapter(model, config.model)
@@ -283,15 +284,16 @@ def evaluation_rewards(config: RunConfig, training_rewards: list[RewardFunction]
 
 
 def make_seeds(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], prompt_column: str
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt] | None, prompt_column: str
 ) -> SeedPrompts | None:
-    """What makes InfoSeed's variants of ``prompts``; None without InfoSeed."""
+    """What makes InfoSeed's variants of ``prompts`` (None: others have checked them); None without InfoSeed."""
     training = config.training
     if not training.info_seed_enabled:
         return None
     settings = prompt_settings(config, prompt_column, config.script.dataset_solution_column)
     seeds = SeedPrompts(training.info_seed_prompt_template, training.info_seed_num_seeds, tokenizer, settings)
-    seeds.check(prompts)
+    if prompts is not None:
+        seeds.check(prompts)
     return seeds
 
 

@@ -4,9 +4,10 @@ A ``checkpoint-<step>`` folder is complete by construction: a run killed while w
 that nothing reads and the next save removes. Inside: the policy and tokenizer as ``save_pretrained`` writes them (of a
 LoRA run, the adapter), the strategy's training state (``optimizer.safetensors`` with ``optimizer.json`` where ranks
 hold the policy whole; see `train.fsdp2` and `train.zero` for the rest), ``controller_state.json``,
-``trainer_state.json`` (position of run and prompt stream), InfoSeed's ``seed_head.safetensors`` where one is trained
-and, between two updates of one rollout, the groups of all ranks. Nothing else is pickled. Randomness is keyed, never
-saved. Ranks must share the output directory.
+``trainer_state.json`` (position of run and prompt stream), InfoSeed's ``seed_head.safetensors`` where one is trained,
+between two updates of one rollout the groups of all ranks and, with a Ray driver, ``buffer.json``: the prompts that
+were drawn and not trained on, with their groups. Nothing else is pickled. Randomness is keyed, never saved. Ranks must
+share the output directory.
 """
 
 import json
@@ -34,6 +35,7 @@ from maxent_grpo.types import Group, Prompt, Rollout
 
 MANIFEST = "manifest.json"
 SEED_HEAD = "seed_head.safetensors"
+BUFFER = "buffer.json"
 NAMES = {"replicated": "ddp, or of one process", "accelerate": "zero2 or zero3"}
 """Kinds of training state whose name is not the setting's."""
 RESHARDABLE = frozenset({"replicated", "fsdp2", "accelerate"})
@@ -66,6 +68,8 @@ def save_checkpoint(run: Run) -> Path:
         write_json(partial / "trainer_state.json", _trainer_state(run, kind))
         if rollout:
             write_json(partial / "rollout.json", [asdict(group) for group in rollout])
+        if run.buffer is not None:
+            write_json(partial / BUFFER, run.buffer)
         sizes = {
             str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()
         }
@@ -182,7 +186,7 @@ def load_checkpoint(run: Run, path: Path) -> None:
     run.tokens_seen = state["num_input_tokens_seen"]
     run.rollout, run.updates_done = (), 0
     if (path / "rollout.json").is_file():
-        groups = [_group_from_json(g) for g in json.loads((path / "rollout.json").read_text())]
+        groups = [group_from_json(g) for g in json.loads((path / "rollout.json").read_text())]
         if len(groups) != run.plan.prompts_per_rollout:
             raise UsageError(
                 f"resume_from_checkpoint: {path} lies within a rollout of {len(groups)} prompts, and this run takes "
@@ -191,6 +195,17 @@ def load_checkpoint(run: Run, path: Path) -> None:
             )
         run.rollout = own_part(groups, run.plan.prompts_per_step, run.learner.accelerator)
         run.updates_done = state["updates_done"]
+
+
+def refuse_buffered_groups(path: Path) -> None:
+    """Raise `UsageError` where a Ray driver's checkpoint holds prompts that the inline driver would not train on."""
+    state = json.loads((path / BUFFER).read_text()) if (path / BUFFER).is_file() else {}
+    left = len(state.get("ready", ())) + len(state.get("waiting", ()))
+    if left:
+        raise UsageError(
+            f"resume_from_checkpoint: {path} holds {left} prompts that were drawn and not trained on; resume it with "
+            "driver=sync or driver=async"
+        )
 
 
 def in_stream_order(run: Run) -> list[Group]:
@@ -233,7 +248,7 @@ def _load_seed_head(head: nn.Linear, path: Path) -> None:
     head.load_state_dict(stored)
 
 
-def _group_from_json(stored: dict[str, Any]) -> Group:
+def group_from_json(stored: dict[str, Any]) -> Group:
     """Floats are written by their shortest exact decimal, so the round trip is exact."""
     rollout = stored["rollout"]
     return Group(

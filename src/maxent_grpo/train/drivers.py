@@ -1,17 +1,22 @@
-"""The inline driver: sample, score, step, one after the other (staleness 0). Every rank runs it on its share."""
+"""The inline driver: sample, score, step, one after the other (staleness 0). Every rank runs it on its share.
+
+The drivers that sample in other processes are in `train.ray`.
+"""
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 
+from maxent_grpo.data.seeds import SeedPrompts
 from maxent_grpo.errors import RunError
 from maxent_grpo.evaluate.evaluation import summary
 from maxent_grpo.evaluate.exploration import exploration_metrics
 from maxent_grpo.randomness import integer_seed
+from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.rollout.seeded import with_seeded
 from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.journal import Journal
@@ -37,33 +42,42 @@ def train_inline(run: Run, journal: Journal) -> None:
         seed_libraries(run)
         if run.updates_left == 0:
             collect(run)
-        sampled = time.perf_counter()
-        groups = next_groups(run)
-        result = step(run, groups)
-        run.updates_done += 1
-        tokens = tokens_of(run, groups)
-        run.tokens_seen += tokens
-        finished = time.perf_counter()
-        journal.step(run, groups, result, {
-            "time/sample": sampled - started,
-            "time/update": finished - sampled,
-            "time/step": finished - started,
-            "tokens/s": tokens / (finished - started),
-        } | ({} if run.publishing is None else {"time/publish": run.publishing.take_seconds()}))  # fmt: skip
-        if run.skipped_in_a_row >= run.cadence.max_nonfinite_steps:
-            raise RunError(
-                f"step {run.step}: {run.skipped_in_a_row} updates in a row had a non-finite loss or gradient and were "
-                "not applied; lower learning_rate, check the rewards, or resume from an earlier checkpoint"
-            )
-        last = run.step == run.cadence.total_steps
-        if last or _due(run.step, run.cadence.eval_steps):
-            evaluate(run, journal)
-        stopping = not last and stop_asked(run.output_dir, run.learner.accelerator)
-        if stopping or (run.cadence.save_steps and (last or _due(run.step, run.cadence.save_steps))):
-            save_checkpoint(run)
-        if stopping:
-            raise stopped(run.output_dir, run.learner.accelerator, run.step)
+        published = {} if run.publishing is None else {"time/publish": run.publishing.take_seconds()}
+        update(run, journal, started, {"time/sample": time.perf_counter() - started} | published)
     forget_request(run.output_dir, run.learner.accelerator)
+
+
+def update(run: Run, journal: Journal, started: float, timing: Mapping[str, float]) -> None:
+    """One optimiser step on the rollout's next part, its record, and the evaluation and checkpoint that follow it.
+
+    ``started``: the clock when the step's own work began, sampling included; ``timing`` is recorded beside the rest.
+    """
+    sampled = time.perf_counter()
+    groups = next_groups(run)
+    result = step(run, groups)
+    run.updates_done += 1
+    tokens = tokens_of(run, groups)
+    run.tokens_seen += tokens
+    finished = time.perf_counter()
+    journal.step(run, groups, result, {
+        **timing,
+        "time/update": finished - sampled,
+        "time/step": finished - started,
+        "tokens/s": tokens / (finished - started),
+    })  # fmt: skip
+    if run.skipped_in_a_row >= run.cadence.max_nonfinite_steps:
+        raise RunError(
+            f"step {run.step}: {run.skipped_in_a_row} updates in a row had a non-finite loss or gradient and were "
+            "not applied; lower learning_rate, check the rewards, or resume from an earlier checkpoint"
+        )
+    last = run.step == run.cadence.total_steps
+    if last or _due(run.step, run.cadence.eval_steps):
+        evaluate(run, journal)
+    stopping = not last and stop_asked(run.output_dir, run.learner.accelerator)
+    if stopping or (run.cadence.save_steps and (last or _due(run.step, run.cadence.save_steps))):
+        save_checkpoint(run)
+    if stopping:
+        raise stopped(run.output_dir, run.learner.accelerator, run.step)
 
 
 def collect(run: Run) -> None:
@@ -108,14 +122,41 @@ def sample_groups(run: Run, count: int) -> Sequence[Group]:
 
 def rollouts_of(run: Run, prompts: Sequence[Prompt]) -> list[Rollout]:
     """Completions of ``prompts``, and of their seeded variants, with the weights that the sampler has now."""
-    version = run.sampler_version
-    begin = partial(run.scorer.begin, step=run.step + 1) if run.scorer.begins_early else None
-    rollouts = run.sampler.sample(prompts, run.sampling, (run.seed, "completion", run.step), version, begin)
-    if run.seeds is None:
+    return sample_rollouts(
+        run.sampler,
+        run.sampling,
+        run.seeds,
+        prompts,
+        seed=run.seed,
+        step=run.step,
+        version=run.sampler_version,
+        finished=partial(run.scorer.begin, step=run.step + 1) if run.scorer.begins_early else None,
+    )
+
+
+def sample_rollouts(
+    sampler: Sampler,
+    sampling: SamplingSettings,
+    seeds: SeedPrompts | None,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int,
+    step: int,
+    version: int,
+    finished: Finished | None = None,
+) -> list[Rollout]:
+    """A rollout of each prompt, with InfoSeed's seeded completions where it is on.
+
+    The draws are keyed by the run's ``seed`` and ``step``, the optimiser steps behind the learner when it trains on
+    these prompts first, whatever ``version`` of the policy samples: every driver draws alike.
+    """
+    rollouts = sampler.sample(
+        prompts, sampling, (seed, "completion", step), policy_version=version, finished=finished
+    )
+    if seeds is None:
         return rollouts
-    variants = [run.seeds.variants(prompt) for prompt in prompts]
-    key = (run.seed, "seeded completion", run.step)
-    return with_seeded(rollouts, variants, run.sampler, run.sampling, key)
+    variants = [seeds.variants(prompt) for prompt in prompts]
+    return with_seeded(rollouts, variants, sampler, sampling, (seed, "seeded completion", step))
 
 
 def tokens_of(run: Run, groups: Sequence[Group]) -> int:

@@ -17,7 +17,12 @@ from maxent_grpo.observe import names
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.observe.trackers import Trackers
 from maxent_grpo.train.assembly import assemble, run_header, start_accelerator
-from maxent_grpo.train.checkpoint import find_checkpoint, load_checkpoint, save_final
+from maxent_grpo.train.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    refuse_buffered_groups,
+    save_final,
+)
 from maxent_grpo.train.drivers import train_inline
 from maxent_grpo.train.journal import Journal, RunLogs
 from maxent_grpo.train.ranks import naming_lost_ranks, on_first_rank
@@ -72,9 +77,15 @@ def _train(config: RunConfig, given: Given) -> TrainResult:
             start_records(config, logs, step)
         steps = train_with_trl(config, given, output_dir, checkpoint)
         return TrainResult(output_dir, steps, last_metrics(logs))
+    if config.training.driver != "inline":
+        from maxent_grpo.train.ray.training import train_on_ray
+
+        step = train_on_ray(config, given, output_dir, checkpoint)
+        return TrainResult(output_dir, step, last_metrics(logs))
     run = assemble(config, given, start_accelerator(config), output_dir)
     try:
         if checkpoint is not None:
+            refuse_buffered_groups(checkpoint)
             load_checkpoint(run, checkpoint)
         if first:
             start_records(config, logs, run.step)
@@ -120,6 +131,26 @@ def last_metrics(logs: RunLogs) -> dict[str, float]:
 
 def train_and_save(run: Run, config: RunConfig, logs: RunLogs) -> None:
     """The training itself, with console and trackers around it, and the final policy."""
+    shown = run.learner.accelerator.is_main_process and not config.training.disable_tqdm
+    with Progress(
+        run.cadence.total_steps, run_title(config, run.output_dir), shown, start_step=run.step
+    ) as progress:
+        if run.step:
+            progress.note(f"resumed after step {run.step}")
+        journal, trackers = open_journal(run, config, logs, progress)
+        train_inline(run, journal)
+    save_final(run)
+    run.learner.accelerator.wait_for_everyone()  # the first rank's files are whole from here on
+    trackers.finish()
+
+
+def run_title(config: RunConfig, output_dir: Path) -> str:
+    """What the console calls the run."""
+    return f"{config.training.objective} → {output_dir}"
+
+
+def open_journal(run: Run, config: RunConfig, logs: RunLogs, progress: Progress) -> tuple[Journal, Trackers]:
+    """The journal of ``run``, and the trackers that it writes to, which finish as the run's last call."""
     accelerator, training = run.learner.accelerator, config.training
     named_project = training.project if training.project != "huggingface" else None  # Transformers' default
     trackers = Trackers(
@@ -132,23 +163,15 @@ def train_and_save(run: Run, config: RunConfig, logs: RunLogs) -> None:
         wandb_entity=training.wandb_entity,
         wandb_group=training.wandb_run_group,
     )
-    shown = accelerator.is_main_process and not training.disable_tqdm
-    title = f"{run_header(config)['run/objective']} → {run.output_dir}"
-    with Progress(run.cadence.total_steps, title, shown, start_step=run.step) as progress:
-        if run.step:
-            progress.note(f"resumed after step {run.step}")
-        journal = Journal(
-            logs,
-            progress,
-            trackers,
-            logging_steps=run.cadence.logging_steps,
-            printed=(training.num_completions_to_print or 4) if training.log_completions else 0,
-            main=accelerator.is_main_process,
-        )
-        train_inline(run, journal)
-    save_final(run)
-    accelerator.wait_for_everyone()  # the first rank's files are whole from here on
-    trackers.finish()
+    journal = Journal(
+        logs,
+        progress,
+        trackers,
+        logging_steps=run.cadence.logging_steps,
+        printed=(training.num_completions_to_print or 4) if training.log_completions else 0,
+        main=accelerator.is_main_process,
+    )
+    return journal, trackers
 
 
 def prepare_output_dir(config: RunConfig) -> tuple[Path, Path | None]:

@@ -1,9 +1,9 @@
 """What a run is made of while it trains."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -67,6 +67,7 @@ class Run:
     )  # this rank's groups, which the current updates draw on
     updates_done: int = 0  # optimiser steps already made on `rollout`
     tokens_seen: int = 0  # completion tokens trained on, over all ranks
+    buffer: Mapping[str, Any] | None = None  # a Ray driver's groups and prompts, as JSON values
 
     def close(self) -> None:
         """End what runs beside this process: the reward workers, and the sampler's connections."""

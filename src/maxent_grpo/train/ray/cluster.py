@@ -1,0 +1,123 @@
+"""The Ray cluster of a run: joined or started, and the places that its workers get in it."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from maxent_grpo.config.schema import GRPOConfig
+from maxent_grpo.errors import RunError, UsageError
+
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
+"""The node address of a cluster of one machine: nothing outside it is reached. Ray takes 127.0.0.1 for "find the
+address that others see", hence the 2; other systems have no such address."""
+LOGS = "ray_logs"
+"""Folder of the run directory for the workers' own output, of a cluster that the run started."""
+
+
+@contextmanager
+def cluster(address: str | None, output_dir: Path) -> Iterator[None]:
+    """A connection to the cluster at ``address``, or a cluster of this machine that ends with the context.
+
+    A process that is connected already stays as it is. Raises `UsageError` where nothing answers at ``address``.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let any other process go first
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if ray.is_initialized():
+        yield
+        return
+    if address is not None:
+        host = address.partition(":")[0]
+        try:
+            ray.init(address, _node_ip_address=host if host.startswith("127.") else None, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"ray_address: no Ray cluster answers at {address} ({' '.join(str(error).split())}); start one with "
+                "`ray start --head`, or leave ray_address out"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    session = tempfile.mkdtemp(prefix="maxent-ray-")  # short: the paths of Unix sockets below it are limited
+    try:
+        ray.init(_temp_dir=session, _node_ip_address=LOOPBACK, include_dashboard=False, **quiet)
+        yield
+    finally:
+        ray.shutdown()
+        logs = Path(session) / "session_latest" / "logs"
+        if logs.is_dir():
+            shutil.copytree(logs.resolve(), output_dir / LOGS, dirs_exist_ok=True)
+        shutil.rmtree(session, ignore_errors=True)
+
+
+class Places:
+    """A place in the cluster for each worker: one GPU each where there are any, else one CPU."""
+
+    def __init__(self, training: GRPOConfig) -> None:
+        """Raises `UsageError` where the cluster is too small, and `RunError` where its resources stay taken."""
+        self.roles = (
+            ["learner"] * training.learner_workers
+            + ["reference"] * training.reference_workers
+            + ["rollout"] * training.rollout_workers
+        )
+        total = ray.cluster_resources()
+        self.gpus = not training.use_cpu and total.get("GPU", 0) > 0
+        problem = shortage(self.roles, total, gpus=self.gpus)
+        if problem:
+            raise UsageError(problem)
+        bundle = {"CPU": 1, "GPU": 1} if self.gpus else {"CPU": 1}
+        self._group: PlacementGroup = placement_group([dict(bundle) for _ in self.roles], strategy="PACK")
+        if not self._group.wait(training.worker_timeout):
+            remove_placement_group(self._group)
+            raise RunError(
+                f"waited {training.worker_timeout:g} s for {len(self.roles)} × {bundle} in the Ray cluster; "
+                f"free now: {_shown(ray.available_resources())}; other jobs hold the rest, or no node has a bundle left"
+            )
+
+    def options(self, place: int) -> dict[str, Any]:
+        """What an actor at ``place`` is started with."""
+        return {
+            "num_cpus": 1,
+            "num_gpus": 1 if self.gpus else 0,
+            "max_restarts": 0,  # the crew replaces workers: it knows what they were doing
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=self._group, placement_group_bundle_index=place
+            ),
+        }
+
+    def of(self, role: str) -> list[int]:
+        """The places of the workers of ``role``."""
+        return [place for place, other in enumerate(self.roles) if other == role]
+
+    def release(self) -> None:
+        remove_placement_group(self._group)
+
+
+def shortage(roles: list[str], total: dict[str, float], *, gpus: bool) -> str | None:
+    """Why workers of ``roles`` do not fit into a cluster of these resources, with the sum; None: they do."""
+    for kind in ("GPU", "CPU") if gpus else ("CPU",):
+        have = int(total.get(kind, 0))
+        if len(roles) > have:
+            counts = " + ".join(
+                f"{roles.count(role)} {role}" for role in ("learner", "reference", "rollout") if role in roles
+            )
+            return (
+                f"learner_workers, reference_workers, rollout_workers: {counts} = {len(roles)} workers need a {kind} "
+                f"each, and the Ray cluster has {have}; lower them, or join a larger cluster with ray_address"
+            )
+    return None
+
+
+def _shown(resources: dict[str, float]) -> str:
+    return ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))

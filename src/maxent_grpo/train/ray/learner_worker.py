@@ -1,0 +1,237 @@
+"""The worker that learns: one rank of the learner, with the same parts and the same step as a run without Ray."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from maxent_grpo.evaluate.exploration import exploration_metrics
+from maxent_grpo.observe.console import Progress
+from maxent_grpo.observe.metrics_log import JsonlLog
+from maxent_grpo.rewards.scoring import group_metrics
+from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.checkpoint import BUFFER, group_from_json, load_checkpoint, save_final
+from maxent_grpo.train.drivers import evaluate, next_groups, seed_libraries, update
+from maxent_grpo.train.journal import RunLogs
+from maxent_grpo.train.learner import Reference
+from maxent_grpo.train.ranks import naming_lost_ranks, own_part
+from maxent_grpo.train.ray.assignment import Assignment
+from maxent_grpo.train.ray.buffer import Held
+from maxent_grpo.train.ray.reference_worker import RemoteReference
+from maxent_grpo.train.ray.rollout_worker import Sampled, Weights
+from maxent_grpo.train.run import open_journal
+from maxent_grpo.train.state import Run
+from maxent_grpo.types import Batch, Group, Metrics, Stat, extreme_stat, mean_stat
+
+TICKETS_FILE = "tickets.jsonl"
+"""Which prompts each rollout trained on, and under which version each was sampled."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the learner stands after it has started."""
+
+    step: int
+    updates_left: int  # of a rollout that the checkpoint lies within
+    stream: Mapping[str, Any]  # the prompt stream's state
+    buffer: dict[str, Any]  # what `GroupBuffer.restore` takes, but ``next_version``
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the learner is handed for the updates on one rollout."""
+
+    held: Sequence[Held[Sampled]]  # over all ranks, in stream order; empty: the rollout of its checkpoint
+    drawn: int  # prompts that have left the stream
+    buffer: Mapping[str, Any]  # `GroupBuffer.state_dict` after these were taken
+    metrics: Mapping[str, float]
+    timing: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What came of it."""
+
+    step: int
+    shown: list[tuple[str, tuple[Any, ...]]]  # calls for the driver's `Progress`
+
+
+class Relay(Progress):
+    """Keeps what it would show, for the driver's console."""
+
+    def __init__(self) -> None:
+        super().__init__(0, "", enabled=False)
+        self.kept: list[tuple[str, tuple[Any, ...]]] = []
+
+    def update(self, step: int, metrics: Mapping[str, float | None], timing: Mapping[str, float]) -> None:
+        self.kept.append(("update", (step, dict(metrics), dict(timing))))
+
+    def note(self, text: str) -> None:
+        self.kept.append(("note", (text,)))
+
+
+class TimedReference:
+    """A reference that adds the seconds it takes to an entry of ``timing``."""
+
+    def __init__(self, reference: Reference, timing: dict[str, float]) -> None:
+        self._reference = reference
+        self._timing = timing
+
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        started = time.perf_counter()
+        scored = self._reference(batch)
+        name = "time/reference"
+        self._timing[name] = self._timing.get(name, 0.0) + time.perf_counter() - started
+        return scored
+
+
+class LearnerWorker:
+    """One rank. All ranks are called alike: `start`, then `publish` and `learn` in turn, then `finish`."""
+
+    def __init__(self, assignment: Assignment, rank: int, ranks: int) -> None:
+        self._assignment = assignment
+        self._rank = rank
+        self._ranks = ranks
+
+    def address(self) -> tuple[str, int]:
+        """Where this rank can be met: its node, and a port that was free a moment ago."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return host, probe.getsockname()[1]
+
+    def start(self, address: tuple[str, int], checkpoint: Path | None, references: Sequence[Any]) -> Position:
+        """Join the other ranks, load everything, and go to ``checkpoint``."""
+        if self._ranks > 1 or self._assignment.settings["training"]["distributed"] == "fsdp2":
+            os.environ |= {  # what torchrun says to its processes
+                "RANK": str(self._rank),
+                "LOCAL_RANK": "0",  # Ray shows each worker its own devices only
+                "WORLD_SIZE": str(self._ranks),
+                "LOCAL_WORLD_SIZE": "1",
+                "MASTER_ADDR": address[0],
+                "MASTER_PORT": str(address[1]),
+            }
+        config, output_dir = self._assignment.take_up(), self._assignment.output_dir
+        self._run = run = assemble(config, self._assignment.given, start_accelerator(config), output_dir)
+        if references:
+            run.reference = RemoteReference(references, config.training.worker_timeout)
+        self._timing: dict[str, float] = {}  # of the update under way; its reference enters its own time
+        if run.reference is not None:
+            run.reference = TimedReference(run.reference, self._timing)
+        buffer: dict[str, Any] = {"drawn": run.stream.drawn}
+        if checkpoint is not None:
+            load_checkpoint(run, checkpoint)
+            buffer = stored_buffer(checkpoint, run)
+        self._tickets = JsonlLog(output_dir / TICKETS_FILE)
+        self._relay = Relay()
+        self._journal, self._trackers = open_journal(run, config, RunLogs(output_dir), self._relay)
+        if run.step == 0 and run.cadence.eval_on_start:
+            evaluate(run, self._journal)
+        self._finished = time.perf_counter()
+        return Position(run.step, run.updates_left, run.stream.state_dict(), buffer)
+
+    def learn(self, lesson: Lesson) -> Learnt:
+        """All updates on a rollout: each is the step of every driver, with the same records and checkpoints."""
+        run = self._run
+        began = time.perf_counter()
+        self._relay.kept = []
+        run.stream.seek(lesson.drawn)
+        if lesson.held:
+            self._open_rollout(lesson.held)
+        run.buffer = buffer_as_json(lesson.buffer) if saves_soon(run) else None
+        self._timing.clear()
+        self._timing |= dict(lesson.timing) | {"time/wait": began - self._finished}
+        with naming_lost_ranks():
+            while run.updates_left > 0 and run.step < run.cadence.total_steps:
+                seed_libraries(run)
+                run.meter.add(_means(lesson.metrics) | ages(run, next_groups(run)))
+                update(run, self._journal, self._finished, self._timing)
+                self._finished = time.perf_counter()
+                self._timing.clear()
+        return Learnt(run.step, self._relay.kept)
+
+    def publish(self) -> Weights | None:
+        """What rollout workers need to sample with the current weights; None on all ranks but the first."""
+        trained = {
+            name for name, value in self._run.learner.policy.model.named_parameters() if value.requires_grad
+        }
+        with self._run.learner.strategy.full_weights() as model:
+            if self._rank > 0:
+                return None
+            return {
+                name: value.detach().to("cpu", copy=True)
+                for name, value in model.named_parameters()
+                if name in trained
+            }
+
+    def finish(self) -> None:
+        """Leave the trained policy in the output directory, and close the records."""
+        save_final(self._run)
+        self._run.learner.accelerator.wait_for_everyone()
+        self._run.close()
+        self._trackers.finish()
+
+    def _open_rollout(self, held: Sequence[Held[Sampled]]) -> None:
+        run, groups = self._run, [one.group.group for one in held]
+        run.rollout = own_part(groups, run.plan.prompts_per_step, run.learner.accelerator)
+        run.updates_done = 0
+        originals = [group.originals() for group in run.rollout]
+        run.meter.add(group_metrics(run.rollout) | exploration_metrics(originals))
+        # Each call of a reward function is one rank's to count; the others know its name.
+        own = 1.0 if self._rank == 0 else 0.0
+        run.meter.add({name: _no_sum() for name in ("reward/errors", "reward/timeouts")})
+        for one in held:
+            calls = one.group.calls.items()
+            run.meter.add({name: Stat(s.value * own, s.weight * own, s.kind) for name, s in calls})
+        if self._rank == 0:
+            numbers, versions = [one.number for one in held], [one.version for one in held]
+            self._tickets.append({"step": run.step + 1, "tickets": numbers, "versions": versions})
+
+
+def saves_soon(run: Run) -> bool:
+    """Whether a checkpoint is due during the updates on the current rollout."""
+    every, total = run.cadence.save_steps, run.cadence.total_steps
+    last = min(run.step + run.updates_left, total)
+    return every > 0 and (last // every > run.step // every or last == total)
+
+
+def ages(run: Run, groups: Sequence[Group]) -> Metrics:
+    """How many optimiser steps ago the weights were current that sampled these groups."""
+    age = torch.tensor([float(run.step - group.rollout.policy_version) for group in groups])
+    return {"buffer/policy_age_mean": mean_stat(age), "buffer/policy_age_max": extreme_stat(age, "max")}
+
+
+def buffer_as_json(state: Mapping[str, Any]) -> dict[str, Any]:
+    """`GroupBuffer.state_dict` without Python objects. What the reward calls left besides scores is not kept."""
+    ready = [
+        {"number": held.number, "version": held.version, "group": asdict(held.group.group)}
+        for held in state["ready"]
+    ]
+    return dict(state) | {"ready": ready}
+
+
+def stored_buffer(checkpoint: Path, run: Run) -> dict[str, Any]:
+    """The buffer that ``checkpoint`` holds; of a checkpoint of the inline driver, an empty one."""
+    if not (checkpoint / BUFFER).is_file():
+        return {"drawn": run.stream.drawn}
+    state = json.loads((checkpoint / BUFFER).read_text())
+    ready = [
+        Held(one["number"], one["version"], Sampled(group_from_json(one["group"]), {}))
+        for one in state["ready"]
+    ]
+    return state | {"ready": ready}
+
+
+def _means(numbers: Mapping[str, float]) -> Metrics:
+    return {name: mean_stat(torch.tensor(value, dtype=torch.float64)) for name, value in numbers.items()}
+
+
+def _no_sum() -> Stat:
+    return Stat(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64), "sum")

@@ -1,0 +1,140 @@
+"""The Ray drivers make the steps of the inline one; what they are asked for and cannot do is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from maxent_grpo.errors import UsageError
+from maxent_grpo.train.ray.buffer import BUFFER_METRICS
+from maxent_grpo.train.ray.cluster import shortage
+from maxent_grpo.train.run import train
+
+pytest.importorskip("ray")
+
+
+def records(directory: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (directory / name).read_text().splitlines()]
+
+
+def policy_of(directory: Path) -> bytes:
+    return (directory / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_sync_and_async_without_staleness_give_the_parameters_of_the_inline_driver(
+    ray_here, configure_tiny, tmp_path
+):
+    train(configure_tiny("inline"))
+    train(configure_tiny("sync", driver="sync"))
+    train(configure_tiny("async", driver="async", max_staleness=0, rollout_workers=2))
+    assert policy_of(tmp_path / "sync") == policy_of(tmp_path / "async") == policy_of(tmp_path / "inline")
+    for name in ("sync", "async"):
+        steps = records(tmp_path / name)[1:]
+        assert [r["train/buffer/policy_age_max"] for r in steps] == [0.0] * 10
+        own = {key.removeprefix("train/") for key in steps[0] if key.startswith("train/buffer/")}
+        assert own == BUFFER_METRICS.keys()
+        shared = records(tmp_path / "inline")[1]
+        assert {k: steps[0][k] for k in shared} == pytest.approx(shared)
+    numbers = [number for r in records(tmp_path / "async", "tickets.jsonl") for number in r["tickets"]]
+    assert numbers == list(range(20))
+
+
+@pytest.mark.slow
+def test_several_updates_per_rollout_with_controllers_are_the_inline_ones(ray_here, configure, tmp_path):
+    """MaxEnt's listwise loss reads the sampler's log-probs, which are the same bits where one worker samples all."""
+    settings = {
+        "steps_per_generation": 4,
+        "num_iterations": 2,
+        "maxent_target_weight_entropy": 1.0,
+        "maxent_tau_lr": 0.1,
+        "max_steps": 10,
+    }
+    train(configure(output_dir=str(tmp_path / "inline"), **settings))
+    train(configure(output_dir=str(tmp_path / "async"), driver="async", max_staleness=0, **settings))
+    assert policy_of(tmp_path / "async") == policy_of(tmp_path / "inline")
+    last = "checkpoint-10/trainer_state.json"
+    assert (tmp_path / "async" / last).read_bytes() == (tmp_path / "inline" / last).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp2"])
+def test_two_learner_ranks_and_a_reference_worker_learn_what_one_process_does(
+    ray_here, configure, tmp_path, distributed
+):
+    one = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 3}
+    one |= {"learning_rate": 1e-4, "adam_epsilon": 1e-6}
+    train(configure(output_dir=str(tmp_path / "one"), **one))
+    two = one | {"per_device_train_batch_size": 8, "learner_workers": 2, "reference_workers": 1}
+    train(configure(output_dir=str(tmp_path / "two"), driver="sync", distributed=distributed, **two))
+    expected = load_file(tmp_path / "one" / "model.safetensors")
+    for name, value in load_file(tmp_path / "two" / "model.safetensors").items():
+        assert (value - expected[name]).abs().max() < 1e-6, name
+    assert records(tmp_path / "two", "timings.jsonl")[-1]["time/reference"] > 0
+
+
+def test_a_demand_that_does_not_fit_is_refused_with_the_sum():
+    roles = ["learner", "learner", "reference", "rollout", "rollout"]
+    assert shortage(roles, {"CPU": 5}, gpus=False) is None
+    problem = shortage(roles, {"CPU": 16, "GPU": 4}, gpus=True)
+    assert problem is not None
+    assert (
+        "2 learner + 1 reference + 2 rollout = 5 workers need a GPU each, and the Ray cluster has 4"
+        in problem
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"rollout_workers": 2}, "rollout_workers: belongs to the Ray drivers"),
+        ({"max_staleness": 1}, "max_staleness: belongs to the Ray drivers"),
+        (
+            {"driver": "sync", "max_staleness": 1},
+            "max_staleness: 1: driver=sync samples with weights of the learner",
+        ),
+        ({"driver": "async", "overlap_sampling": True}, "overlap_sampling: driver=async always does"),
+        ({"driver": "sync", "weight_update_frequency": 2}, "behind, and max_staleness=0; lower it, or raise"),
+        (
+            {"driver": "async", "buffer_groups": 1},
+            "buffer_groups: 1 cannot hold the 2 groups of a rollout; use 2",
+        ),
+        (
+            {"driver": "async", "dynamic_sampling": True},
+            "dynamic_sampling: driver=async trains on every group",
+        ),
+        ({"driver": "async", "rollout_workers": 0}, "rollout_workers: 0 must be ≥ 1"),
+        ({"driver": "sync", "distributed": "zero2"}, "distributed: zero2 is not supported with driver=sync"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(configure_tiny, settings, problem):
+    with pytest.raises(UsageError) as caught:
+        configure_tiny("run", **settings)
+    assert problem in str(caught.value)
+
+
+def test_staleness_and_its_correction_have_values_where_they_are_unset(configure_tiny):
+    def filled(**settings):
+        training = configure_tiny("run", **settings).training
+        return training.max_staleness, training.tis_cap
+
+    assert filled() == (0, None)
+    assert filled(driver="sync") == (0, None)
+    assert filled(driver="sync", overlap_sampling=True) == (1, 2.0)
+    assert filled(driver="async") == (1, 2.0)
+    assert filled(driver="async", weight_update_frequency=3) == (3, 2.0)
+    assert filled(driver="async", num_iterations=2, tis_cap=5.0) == (2, 5.0)
+    assert filled(driver="async", max_staleness=0) == (0, None)
+
+
+def test_more_processes_than_one_are_refused(configure_tiny, monkeypatch):
+    config = configure_tiny("run", driver="async")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="driver: async starts its own ranks, and 2 processes were launched"):
+        train(config)
+
+
+def test_a_reference_that_nothing_reads_is_refused(configure_tiny):
+    with pytest.raises(UsageError, match="reference_workers: 1, and nothing reads the reference policy"):
+        train(configure_tiny("run", driver="sync", reference_workers=1))
