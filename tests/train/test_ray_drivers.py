@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.train.ray.buffer import BUFFER_METRICS
+from maxent_grpo.observe.names import DEFINITIONS
 from maxent_grpo.train.ray.cluster import shortage
 from maxent_grpo.train.run import train
 
@@ -33,8 +33,8 @@ def test_sync_and_async_without_staleness_give_the_parameters_of_the_inline_driv
     for name in ("sync", "async"):
         steps = records(tmp_path / name)[1:]
         assert [r["train/buffer/policy_age_max"] for r in steps] == [0.0] * 10
-        own = {key.removeprefix("train/") for key in steps[0] if key.startswith("train/buffer/")}
-        assert own == BUFFER_METRICS.keys()
+        own = {key for key in steps[0] if key.startswith("train/buffer/")}
+        assert own == {name for name in DEFINITIONS if name.startswith("train/buffer/")}
         shared = records(tmp_path / "inline")[1]
         assert {k: steps[0][k] for k in shared} == pytest.approx(shared)
     numbers = [number for r in records(tmp_path / "async", "tickets.jsonl") for number in r["tickets"]]

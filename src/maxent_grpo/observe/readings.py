@@ -191,6 +191,62 @@ READINGS: Final[Mapping[str, tuple[str, str]]] = {
         _COUNT,
         "above 0 for long: the step holds groups without signal all the same",
     ),
+    # Sampling through vLLM
+    "train/sampling/publishes": (_COUNT, ""),
+    "train/sampling/lost_weights": (_COUNT, "above 0: a server was started again; read its log"),
+    "train/sampling/staleness": (
+        _STEPS,
+        "above 0 under the inline driver: weights are not published every step",
+    ),
+    "train/sampling/ratio/mean": ("ratio", "far from 1: sampler and learner disagree"),
+    "train/sampling/ratio/min": ("ratio", ""),
+    "train/sampling/ratio/max": ("ratio", ""),
+    "train/sampling/logp_difference/mean": (_NATS, "well above rounding: the sampler has other weights"),
+    "train/sampling/logp_difference/max": (_NATS, ""),
+    "train/generation/requests": (_COUNT, ""),
+    "train/generation/retry_attempts": (_COUNT, "many: the server is overloaded or ill; read its log"),
+    "train/generation/retry_rounds": (_COUNT, "above 0: the server aborts completions"),
+    "train/generation/halved_requests": (_COUNT, "above 0: lower vllm_prompts_per_request"),
+    "train/generation/server_losses": (_COUNT, "above 0: a server was started again; read its log"),
+    "train/generation/unfinished_completions": (_COUNT, "above 0: the server aborts completions"),
+    "train/generation/excess_completions": (
+        _COUNT,
+        "above 0: something between here and the server adds answers",
+    ),
+    "train/generation/filtered_groups": (_COUNT, ""),
+    "train/generation/client_tag_errors": (_COUNT, "above 0: the server does not echo client tags"),
+    "train/generation/logprobs_missing": (_COUNT, "above 0: the server gives no log-probs"),
+    "train/generation/backfilled_completions": (_COUNT, "above 0: the server leaves work undone"),
+    "train/generation/backfilled_prompts": (_COUNT, ""),
+    "train/generation/latency_ms": ("milliseconds", "growing: more is asked at once than the server can do"),
+    "train/generation/latency_ms_max": (
+        "milliseconds",
+        "near vllm_request_timeout: raise it, or ask for less at once",
+    ),
+    # The Ray drivers
+    "train/buffer/policy_age_mean": (
+        _STEPS,
+        "at max_staleness: samplers are too slow, or weights come too seldom",
+    ),
+    "train/buffer/policy_age_max": (_STEPS, ""),
+    "train/buffer/ready": (
+        _COUNT,
+        "0 for long: the learner waits for samples; large: samplers wait for the learner",
+    ),
+    "train/buffer/sampling": (_COUNT, ""),
+    "train/buffer/dropped": (
+        _COUNT,
+        "growing: work is thrown away; raise max_staleness or use fewer rollout workers",
+    ),
+    "train/buffer/lost": (_COUNT, "growing: workers die; read their logs"),
+    "train/buffer/reissued": (_COUNT, "growing: see dropped and lost"),
+    "train/buffer/late": (_COUNT, "growing: worker_timeout is too short"),
+    "train/buffer/rollout_workers_replaced": (_COUNT, "growing: workers die; read their logs"),
+    "train/buffer/learners_replaced": (_COUNT, "growing: the learner dies; read its log"),
+    # Importance weights
+    "train/tis/raw_mean": ("weight", "far from 1: sampler and learner disagree"),
+    "train/tis/raw_max": ("weight", ""),
+    "train/tis/raw_square_mean": ("weight²", "much larger than 1: few tokens carry the step"),
     # The learner
     "train/learning_rate": ("", ""),
     "train/grad_norm": (

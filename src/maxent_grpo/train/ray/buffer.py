@@ -24,20 +24,6 @@ from typing import Any, Generic, TypeVar
 
 Payload = TypeVar("Payload")
 
-BUFFER_METRICS: dict[str, str] = {
-    "buffer/policy_age_mean": "mean over the step's groups of the optimiser steps since the weights that sampled them",
-    "buffer/policy_age_max": "the largest of these ages",
-    "buffer/ready": "groups that wait in the buffer after a rollout was taken",
-    "buffer/sampling": "groups that are being sampled at that time",
-    "buffer/dropped": "groups dropped so far for their age, whose prompts were sampled again",
-    "buffer/lost": "groups lost so far with a worker that died or was stuck, whose prompts were sampled again",
-    "buffer/reissued": "prompts issued again so far, for either reason or after a learner resumed",
-    "buffer/late": "groups so far that arrived after their prompt had been issued again, and were not used",
-    "buffer/rollout_workers_replaced": "rollout workers replaced so far",
-    "buffer/learners_replaced": "times that the learner was replaced and resumed from its last checkpoint",
-}
-"""What the Ray drivers report with each step → its definition."""
-
 
 @dataclass(frozen=True)
 class Bounds:
@@ -160,7 +146,7 @@ class GroupBuffer(Generic[Payload]):
         return taken
 
     def metrics(self) -> dict[str, float]:
-        """Fill and totals, by the names of `BUFFER_METRICS`."""
+        """Fill and totals, by the names that `observe.names` defines."""
         counts = {name: getattr(self.counts, name) for name in ("dropped", "lost", "reissued", "late")}
         fill = {"ready": len(self.ready), "sampling": len(self.sampling)}
         return {f"buffer/{name}": float(value) for name, value in (fill | counts).items()}
