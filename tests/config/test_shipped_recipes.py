@@ -117,7 +117,11 @@ def test_the_paired_math_recipes_have_their_published_numbers() -> None:
         assert {key: settings[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize("preset", sorted((RECIPES / "hydra").glob("*.yaml")), ids=lambda path: path.stem)
+PRESETS = [path for path in sorted((RECIPES / "hydra").glob("*.yaml")) if "command:" in path.read_text()]
+"""Those of TorchRL's dialect name no command: maxent-grpo-sync and -async do."""
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_a_hydra_preset_bundles_a_command_and_a_recipe(preset: Path) -> None:
     tree = yaml.safe_load(preset.read_text())
     section = tree[SECTION_OF[tree["command"]]]

@@ -56,7 +56,7 @@ DEFINITIONS: Final[Mapping[str, str]] = {
     "train/generation/backfilled_prompts": "prompts of these completions",
     "train/generation/latency_ms": "mean milliseconds until the server answered, the wait for a free place not counted",
     "train/generation/latency_ms_max": "the longest of them",
-    "train/buffer/policy_age_mean": "mean over the step's groups of the optimiser steps since the weights that sampled them",
+    "train/buffer/policy_age_mean": "mean over the groups of the optimiser steps since the weights that sampled them",
     "train/buffer/policy_age_max": "the largest of these ages",
     "train/buffer/ready": "groups that wait in the buffer after a rollout was taken",
     "train/buffer/sampling": "groups that are being sampled at that time",
