@@ -28,7 +28,8 @@ class SamplerInParts:
         rollouts: list[Rollout] = []
         for part in consecutive(len(prompts), groups):
             sampled = self.sampler.sample([prompts[i] for i in part], settings, key, policy_version, finished)
-            for rollout in sampled if finished is not None else ():
-                finished(rollout)
+            if finished is not None:
+                for rollout in sampled:
+                    finished(rollout)
             rollouts += sampled
         return rollouts
