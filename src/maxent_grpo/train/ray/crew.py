@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.data.stream import PromptStream
@@ -364,12 +364,12 @@ class Crew:
     def _all(self, answers: Sequence[Any], what: str, timeout: float) -> list[Any]:
         """What all ``answers`` hold. Raises `WorkerLostError` where a worker is gone or overdue."""
         self._ready(answers, what, timeout)
-        reasons: list[Exception] = []
+        reasons: list[RayError] = []
         results = []
         for answer in answers:
             try:
                 results.append(ray.get(answer, timeout=timeout))
-            except (RayError, GetTimeoutError) as error:
+            except RayError as error:  # also where its answer does not come in time
                 reasons.append(error)
         deaths = [error for error in reasons if not isinstance(error, RayTaskError)]
         # Where one rank dies the others fail for it: the death is the reason, not what they make of it.
