@@ -7,9 +7,10 @@ import pytest
 from safetensors.torch import load_file
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.observe.names import DEFINITIONS
+from maxent_grpo.observe.names import DEFINITIONS, STOP_FILE
 from maxent_grpo.train.ray.cluster import shortage
 from maxent_grpo.train.run import train
+from maxent_grpo.train.stopping import Stopped
 
 pytest.importorskip("ray")
 
@@ -72,6 +73,20 @@ def test_two_learner_ranks_and_a_reference_worker_learn_what_one_process_does(
     for name, value in load_file(tmp_path / "two" / "model.safetensors").items():
         assert (value - expected[name]).abs().max() < 1e-6, name
     assert records(tmp_path / "two", "timings.jsonl")[-1]["time/reference"] > 0
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_stop_resumes_to_the_parameters_of_the_inline_driver(
+    ray_here, configure_tiny, tmp_path
+):
+    train(configure_tiny("inline"))
+    (tmp_path / "async").mkdir()
+    (tmp_path / "async" / STOP_FILE).touch()
+    settings = {"driver": "async", "max_staleness": 0}
+    with pytest.raises(Stopped, match="stopped after step 1"):
+        train(configure_tiny("async", **settings))
+    train(configure_tiny("async", resume_from_checkpoint=True, **settings))
+    assert policy_of(tmp_path / "async") == policy_of(tmp_path / "inline")
 
 
 def test_a_demand_that_does_not_fit_is_refused_with_the_sum():

@@ -69,7 +69,7 @@ def save_checkpoint(run: Run) -> Path:
         if rollout:
             write_json(partial / "rollout.json", [asdict(group) for group in rollout])
         if run.buffer is not None:
-            write_json(partial / BUFFER, run.buffer)
+            write_json(partial / BUFFER, run.buffer())
         sizes = {
             str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()
         }

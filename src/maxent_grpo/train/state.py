@@ -67,7 +67,7 @@ class Run:
     )  # this rank's groups, which the current updates draw on
     updates_done: int = 0  # optimiser steps already made on `rollout`
     tokens_seen: int = 0  # completion tokens trained on, over all ranks
-    buffer: Mapping[str, Any] | None = None  # a Ray driver's groups and prompts, as JSON values
+    buffer: Callable[[], Mapping[str, Any]] | None = None  # a Ray driver's groups and prompts, as JSON values
 
     def close(self) -> None:
         """End what runs beside this process: the reward workers, and the sampler's connections."""

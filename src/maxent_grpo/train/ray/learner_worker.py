@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from maxent_grpo.train.ray.reference_worker import RemoteReference
 from maxent_grpo.train.ray.rollout_worker import Sampled, Weights
 from maxent_grpo.train.run import open_journal
 from maxent_grpo.train.state import Run
+from maxent_grpo.train.stopping import forget_request
 from maxent_grpo.types import Batch, Group, Metrics, Stat, extreme_stat, mean_stat
 
 TICKETS_FILE = "tickets.jsonl"
@@ -145,7 +147,7 @@ class LearnerWorker:
         run.stream.seek(lesson.drawn)
         if lesson.held:
             self._open_rollout(lesson.held)
-        run.buffer = buffer_as_json(lesson.buffer) if saves_soon(run) else None
+        run.buffer = partial(buffer_as_json, lesson.buffer)
         self._timing.clear()
         self._timing |= dict(lesson.timing) | {"time/wait": began - self._finished}
         with naming_lost_ranks():
@@ -173,6 +175,7 @@ class LearnerWorker:
 
     def finish(self) -> None:
         """Leave the trained policy in the output directory, and close the records."""
+        forget_request(self._run.output_dir, self._run.learner.accelerator)
         save_final(self._run)
         self._run.learner.accelerator.wait_for_everyone()
         self._run.close()
@@ -193,13 +196,6 @@ class LearnerWorker:
         if self._rank == 0:
             numbers, versions = [one.number for one in held], [one.version for one in held]
             self._tickets.append({"step": run.step + 1, "tickets": numbers, "versions": versions})
-
-
-def saves_soon(run: Run) -> bool:
-    """Whether a checkpoint is due during the updates on the current rollout."""
-    every, total = run.cadence.save_steps, run.cadence.total_steps
-    last = min(run.step + run.updates_left, total)
-    return every > 0 and (last // every > run.step // every or last == total)
 
 
 def ages(run: Run, groups: Sequence[Group]) -> Metrics:
