@@ -9,16 +9,15 @@ import asyncio
 import json
 import os
 import random
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.rollout.event_loop import event_loop
 
 FIRST_PAUSE = 0.5  # seconds before the first retry, doubled for each further one
 LONGEST_PAUSE = 30.0
@@ -90,7 +89,7 @@ class Client:
         leaving the iterator early cancels what runs.
         """
         running: dict[Future[Reply], Key] = {}
-        with _event_loop() as loop:
+        with event_loop() as loop:
             client = self._new_client()
             while True:
                 while len(running) < self._endpoint.concurrency and (job := next(jobs, None)) is not None:
@@ -205,28 +204,3 @@ def _retry_after(headers: httpx.Headers) -> float:
         return float(headers.get("retry-after", ""))
     except ValueError:  # absent, or a date
         return 0.0
-
-
-@contextmanager
-def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop in a thread of its own: the caller may have one already, as notebooks do.
-
-    On leaving, what still runs is cancelled: a failure does not wait for requests that hang.
-    """
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="endpoint", daemon=True)
-    thread.start()
-    try:
-        yield loop
-    finally:
-        asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
