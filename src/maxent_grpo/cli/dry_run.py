@@ -69,7 +69,7 @@ def plan_of(config: RunConfig) -> dict[str, Any]:
                 else {"tokens_per_micro_batch": plan.micro_tokens}
             ),
             "updates_per_rollout": plan.updates_per_rollout * plan.num_iterations,
-            "on_policy": plan.on_policy,
+            "on_policy": plan.on_policy and training.max_staleness == 0,
         }
     return {
         "processes": processes,
