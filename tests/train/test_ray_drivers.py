@@ -109,6 +109,10 @@ def test_a_demand_that_does_not_fit_is_refused_with_the_sum():
             {"driver": "sync", "max_staleness": 1},
             "max_staleness: 1: driver=sync samples with weights of the learner",
         ),
+        (
+            {"driver": "async", "use_vllm": True},
+            "use_vllm: the rollout workers of driver=async sample with a policy",
+        ),
         ({"driver": "async", "overlap_sampling": True}, "overlap_sampling: driver=async always does"),
         ({"driver": "sync", "weight_update_frequency": 2}, "behind, and max_staleness=0; lower it, or raise"),
         (

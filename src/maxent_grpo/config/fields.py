@@ -473,7 +473,7 @@ class TrainingFields:
     )
     ray_address: str | None = setting(
         None,
-        "Ray cluster to join, as ray.init takes it; unset: a cluster of this machine, for this run alone.",
+        "Ray cluster to join, as ray.init takes it; unset: that of RAY_ADDRESS, else one here, for this run.",
     )
 
     # The run

@@ -82,6 +82,11 @@ def worker_problems(training: "GRPOConfig") -> list[str]:
         problems.append(
             f"driver: {training.driver} needs the package ray: pip install 'maxent-grpo[ray]', or use inline"
         )
+    if training.use_vllm:
+        problems.append(
+            f"use_vllm: the rollout workers of driver={training.driver} sample with a policy of their own; "
+            "set use_vllm=false, or driver=inline"
+        )
     if training.dynamic_sampling:
         problems.append(
             f"dynamic_sampling: driver={training.driver} trains on every group; use driver=inline"

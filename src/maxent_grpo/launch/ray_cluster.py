@@ -138,6 +138,10 @@ def plan_ray(
     )  # fmt: skip
 
 
+RAY_SETTINGS = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Ray's workers are the job's work and yield to nobody (Ray: 15); nothing is reported to Ray's makers."""
+
+
 def asked_devices(words: Sequence[str]) -> tuple[tuple[str, int], ...]:
     """``COMPONENT.num_devices=N`` among a driver's words. Raises `UsageError` for what is no number."""
     found = []
@@ -231,7 +235,10 @@ def _succeeds(command: Sequence[str], environment: Mapping[str, str]) -> bool:
 
 def _address(node: str, resolve: Callable[[str], str]) -> str:
     try:
-        return resolve(node)
+        address = resolve(node)
+        return (
+            "127.0.0.2" if address == "127.0.0.1" else address
+        )  # Ray takes .1 for "an address that others see"
     except OSError as error:
         raise UsageError(f"node {node} has no address ({error}); check the cluster's name service") from error
 
@@ -254,7 +261,7 @@ def ray_cluster(words: Sequence[str], environ: Mapping[str, str], root: Path) ->
     print(ray_table(plan, environ), flush=True)
     if dry:
         return 0
-    environment = with_token(job_environment(environ, Path.cwd()))
+    environment = with_token(RAY_SETTINGS | job_environment(environ, Path.cwd()))
     make_folders(environment)
     return run_ray(plan, environment)
 

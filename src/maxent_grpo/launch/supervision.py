@@ -6,6 +6,7 @@ on from the newest checkpoint.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from maxent_grpo.errors import RunError
+from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.launch.environment import without_values
 
 TAIL_LINES = 200
@@ -47,6 +48,10 @@ class Running:
         self._environment = environment
         step.log.parent.mkdir(parents=True, exist_ok=True)
         inherited = {name: value for name, value in environment.items() if name not in step.without}
+        if shutil.which(step.command[0], path=inherited.get("PATH")) is None:
+            raise UsageError(
+                f"{step.name}: there is no program {step.command[0]} here; activate the environment first"
+            )
         with step.log.open("ab") as log:
             self._process = subprocess.Popen(
                 step.command,

@@ -27,7 +27,8 @@ LOGS = "ray_logs"
 def cluster(address: str | None, output_dir: Path) -> Iterator[None]:
     """A connection to the cluster at ``address``, or a cluster of this machine that ends with the context.
 
-    A process that is connected already stays as it is. Raises `UsageError` where nothing answers at ``address``.
+    Without an address that of the variable RAY_ADDRESS counts, as for Ray's own tools. A process that is connected
+    already stays as it is. Raises `UsageError` where nothing answers at ``address``.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let any other process go first
@@ -35,6 +36,7 @@ def cluster(address: str | None, output_dir: Path) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         host = address.partition(":")[0]
         try:
