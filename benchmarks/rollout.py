@@ -85,7 +85,14 @@ def samplers(
     if "local" in options.ways:
         yield "local", "the learner's own", LocalSampler(model, tokenizer), None
     if "server" in options.ways:
-        flags = ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(limit)]
+        flags = [
+            "--dtype",
+            "float32",
+            "--enforce-eager",
+            "--max-model-len",
+            str(limit),
+            "--no-enable-chunked-prefill",
+        ]
         flags += ["--weight-transfer-config", '{"backend": "gloo"}']
         log = Path(options.log) if options.log else folder / "serve.log"
         server = stack.enter_context(VLLMProcess(folder / "model", log, options=flags))

@@ -11,7 +11,7 @@ from maxent_grpo.rollout.vllm_process import VLLMProcess
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 
 HERE = Path(__file__).parent
-OPTIONS = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager")
+OPTIONS = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--no-enable-chunked-prefill")
 ECHO = ("--middleware", "maxent_grpo.rollout.client_tag.EchoMiddleware")
 
 

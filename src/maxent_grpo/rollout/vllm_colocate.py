@@ -1,8 +1,8 @@
 """Sampling by a vLLM engine inside this process: no server, and weights that never leave the device.
 
 One request per completion, seeded by (key, prompt, number in the group), as `VLLMServerSampler` has it: a completion
-does not depend on the others of its call, but for rounding in larger or smaller batches. Left out: tensor parallelism
-over the trainer's ranks; every rank has an engine of its own.
+does not depend on the others of its call, but for rounding in larger or smaller batches. Left out: several
+ranks, and tensor parallelism over them.
 """
 
 import gc
@@ -62,6 +62,8 @@ def start_engine(settings: EngineSettings) -> "LLM":
         seed=0,  # every request has a seed of its own
         disable_log_stats=True,
         enforce_eager=current_platform.is_cpu(),  # compiling for a CPU takes minutes
+        # On a CPU vLLM 0.30 dies of a seeded request whose prompt it reads in parts ("Generator does not use offset").
+        enable_chunked_prefill=not current_platform.is_cpu(),
     )
 
 

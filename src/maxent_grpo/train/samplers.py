@@ -183,6 +183,8 @@ def colocated(parts: SamplerParts) -> tuple[Sampler, Publisher, torch.dtype]:
         raise UsageError(
             "vllm_tensor_parallel_size: a colocated engine belongs to one rank; use 1, or vllm_mode=server"
         )
+    if learner.accelerator.num_processes > 1:
+        raise UsageError("vllm_mode: colocate works in one process; use vllm_mode=server for several ranks")
     dtype = torch.bfloat16 if training.bf16 else parts.source.dtype
     settings = EngineSettings(
         model=parts.source.location,
