@@ -52,6 +52,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     # Patterns of commands, and what programs answer
     (r".*(…|(?<![\w.-])\$?(RECIPE|MODEL|RUN|FILE|DIR|ADDRESS)\b)", NotRun("capitals stand for the reader's own")),
     (r"maxent-grpo: ", NotRun("an answer of the program, not a command")),
+    (r".*\bpip install|python -m venv", NotRun("installs from a package index")),
     # Console scripts
     (r"maxent-grpo.* --?h(elp)?\b", Checked("help")),
     (r"maxent-grpo(-study)? .*study\.plan=", Checked("study")),
