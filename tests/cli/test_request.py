@@ -47,7 +47,7 @@ def test_report_and_demo_take_their_own_keys() -> None:
     [
         ({}, (), "no command: add command="),
         ({"command": "train-maxnt"}, (), "Unsupported command: train-maxnt .did you mean train-maxent"),
-        ({"command": "generate"}, (), "Unsupported command: generate"),
+        ({"command": "conjure"}, (), "Unsupported command: conjure"),
         ({"command": "report"}, (), "run=DIR"),
         ({"command": "report", "run": "x", "dry_run": True}, (), "dry_run is not read by report"),
         ({"command": "demo", "training": {}}, (), "training is not read by demo"),

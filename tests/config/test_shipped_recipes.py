@@ -117,8 +117,8 @@ def test_the_paired_math_recipes_have_their_published_numbers() -> None:
         assert {key: settings[key] for key in expected} == expected
 
 
-PRESETS = [path for path in sorted((RECIPES / "hydra").glob("*.yaml")) if "command:" in path.read_text()]
-"""Those of TorchRL's dialect name no command: maxent-grpo-sync and -async do."""
+PRESETS = [path for path in sorted((RECIPES / "hydra").glob("*.yaml")) if "recipe:" in path.read_text()]
+"""Those of TorchRL's dialect hold their settings themselves."""
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

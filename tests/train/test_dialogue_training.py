@@ -10,7 +10,7 @@ from maxent_grpo.config.loading import resolve
 from maxent_grpo.objectives.catalog import CATALOG, Objective
 from maxent_grpo.train import drivers
 from maxent_grpo.train.assembly import assemble, start_accelerator
-from maxent_grpo.train.checkpoint import _group_from_json
+from maxent_grpo.train.checkpoint import group_from_json
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.run import Given, train
 from maxent_grpo.train.state import Run
@@ -116,7 +116,7 @@ def test_denominators_count_the_policys_tokens(run: Run) -> None:
 
 def test_a_checkpoints_rollout_keeps_the_turns(run: Run) -> None:
     for group in run.rollout:
-        assert _group_from_json(json.loads(json.dumps(asdict(group)))) == group
+        assert group_from_json(json.loads(json.dumps(asdict(group)))) == group
 
 
 def test_the_tiny_policy_trains_on_countdown_with_feedback(tmp_path) -> None:
