@@ -1,13 +1,16 @@
 """A live `vllm serve` of the bundled tiny policy, one for the whole test session."""
 
 import importlib.util
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from maxent_grpo.rollout.vllm_process import VLLMProcess
+from maxent_grpo.rollout.vllm_process import VLLMProcess, free_port
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 
 HERE = Path(__file__).parent
@@ -53,3 +56,27 @@ def vllm_server(vllm_process: VLLMProcess) -> VLLMProcess:
         client.post("/collective_rpc", json=reload).raise_for_status()
         client.post("/reset_prefix_cache").raise_for_status()
     return vllm_process
+
+
+@pytest.fixture
+def proxy(vllm_server: VLLMProcess) -> Iterator[str]:
+    """The address of a maxent-grpo-vllm-proxy in front of the server."""
+    port = free_port()
+    command = [sys.executable, "-m", "maxent_grpo.rollout.vllm_proxy", vllm_server.url, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if httpx.get(f"{url}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)

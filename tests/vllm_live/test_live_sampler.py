@@ -1,18 +1,13 @@
 """The server sampler, client tags and the proxy with a live vLLM. Its policy is the bundled one, in float32."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -133,35 +128,9 @@ def test_what_the_start_finds_out(vllm_server: Any, policy: Any, tokenizer: Any)
         sampler_of(vllm_server.url, tokenizer, policy, model="big").check()
 
 
-@contextmanager
-def proxy_process(*servers: str) -> Iterator[str]:
-    """maxent-grpo-vllm-proxy as a process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "maxent_grpo.rollout.vllm_proxy", *servers, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
 @pytest.mark.parametrize("through", ["middleware", "proxy"])
 def test_two_clients_of_one_server_get_exactly_their_own_groups(
-    through: str, vllm_server: Any, prompts: Any, policy: Any, tokenizer: Any
+    through: str, request: Any, vllm_server: Any, prompts: Any, policy: Any, tokenizer: Any
 ) -> None:
     parts = [prompts[:2], prompts[2:]]
     alone = [sampler_of(vllm_server.url, tokenizer, policy).sample(part, SETTINGS, KEY, 0) for part in parts]
@@ -178,11 +147,7 @@ def test_two_clients_of_one_server_get_exactly_their_own_groups(
         [thread.start() for thread in ranks]
         [thread.join(120) for thread in ranks]
 
-    if through == "middleware":
-        both(vllm_server.url)
-    else:
-        with proxy_process(vllm_server.url) as url:
-            both(url)
+    both(request.getfixturevalue("proxy") if through == "proxy" else vllm_server.url)
     for r in range(2):
         assert [rollout.prompt for rollout in found[r]] == parts[r]
         assert [rollout.token_ids for rollout in found[r]] == [rollout.token_ids for rollout in alone[r]]

@@ -14,10 +14,13 @@ import yaml
 from safetensors.torch import load_file
 
 from maxent_grpo.config.loading import resolve
+from maxent_grpo.errors import RunError
 from maxent_grpo.rollout.vllm_process import VLLMProcess, free_port
+from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 from maxent_grpo.train.run import train
 
 RECIPE = Path(__file__).parents[2] / "configs/recipes/tiny/maxent-grpo/config_graph_coloring.yaml"
+OPTIONS = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--no-enable-chunked-prefill")
 SMALL: dict[str, Any] = {
     "num_generations": 8,
     "max_completion_length": 24,
@@ -91,13 +94,18 @@ def test_an_adapter_is_merged_for_the_server(vllm_server: VLLMProcess, tmp_path:
 
 
 @pytest.mark.slow
-def test_two_ranks_share_a_server(vllm_server: VLLMProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize("through", ["middleware", "proxy"])
+def test_two_ranks_share_a_server(
+    through: str, request: pytest.FixtureRequest, vllm_server: VLLMProcess, tmp_path: Path
+) -> None:
     settings = SMALL | {
         "output_dir": str(tmp_path / "run"),
         "max_steps": 2,
         "per_device_train_batch_size": 16,
     }
     settings |= sampled_by(vllm_server)
+    if through == "proxy":
+        settings["vllm_server_base_url"] = request.getfixturevalue("proxy")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(yaml.safe_load(RECIPE.read_text()) | settings))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -111,6 +119,17 @@ def test_two_ranks_share_a_server(vllm_server: VLLMProcess, tmp_path: Path) -> N
     assert 2 <= steps[0]["train/generation/requests"] - probes - completions <= 4
     assert steps[1]["train/generation/requests"] == probes + completions
     assert all(step["train/generation/client_tag_errors"] == 0 for step in steps)
+
+
+@pytest.mark.slow
+def test_a_server_without_the_echo_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    refusal = r"does not echo client_tag='mine' \(policy strict\); start vLLM with `--middleware"
+    with (
+        VLLMProcess(bundled_policy_path(), tmp_path / "serve.log", options=OPTIONS) as silent,
+        pytest.raises(RunError, match=refusal),
+    ):
+        run(tmp_path / "run", vllm_client_tag="mine", **sampled_by(silent, vllm_sync_backend="disk"))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
