@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from openai_server import chat, serving
 
 from maxent_grpo.evaluate.artifacts import read_records
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference
 from maxent_grpo.rewards import math_grader
+from openai_server import chat, serving
 
 
 def evaluate(answer, root, preset, file, **changes):
