@@ -100,7 +100,8 @@ def test_usr1_saves_and_requeues_and_the_job_goes_on_by_itself(
     slurm.run(
         "scontrol", "update", f"JobId={job.number}", "StartTime=now"
     )  # Slurm waits two minutes otherwise
-    assert job.end() == "COMPLETED", job.output()
+    state = job.end()
+    assert state == "COMPLETED", f"{state}\n{job.output()}"
     assert "from the newest checkpoint (restart 1 of the job)" in job.output()
     assert records(output) == records(uninterrupted[1])
     assert (output / "model.safetensors").read_bytes() == (
