@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
+from maxent_grpo.config.checkpointing import CheckpointSettings
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train.fsdp2 import FullyShardedStrategy
 from maxent_grpo.train.published_weights import PolicyWeights
@@ -27,7 +28,9 @@ def main() -> None:
     if kind == "fsdp2":
         strategy = FullyShardedStrategy(policy, optimizer_of, accelerator)
     else:
-        strategy = ZeroStrategy(policy, optimizer_of, accelerator, stage=3, max_grad_norm=0.0)
+        strategy = ZeroStrategy(
+            policy, optimizer_of, accelerator, stage=3, max_grad_norm=0.0, checkpoints=CheckpointSettings()
+        )
     weights = PolicyWeights(strategy)
     description = weights.description()
     seen = []
