@@ -5,7 +5,7 @@ import torch
 
 from maxent_grpo.errors import RunError
 from maxent_grpo.models.policy import PolicyForward
-from maxent_grpo.rollout.local import LocalSampler, draw_tokens, truncate
+from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.train.collate import collate
 from maxent_grpo.types import Group, Prompt
@@ -92,28 +92,6 @@ def test_sampler_and_learner_agree_in_mixed_precision(prompts, policy, tokenizer
     assert gap < 0.75 * (batch.behaviour_logps - exact).abs().mean()
 
 
-def test_draws_follow_the_policys_distribution():
-    torch.manual_seed(0)
-    logits = torch.randn(1, 6)
-    draws = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000  # a perfect uniform grid
-    tokens, logps = draw_tokens(logits.expand(20_000, 6), draws, SamplingSettings(4, 8, temperature=0.8))
-    frequency = torch.bincount(tokens, minlength=6) / 20_000
-    expected = (logits[0] / 0.8).softmax(-1)
-    torch.testing.assert_close(frequency, expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(logps, expected.log()[tokens])
-
-
-def test_truncation_keeps_the_tokens_that_it_names():
-    logps = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
-    kept = lambda **options: torch.isfinite(truncate(logps, SamplingSettings(4, 8, **options)))[0].tolist()  # noqa: E731
-    assert kept() == [True] * 4
-    assert kept(top_k=2) == [True, True, False, False]
-    assert kept(top_p=0.5) == [True, False, False, False]
-    assert kept(top_p=0.51) == [True, True, False, False]
-    assert kept(top_p=0.01) == [True, False, False, False]
-    assert kept(min_p=0.3) == [True, True, True, False]
-
-
 def test_completions_end_with_the_end_token_or_the_length(sampler, prompts, tokenizer):
     for rollout in sampler.sample(prompts, replace(SETTINGS, num_generations=16), KEY, 0):
         for ids, reason in zip(rollout.token_ids, rollout.finish_reasons, strict=True):
@@ -159,12 +137,3 @@ def test_sampling_leaves_the_model_in_training_mode(sampler, prompts, policy):
     policy.train()
     sampler.sample(prompts, SETTINGS, KEY, 0)
     assert policy.training
-
-
-def test_temperature_zero_takes_the_likeliest_token_whatever_the_draw_and_the_truncation():
-    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
-    settings = replace(SETTINGS, temperature=0.0, top_p=0.1, top_k=3)
-    for draw in (0.0, 0.5, 1.0):
-        chosen, logps = draw_tokens(logits, torch.full((50,), draw, dtype=torch.float64), settings)
-        assert chosen.equal(logits.argmax(dim=-1))
-        torch.testing.assert_close(logps, logits.log_softmax(dim=-1).max(dim=-1).values)

@@ -18,6 +18,7 @@ from maxent_grpo.models.decoding import start_decoding
 from maxent_grpo.models.loading import stop_token_ids
 from maxent_grpo.models.logps import left_padded
 from maxent_grpo.randomness import KeyPart, uniforms
+from maxent_grpo.rollout.drawing import draw_tokens
 from maxent_grpo.rollout.sampler import Finished, SamplingSettings
 from maxent_grpo.types import Prompt, Rollout
 
@@ -153,40 +154,3 @@ class LocalSampler:
             )
             for p, prompt in enumerate(prompts)
         ]
-
-
-def draw_tokens(logits: Tensor, draws: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
-    """One token per row of ``logits`` [N, V] from the uniforms ``draws`` [N], and its log-prob.
-
-    Sampling follows the truncated distribution; the log-prob is that of the whole one at the sampling temperature,
-    which is what the learner computes and importance ratios compare. At temperature 0 it is that at temperature 1.
-    """
-    if settings.temperature == 0:  # greedy: the draws and the truncation have no say
-        logps = logits.log_softmax(dim=-1)
-        chosen = logits.argmax(dim=-1)
-        return chosen, logps.gather(1, chosen.unsqueeze(1)).squeeze(1)
-    logps = (logits / settings.temperature).log_softmax(dim=-1)
-    cumulative = truncate(logps, settings).exp().cumsum(dim=-1, dtype=torch.float64)
-    total = cumulative[:, -1]
-    target = torch.minimum(draws * total, torch.nextafter(total, torch.zeros_like(total)))
-    chosen = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1)
-    chosen = chosen.clamp(
-        max=logits.shape[-1] - 1
-    )  # reached by non-finite logits only: reported after decoding
-    return chosen, logps.gather(1, chosen.unsqueeze(1)).squeeze(1)
-
-
-def truncate(logps: Tensor, settings: SamplingSettings) -> Tensor:
-    """Log-probs [N, V] with −inf at the tokens that top-k, top-p and min-p exclude (not renormalised)."""
-    if settings.top_k > 0:
-        floor = logps.topk(min(settings.top_k, logps.shape[-1]), dim=-1).values[:, -1:]
-        logps = logps.masked_fill(logps < floor, -torch.inf)
-    if settings.top_p < 1.0:
-        ordered, order = logps.softmax(dim=-1).sort(dim=-1, descending=True)
-        # A token stays while the mass before it is short of top_p: the likeliest one always does.
-        excluded = ordered.cumsum(dim=-1) - ordered >= settings.top_p
-        logps = logps.masked_fill(torch.zeros_like(excluded).scatter(1, order, excluded), -torch.inf)
-    if settings.min_p:
-        floor = logps.max(dim=-1, keepdim=True).values + torch.tensor(settings.min_p).log()
-        logps = logps.masked_fill(logps < floor, -torch.inf)
-    return logps
