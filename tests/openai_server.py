@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from local_server import Traffic, listening
 
 Answer = Callable[["Request"], "Reply"]
 
@@ -40,29 +42,8 @@ def chat(text: str | None, finish_reason: str = "stop", **extra: Any) -> Reply:
     return Reply(json.dumps({"object": "chat.completion", "choices": [choice]}).encode())
 
 
-@dataclass
-class Server:
-    url: str
-    requests: list[Request] = field(default_factory=list)
-    most_at_once: int = 0
-    _now: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @contextmanager
-    def counted(self, request: Request) -> Iterator[None]:
-        with self._lock:
-            self.requests.append(request)
-            self._now += 1
-            self.most_at_once = max(self.most_at_once, self._now)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._now -= 1
-
-
 @contextmanager
-def serving(answer: Answer) -> Iterator[Server]:
+def serving(answer: Answer) -> Iterator[Traffic[Request]]:
     """A server on a free port of this machine, with ``answer`` behind it."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -88,17 +69,10 @@ def serving(answer: Answer) -> Iterator[Server]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    server = Server(f"http://127.0.0.1:{http.server_port}/v1")
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    server: Traffic[Request] = Traffic()
+    with listening(Handler) as address:
+        server.url = f"{address}/v1"
         yield server
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 def bundled_policy() -> Answer:

@@ -15,7 +15,8 @@ from sphinx.errors import ExtensionError
 
 from maxent_grpo.cli.helptext import TOPICS
 from maxent_grpo.config.conversion import describe, field_types
-from maxent_grpo.config.fields import ScriptFields, TrainingFields
+from maxent_grpo.config.fields.script import ScriptFields
+from maxent_grpo.config.fields.training import TrainingFields
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConfig
 from maxent_grpo.config.unsupported import HONOURED, INERT, NATIVE_ONLY, REFUSED
 from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec

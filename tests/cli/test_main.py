@@ -92,7 +92,8 @@ def test_help_lists_every_setting_under_a_topic() -> None:
     from dataclasses import fields
 
     from maxent_grpo.cli.helptext import TOPICS, help_text
-    from maxent_grpo.config.fields import ScriptFields, TrainingFields
+    from maxent_grpo.config.fields.script import ScriptFields
+    from maxent_grpo.config.fields.training import TrainingFields
 
     text = help_text(width=80)
     names = [field.name for field in (*fields(ScriptFields), *fields(TrainingFields))]

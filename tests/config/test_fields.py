@@ -2,12 +2,13 @@ import dataclasses
 import subprocess
 import sys
 
-from maxent_grpo.config.fields import ScriptFields, TrainingFields
+from maxent_grpo.config.fields.script import ScriptFields
+from maxent_grpo.config.fields.training import TrainingFields
 
 
 def test_reading_the_fields_loads_neither_torch_nor_trl() -> None:
     code = (
-        "import sys, maxent_grpo.config.fields\n"
+        "import sys, maxent_grpo.config.fields.script, maxent_grpo.config.fields.training\n"
         "heavy = {'torch', 'trl', 'transformers', 'omegaconf', 'yaml', 'datasets'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"
     )

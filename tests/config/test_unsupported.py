@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from trl.trainer.grpo_config import GRPOConfig as TRLConfig
 
-from maxent_grpo.config.fields import TrainingFields
+from maxent_grpo.config.fields.training import TrainingFields
 from maxent_grpo.config.schema import GRPOConfig
 from maxent_grpo.config.unsupported import HONOURED, INERT, NATIVE_ONLY, REFUSED, refuse_unsupported
 from maxent_grpo.errors import UsageError

@@ -40,7 +40,7 @@ def test_an_echo_is_seen(smoke: Any, capsys: pytest.CaptureFixture[str]) -> None
     with serving(lambda asked: with_tag(texts(asked, {"token_logprobs": [-1.0]}), str(asked.tag))) as server:
         options = "--client-tag a-7 --n 3 --prompts x y --return-logprobs --temperature 0.5"
         assert run(smoke, server.url, *options.split()) == 0
-        (asked,) = server.asked
+        (asked,) = server.requests
     assert capsys.readouterr().out == "server echoed client_tag 'a-7' in 6 completions\n"
     assert (asked.tag, asked.body["client_tag"], asked.body["temperature"]) == ("a-7", "a-7", 0.5)
 

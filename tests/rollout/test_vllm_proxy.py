@@ -113,7 +113,7 @@ def test_tags_are_pinned_to_one_server_each(servers: list[StandIn], tokenizer: A
         for r in range(6):
             tag = f"rank-{r}-of-6"
             sampler_of(url, tokenizer, client_tag=tag, tag_policy="strict").sample(prompts, SETTINGS, KEY, 0)
-    tags = [{a.tag for a in server.asked} for server in servers]
+    tags = [{a.tag for a in server.requests} for server in servers]
     assert tags[0] & tags[1] == set()
     assert len(tags[0] | tags[1]) == 6
 
@@ -144,7 +144,7 @@ def test_what_steers_the_servers_goes_to_all_of_them(servers: list[StandIn]) -> 
             answer = httpx.post(f"{url}{path}", json=RELOAD if path == "/collective_rpc" else None)
             assert (answer.status_code, answer.headers["X-VLLM-Servers"]) == (200, "2")
     for server in servers:
-        assert [a.path for a in server.asked] == STEERING
+        assert [a.path for a in server.requests] == STEERING
 
 
 def test_a_control_request_that_one_server_refuses_fails_and_that_server_is_left_out(
@@ -175,7 +175,7 @@ def test_a_restarted_server_waits_for_weights(servers: list[StandIn], tokenizer:
         eventually(lambda: states(url)[doomed.url] == (True, True))
         sampler = sampler_of(url, tokenizer)
         sampler.sample(prompts, SETTINGS, KEY, 0)
-        assert reborn.asked == []  # it has its first weights still
+        assert reborn.requests == []  # it has its first weights still
         assert httpx.post(f"{url}/collective_rpc", json=RELOAD).status_code == 200
         assert states(url) == {servers[0].url: (True, False), doomed.url: (True, False)}
         sampler.sample(prompts, SETTINGS, KEY, 1)

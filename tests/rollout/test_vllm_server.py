@@ -1,9 +1,7 @@
 """The server sampler against a scripted server: what it asks, what it makes of answers, how it fails."""
 
 import json
-import logging
 import re
-import socket
 import threading
 import time
 from collections import Counter
@@ -11,50 +9,22 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from served import KEY, PROMPTS, SETTINGS, counts, sampler_of
 from vllm_stand_in import LOGPS, Answer, Asked, completions, echoing, serving
 
-from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.errors import RunError
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rollout.generation_error import GenerationServiceError
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.rollout.sampler import SamplingSettings
-from maxent_grpo.rollout.server_settings import ServerSettings
-from maxent_grpo.rollout.vllm_server import VLLMServerSampler
-from maxent_grpo.types import Prompt
-
-SETTINGS = SamplingSettings(num_generations=4, max_completion_length=6)
-KEY = (0, "completion", 3)
-PATIENT = {"backoff": 0.01, "retry_sleep": 0.01, "startup_timeout": 0.3, "timeout": 5.0}
-
-
-@pytest.fixture
-def prompts() -> list[Prompt]:
-    return [Prompt(i, "", (3, 4, 5 + i), {}) for i in range(5)]
-
-
-def sampler_of(url: str, tokenizer: Any, **given: Any) -> VLLMServerSampler:
-    own = {name: given.pop(name) for name in ("backfill", "restore", "stop_token_ids") if name in given}
-    return VLLMServerSampler(ServerSettings(url, **(PATIENT | given)), tokenizer, vocabulary=16, **own)
-
-
-def counts(sampler: VLLMServerSampler) -> dict[str, float]:
-    """What the sampler counted, without zeros and times."""
-    return {
-        name.removeprefix("generation/"): float(stat.value)
-        for name, stat in sampler.drain_stats().items()
-        if stat.value and "latency" not in name
-    }
 
 
 @pytest.mark.parametrize("api", ["openai", "generate", "trl"])
-def test_one_request_per_completion_and_every_completion_in_its_place(
-    api: Any, prompts: list[Prompt], tokenizer: Any
-) -> None:
+def test_one_request_per_completion_and_every_completion_in_its_place(api: Any, tokenizer: Any) -> None:
     with serving() as server:
         sampler = sampler_of(server.url, tokenizer, api=api)
-        rollouts = sampler.sample(prompts, SETTINGS, KEY, policy_version=7)
+        rollouts = sampler.sample(PROMPTS, SETTINGS, KEY, policy_version=7)
         assert len(server.generations) == 20
-    assert [rollout.prompt for rollout in rollouts] == prompts
+    assert [rollout.prompt for rollout in rollouts] == PROMPTS
     for rollout in rollouts:
         assert len(set(rollout.token_ids)) > 1  # a group is not one completion over and over
         for ids, logps, reason in zip(rollout.token_ids, rollout.logps, rollout.finish_reasons, strict=True):
@@ -66,10 +36,10 @@ def test_one_request_per_completion_and_every_completion_in_its_place(
     assert counts(sampler) == {"requests": 21.0}  # and one probe
 
 
-def test_what_is_asked_for_names_every_parameter(prompts: list[Prompt], tokenizer: Any) -> None:
+def test_what_is_asked_for_names_every_parameter(tokenizer: Any) -> None:
     settings = replace(SETTINGS, top_p=0.9, stop=("</a>",))
     with serving() as server:
-        sampler_of(server.url, tokenizer, stop_token_ids=(15,)).sample(prompts[:1], settings, KEY, 0)
+        sampler_of(server.url, tokenizer, stop_token_ids=(15,)).sample(PROMPTS[:1], settings, KEY, 0)
         asked = sorted(server.generations, key=lambda a: a.body["seed"])
     assert [a.body["seed"] for a in asked] == sorted(integer_seed(*KEY, 0, 0, g) for g in range(4))
     assert {name: value for name, value in asked[0].body.items() if name != "seed"} == {
@@ -81,28 +51,26 @@ def test_what_is_asked_for_names_every_parameter(prompts: list[Prompt], tokenize
     assert len({a.headers["X-VLLM-Group-Request-ID"] for a in asked}) == 1
 
 
-def test_equal_keys_repeat_and_other_seeds_steps_and_prompts_do_not(
-    prompts: list[Prompt], tokenizer: Any
-) -> None:
+def test_equal_keys_repeat_and_other_seeds_steps_and_prompts_do_not(tokenizer: Any) -> None:
     with serving() as server:
         sampler = sampler_of(server.url, tokenizer)
-        first = sampler.sample(prompts, SETTINGS, KEY, 0)
-        assert sampler_of(server.url, tokenizer).sample(prompts, SETTINGS, KEY, 0) == first
-        assert [sampler.sample([p], SETTINGS, KEY, 0)[0] for p in prompts] == first
-        fewer = sampler.sample(prompts, replace(SETTINGS, num_generations=2), KEY, 0)
+        first = sampler.sample(PROMPTS, SETTINGS, KEY, 0)
+        assert sampler_of(server.url, tokenizer).sample(PROMPTS, SETTINGS, KEY, 0) == first
+        assert [sampler.sample([p], SETTINGS, KEY, 0)[0] for p in PROMPTS] == first
+        fewer = sampler.sample(PROMPTS, replace(SETTINGS, num_generations=2), KEY, 0)
         assert [r.token_ids for r in fewer] == [r.token_ids[:2] for r in first]
         for other in ((1, "completion", 3), (0, "completion", 4), (0, "evaluation", 3)):
-            assert [r.token_ids for r in sampler.sample(prompts, SETTINGS, other, 0)] != [
+            assert [r.token_ids for r in sampler.sample(PROMPTS, SETTINGS, other, 0)] != [
                 r.token_ids for r in first
             ]
 
 
-def test_requests_in_flight_are_bounded(prompts: list[Prompt], tokenizer: Any) -> None:
+def test_requests_in_flight_are_bounded(tokenizer: Any) -> None:
     def slow(asked: Asked) -> Answer:
         return Answer(completions(asked), delay=0.02)
 
     with serving(slow) as server:
-        sampler_of(server.url, tokenizer, concurrency=3).sample(prompts, SETTINGS, KEY, 0)
+        sampler_of(server.url, tokenizer, concurrency=3).sample(PROMPTS, SETTINGS, KEY, 0)
         assert server.most_at_once == 3
 
 
@@ -126,11 +94,9 @@ ONCE = {
 
 
 @pytest.mark.parametrize("fault", ONCE.values(), ids=ONCE.keys())
-def test_a_passing_fault_changes_nothing_but_the_counts(
-    fault: Answer, prompts: list[Prompt], tokenizer: Any
-) -> None:
+def test_a_passing_fault_changes_nothing_but_the_counts(fault: Answer, tokenizer: Any) -> None:
     with serving() as server:
-        undisturbed = sampler_of(server.url, tokenizer).sample(prompts, SETTINGS, KEY, 0)
+        undisturbed = sampler_of(server.url, tokenizer).sample(PROMPTS, SETTINGS, KEY, 0)
     seen: Counter[int] = Counter()
 
     def once_each(asked: Asked) -> Answer | dict[str, Any]:
@@ -140,8 +106,8 @@ def test_a_passing_fault_changes_nothing_but_the_counts(
 
     with serving(once_each) as server:
         sampler = sampler_of(server.url, tokenizer, logprob_fail_after=0)
-        assert sampler.sample(prompts, SETTINGS, KEY, 0) == undisturbed
-    faulty = sum(integer_seed(*KEY, *p.key, g) % 3 == 0 for p in prompts for g in range(4))
+        assert sampler.sample(PROMPTS, SETTINGS, KEY, 0) == undisturbed
+    faulty = sum(integer_seed(*KEY, *p.key, g) % 3 == 0 for p in PROMPTS for g in range(4))
     assert faulty > 3
     assert counts(sampler)["retry_attempts"] == faulty
 
@@ -167,7 +133,6 @@ def test_a_lasting_fault_ends_the_run_with_one_line(
     given: dict[str, Any],
     message: str,
     status: int | None,
-    prompts: list[Prompt],
     tokenizer: Any,
 ) -> None:
     def script(asked: Asked) -> Answer | dict[str, Any]:
@@ -176,7 +141,7 @@ def test_a_lasting_fault_ends_the_run_with_one_line(
     with serving(script) as server:
         sampler = sampler_of(server.url, tokenizer, **({"max_retries": 1} | given))
         with pytest.raises(GenerationServiceError, match=message) as caught:
-            sampler.sample(prompts[:1], SETTINGS, KEY, 11)
+            sampler.sample(PROMPTS[:1], SETTINGS, KEY, 11)
     line = str(caught.value)
     assert line.startswith(f"vLLM server {server.url}: ")
     assert "\n" not in line
@@ -189,14 +154,14 @@ def test_a_lasting_fault_ends_the_run_with_one_line(
     assert len(payload["exception_message"]) <= 512
 
 
-def test_the_payload_of_an_error_holds_the_facts(prompts: list[Prompt], tokenizer: Any) -> None:
+def test_the_payload_of_an_error_holds_the_facts(tokenizer: Any) -> None:
     def script(asked: Asked) -> Answer | dict[str, Any]:
         return echoing(asked) if asked.prompts == [[0, 1]] else Answer(b"x" * 3000, 503)
 
     with serving(script) as server:
         sampler = sampler_of(server.url, tokenizer, max_retries=2, client_tag="r0", concurrency=1)
         with pytest.raises(GenerationServiceError) as caught:
-            sampler.sample(prompts[:1], SETTINGS, KEY, 11)
+            sampler.sample(PROMPTS[:1], SETTINGS, KEY, 11)
         sent = server.generations[0]
     payload = caught.value.payload
     assert (payload["attempt"], payload["max_attempts"], payload["status_code"]) == (3, 3, 503)
@@ -209,7 +174,7 @@ def test_the_payload_of_an_error_holds_the_facts(prompts: list[Prompt], tokenize
     assert caught.value.exit_code == 1
 
 
-def test_no_secret_reaches_a_message(prompts: list[Prompt], tokenizer: Any) -> None:
+def test_no_secret_reaches_a_message(tokenizer: Any) -> None:
     def parrot(asked: Asked) -> Answer | dict[str, Any]:
         heard = asked.headers["Authorization"] + asked.headers["X-Key"]
         return completions(asked) if asked.prompts == [[0, 1]] else Answer(f"you said {heard}".encode(), 400)
@@ -218,16 +183,14 @@ def test_no_secret_reaches_a_message(prompts: list[Prompt], tokenizer: Any) -> N
         url = server.url.replace("http://", "http://me:hunter4@")
         sampler = sampler_of(url, tokenizer, api_key="hunter2", extra_headers={"X-Key": "hunter3"})
         with pytest.raises(GenerationServiceError, match="you said Basic") as caught:
-            sampler.sample(prompts[:1], SETTINGS, KEY, 0)
+            sampler.sample(PROMPTS[:1], SETTINGS, KEY, 0)
     assert "hunter" not in str(caught.value) + json.dumps(caught.value.payload) + repr(sampler)
 
 
 # Completions that are missing
 
 
-def test_what_the_server_cuts_off_is_asked_for_in_further_rounds(
-    prompts: list[Prompt], tokenizer: Any
-) -> None:
+def test_what_the_server_cuts_off_is_asked_for_in_further_rounds(tokenizer: Any) -> None:
     seen: Counter[int] = Counter()
 
     def aborting(asked: Asked) -> dict[str, Any]:
@@ -238,19 +201,19 @@ def test_what_the_server_cuts_off_is_asked_for_in_further_rounds(
         return reply
 
     with serving() as server:
-        undisturbed = sampler_of(server.url, tokenizer).sample(prompts, SETTINGS, KEY, 0)
+        undisturbed = sampler_of(server.url, tokenizer).sample(PROMPTS, SETTINGS, KEY, 0)
     with serving(aborting) as server:
         sampler = sampler_of(server.url, tokenizer)
-        assert sampler.sample(prompts, SETTINGS, KEY, 0) == undisturbed
-    odd = sum(integer_seed(*KEY, *p.key, g) % 2 for p in prompts for g in range(4))
+        assert sampler.sample(PROMPTS, SETTINGS, KEY, 0) == undisturbed
+    odd = sum(integer_seed(*KEY, *p.key, g) % 2 for p in PROMPTS for g in range(4))
     found = counts(sampler)
     assert (found["unfinished_completions"], found["retry_rounds"]) == (odd, 1)
 
 
 def test_a_group_is_completed_by_the_local_sampler_only_where_that_is_allowed(
-    prompts: list[Prompt], tokenizer: Any, policy: Any, caplog: pytest.LogCaptureFixture
+    tokenizer: Any, policy: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lost = integer_seed(*KEY, *prompts[1].key, 2)
+    lost = integer_seed(*KEY, *PROMPTS[1].key, 2)
 
     def losing(asked: Asked) -> dict[str, Any]:
         return {"model": "tiny", "choices": []} if asked.body["seed"] == lost else completions(asked)
@@ -261,11 +224,11 @@ def test_a_group_is_completed_by_the_local_sampler_only_where_that_is_allowed(
         with pytest.raises(
             GenerationServiceError, match="1 completions of 1 prompts are missing after 4 rounds"
         ):
-            strict.sample(prompts, SETTINGS, KEY, 5)
+            strict.sample(PROMPTS, SETTINGS, KEY, 5)
         sampler = sampler_of(server.url, tokenizer, backfill=local)
-        rollouts = sampler.sample(prompts, SETTINGS, KEY, 5)
-        alone = sampler_of(server.url, tokenizer).sample(prompts[:1], SETTINGS, KEY, 5)
-    own = local.sample([prompts[1]], SETTINGS, KEY, 5)[0]
+        rollouts = sampler.sample(PROMPTS, SETTINGS, KEY, 5)
+        alone = sampler_of(server.url, tokenizer).sample(PROMPTS[:1], SETTINGS, KEY, 5)
+    own = local.sample([PROMPTS[1]], SETTINGS, KEY, 5)[0]
     assert (rollouts[1].token_ids[2], rollouts[1].logps[2]) == (own.token_ids[2], own.logps[2])
     assert rollouts[0] == alone[0]
     assert "1 completions of 1 prompts come from the local sampler instead of the vLLM server" in caplog.text
@@ -274,7 +237,7 @@ def test_a_group_is_completed_by_the_local_sampler_only_where_that_is_allowed(
 
 
 def test_a_server_that_fails_is_backfilled_too_with_its_reason_in_the_log(
-    prompts: list[Prompt], tokenizer: Any, policy: Any, caplog: pytest.LogCaptureFixture
+    tokenizer: Any, policy: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(asked: Asked) -> Answer | dict[str, Any]:
         return completions(asked) if asked.prompts == [[0, 1]] else Answer(b"boom", 500)
@@ -282,18 +245,16 @@ def test_a_server_that_fails_is_backfilled_too_with_its_reason_in_the_log(
     local = LocalSampler(policy, tokenizer)
     with serving(failing) as server:
         sampler = sampler_of(server.url, tokenizer, backfill=local, max_retries=0)
-        rollouts = sampler.sample(prompts, SETTINGS, KEY, 5)
-    assert rollouts == local.sample(prompts, SETTINGS, KEY, 5)
+        rollouts = sampler.sample(PROMPTS, SETTINGS, KEY, 5)
+    assert rollouts == local.sample(PROMPTS, SETTINGS, KEY, 5)
     assert counts(sampler)["backfilled_completions"] == 20
     assert "HTTP 500: boom" in caplog.text
 
 
-def test_a_failing_request_of_several_prompts_is_halved_and_nothing_changes(
-    prompts: list[Prompt], tokenizer: Any
-) -> None:
+def test_a_failing_request_of_several_prompts_is_halved_and_nothing_changes(tokenizer: Any) -> None:
     with serving() as server:
         sampler = sampler_of(server.url, tokenizer, prompts_per_request=5)
-        whole = sampler.sample(prompts, SETTINGS, KEY, 0)
+        whole = sampler.sample(PROMPTS, SETTINGS, KEY, 0)
         assert [len(a.prompts) for a in server.generations] == [5] * 4
 
     def small_only(asked: Asked) -> Answer | dict[str, Any]:
@@ -301,14 +262,14 @@ def test_a_failing_request_of_several_prompts_is_halved_and_nothing_changes(
 
     with serving(small_only) as server:
         sampler = sampler_of(server.url, tokenizer, prompts_per_request=5)
-        assert sampler.sample(prompts, SETTINGS, KEY, 0) == whole
+        assert sampler.sample(PROMPTS, SETTINGS, KEY, 0) == whole
         sizes = Counter(len(a.prompts) for a in server.generations)
     assert sizes == {5: 4, 2: 8, 3: 4, 1: 4}
     assert counts(sampler)["halved_requests"] == 8
 
 
-def test_equal_prompts_never_share_a_seed(prompts: list[Prompt], tokenizer: Any) -> None:
-    twins = [prompts[0], replace(prompts[0], index=9)]
+def test_equal_prompts_never_share_a_seed(tokenizer: Any) -> None:
+    twins = [PROMPTS[0], replace(PROMPTS[0], index=9)]
     with serving() as server:
         first, second = sampler_of(server.url, tokenizer, prompts_per_request=4).sample(
             twins, SETTINGS, KEY, 0
@@ -316,176 +277,7 @@ def test_equal_prompts_never_share_a_seed(prompts: list[Prompt], tokenizer: Any)
     assert first.token_ids != second.token_ids
 
 
-# Client tags
-
-
-def test_two_ranks_get_their_own_groups_of_a_server_that_answers_for_both(
-    prompts: list[Prompt], tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    def for_everybody(asked: Asked) -> dict[str, Any]:
-        mine, other = completions(asked, asked.tag), completions(asked, "rank-9-of-9")
-        for choice in other["choices"]:
-            choice["token_ids"] = [15]
-            choice["logprobs"] = {"token_logprobs": [-1.0]}
-        return {"model": "tiny", "choices": [*other["choices"], *mine["choices"], *other["choices"]]}
-
-    with serving() as server:
-        alone = sampler_of(server.url, tokenizer).sample(prompts, SETTINGS, KEY, 0)
-    with serving(for_everybody) as server, caplog.at_level(logging.DEBUG):
-        for rank in range(2):
-            tag = f"rank-{rank}-of-2"
-            sampler = sampler_of(server.url, tokenizer, client_tag=tag, tag_policy="strict")
-            assert sampler.sample(prompts, SETTINGS, KEY, 0) == alone
-            assert counts(sampler)["filtered_groups"] == 2 * 21
-            asked = [a for a in server.generations if a.tag == tag]
-            assert len(asked) == 20
-            assert {a.body["client_tag"] for a in asked} == {tag}
-    assert "Filtered 2 extraneous vLLM result groups for client_tag=rank-0-of-2" in caplog.messages
-
-
-def test_a_server_without_echo_is_refused_at_the_start_under_the_strict_policy(tokenizer: Any) -> None:
-    with serving(completions) as server:
-        sampler = sampler_of(server.url, tokenizer, client_tag="rank-0-of-2", tag_policy="strict")
-        with pytest.raises(
-            GenerationServiceError,
-            match=r"does not echo client_tag='rank-0-of-2' \(policy strict\); start vLLM with `--middleware "
-            r"maxent_grpo\.rollout\.client_tag\.EchoMiddleware`, or put maxent-grpo-vllm-proxy in front",
-        ):
-            sampler.check()
-        assert len(server.asked) == 1  # fails fast
-        assert sampler.facts is None
-        lenient = sampler_of(server.url, tokenizer, client_tag="rank-0-of-2", tag_policy="lenient").check()
-        assert lenient.echoes_tag is False
-    with serving(echoing) as server:
-        strict = sampler_of(server.url, tokenizer, client_tag="rank-0-of-2", tag_policy="strict")
-        assert strict.check().echoes_tag is True
-
-
-@pytest.mark.parametrize(("fail_fast", "asked"), [(True, 1), (False, 3)])
-def test_an_answer_for_others_alone_ends_the_run_at_once_or_after_retries(
-    fail_fast: bool, asked: int, prompts: list[Prompt], tokenizer: Any
-) -> None:
-    def for_others(asked: Asked) -> dict[str, Any]:
-        return completions(asked, asked.tag if asked.prompts == [[0, 1]] else "rank-1-of-2")
-
-    with serving(for_others) as server:
-        sampler = sampler_of(
-            server.url, tokenizer, client_tag="rank-0-of-2", tag_policy="strict", tag_fail_fast=fail_fast,
-            max_retries=2, concurrency=1,
-        )  # fmt: skip
-        with pytest.raises(GenerationServiceError, match="all 1 groups of its answer carry other tags than"):
-            sampler.sample(prompts, SETTINGS, KEY, 0)
-        assert len(server.generations) == asked
-    assert counts(sampler)["client_tag_errors"] == asked
-
-
-# Start and restart
-
-
-def test_no_server_is_an_error_that_says_what_to_do(tokenizer: Any) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    started = time.monotonic()
-    with pytest.raises(
-        GenerationServiceError,
-        match=r"not healthy within 0\.3 s .*ConnectError.*start it with `vllm serve MODEL`",
-    ) as caught:
-        sampler_of(url, tokenizer).check()
-    assert time.monotonic() - started < 5
-    assert caught.value.payload["status_code"] is None
-    assert caught.value.payload["exception_type"] == "ConnectError"
-
-
-@pytest.mark.parametrize(
-    ("models", "wanted", "message"),
-    [
-        (("tiny",), "big", "it does not serve 'big'; it serves tiny: set vllm_model to the right one"),
-        (("a", "b"), None, "no model is named and it serves several; it serves a, b"),
-    ],
-)
-def test_another_model_is_refused_at_the_start(
-    models: Any, wanted: Any, message: str, tokenizer: Any
-) -> None:
-    with serving(models=models) as server, pytest.raises(GenerationServiceError, match=message):
-        sampler_of(server.url, tokenizer, model=wanted).check()
-
-
-def test_what_is_found_out_at_the_start(tokenizer: Any) -> None:
-    with serving() as server:
-        facts = sampler_of(server.url, tokenizer).check(SETTINGS)
-        assert (facts.protocol, facts.model, facts.max_model_len, facts.logprobs_mode) == (
-            "openai",
-            "tiny",
-            64,
-            "raw",
-        )
-    with serving(openai=False) as server:
-        assert sampler_of(server.url, tokenizer).check().protocol == "trl"
-
-
-def processed(asked: Asked) -> dict[str, Any]:
-    """A server with --logprobs-mode processed_logprobs: one token left to choose from has log-prob 0."""
-    reply = completions(asked)
-    if asked.body["top_k"] == 1:
-        reply["choices"][0]["logprobs"]["token_logprobs"] = [0.0]
-    return reply
-
-
-def certain(asked: Asked) -> dict[str, Any]:
-    """A policy that is sure of its first token, so that nothing can be told from it."""
-    reply = completions(asked)
-    reply["choices"][0] |= {"token_ids": [0], "finish_reason": "length"}
-    reply["choices"][0]["logprobs"] = {"token_logprobs": [0.0]}
-    return reply
-
-
-@pytest.mark.parametrize(
-    ("script", "mode", "settings", "message"),
-    [
-        (completions, "raw", {}, None),
-        (completions, "raw", {"top_p": 0.9}, None),
-        (completions, "raw", {"temperature": 0.0}, None),
-        (completions, "raw", {"temperature": 0.7}, "start it with --logprobs-mode processed_logprobs"),
-        (completions, "raw", {"temperature": 0.7, "for_learning": False}, None),
-        (processed, "processed", {}, None),
-        (processed, "processed", {"temperature": 0.7}, None),
-        (processed, "processed", {"top_k": 5}, "start it with --logprobs-mode raw_logprobs, or drop top_p"),
-        (
-            processed,
-            "processed",
-            {"temperature": 0.7, "min_p": 0.1},
-            "use temperature 1, or drop the truncation",
-        ),
-        (certain, None, {}, None),
-        (certain, None, {"temperature": 0.7}, "processed_logprobs"),
-        (certain, None, {"top_p": 0.9}, "raw_logprobs"),
-    ],
-)
-def test_log_probs_other_than_the_learners_are_refused(
-    script: Any, mode: str | None, settings: dict[str, Any], message: str | None, tokenizer: Any
-) -> None:
-    with serving(script) as server:
-        sampler = sampler_of(server.url, tokenizer)
-        asked = replace(SETTINGS, **settings)
-        if message is None:
-            assert sampler.check(asked).logprobs_mode == mode
-        else:
-            with pytest.raises(UsageError, match=message):
-                sampler.check(asked)
-
-
-def test_a_prompt_that_the_server_cannot_hold_is_named(prompts: list[Prompt], tokenizer: Any) -> None:
-    long = replace(prompts[0], index=41, token_ids=(3,) * 59)
-    with serving(max_model_len=64) as server:
-        with pytest.raises(UsageError, match=r"prompt 41 has 59 tokens .* max_prompt_length to 58"):
-            sampler_of(server.url, tokenizer).sample([*prompts, long], SETTINGS, KEY, 0)
-        assert server.generations == []
-
-
-def test_a_server_that_comes_back_gets_its_weights_before_it_is_asked(
-    prompts: list[Prompt], tokenizer: Any
-) -> None:
+def test_a_server_that_comes_back_gets_its_weights_before_it_is_asked(tokenizer: Any) -> None:
     """Killed after a few answers, started again a moment later on the same port."""
     events: list[str] = []
     enough = threading.Event()
@@ -501,7 +293,7 @@ def test_a_server_that_comes_back_gets_its_weights_before_it_is_asked(
         return completions(asked)
 
     with serving() as server:
-        undisturbed = sampler_of(server.url, tokenizer).sample(prompts, SETTINGS, KEY, 0)
+        undisturbed = sampler_of(server.url, tokenizer).sample(PROMPTS, SETTINGS, KEY, 0)
     found: list[Any] = []
     with serving(until_killed, keep_alive=False) as server:
         port = int(server.url.rpartition(":")[2])
@@ -513,7 +305,7 @@ def test_a_server_that_comes_back_gets_its_weights_before_it_is_asked(
             startup_timeout=10.0,
             backoff=0.3,
         )
-        work = threading.Thread(target=lambda: found.append(sampler.sample(prompts, SETTINGS, KEY, 0)))
+        work = threading.Thread(target=lambda: found.append(sampler.sample(PROMPTS, SETTINGS, KEY, 0)))
         work.start()
         assert enough.wait(5)
     time.sleep(0.2)
@@ -527,13 +319,11 @@ def test_a_server_that_comes_back_gets_its_weights_before_it_is_asked(
     assert recorded["retry_attempts"] >= losses
 
 
-def test_every_rank_reports_the_same_names_and_draining_starts_over(
-    prompts: list[Prompt], tokenizer: Any
-) -> None:
+def test_every_rank_reports_the_same_names_and_draining_starts_over(tokenizer: Any) -> None:
     with serving() as server:
         sampler = sampler_of(server.url, tokenizer)
         idle = sampler.drain_stats()
-        sampler.sample(prompts, SETTINGS, KEY, 0)
+        sampler.sample(PROMPTS, SETTINGS, KEY, 0)
         busy = sampler.drain_stats()
     assert idle.keys() == busy.keys() == sampler.drain_stats().keys()
     assert busy["generation/latency_ms"].kind == "mean"

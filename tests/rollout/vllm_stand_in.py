@@ -4,15 +4,16 @@ Its "policy" is a fixed distribution over 16 tokens, so that log-probs can be ch
 """
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import numpy as np
+
+from local_server import Traffic, listening
 
 MODEL = "tiny"
 END = 15
@@ -94,32 +95,13 @@ def echoing(asked: Asked) -> dict[str, Any]:
     return completions(asked, asked.tag)
 
 
-@dataclass
-class StandIn:
-    """The server under test and what it was asked."""
-
-    url: str
-    asked: list[Asked] = field(default_factory=list)
-    most_at_once: int = 0
-    _now: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @contextmanager
-    def counted(self, asked: Asked) -> Iterator[None]:
-        with self._lock:
-            self.asked.append(asked)
-            self._now += 1
-            self.most_at_once = max(self.most_at_once, self._now)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._now -= 1
+class StandIn(Traffic[Asked]):
+    """The server under test."""
 
     @property
     def generations(self) -> list[Asked]:
         """Without the probes of the check."""
-        return [a for a in self.asked if a.prompts != [[0, 1]]]
+        return [a for a in self.requests if a.prompts != [[0, 1]]]
 
 
 @contextmanager
@@ -146,7 +128,7 @@ def serving(
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
-            asked = Asked(self.path, dict(self.headers), body, len(stand_in.asked))
+            asked = Asked(self.path, dict(self.headers), body, len(stand_in.requests))
             with stand_in.counted(asked):
                 answer = script(asked)
                 self._send(answer if isinstance(answer, Answer) else Answer(answer))
@@ -167,17 +149,6 @@ def serving(
         def log_message(self, *_: Any) -> None:
             pass
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 128
-
-    http = Server(("127.0.0.1", port), Handler)
-    stand_in = StandIn(f"http://127.0.0.1:{http.server_port}")
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    stand_in = StandIn()
+    with listening(Handler, port) as stand_in.url:
         yield stand_in
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()

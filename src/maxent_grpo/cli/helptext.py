@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from maxent_grpo.config.fields import ScriptFields, TrainingFields
+from maxent_grpo.config.fields.script import ScriptFields
+from maxent_grpo.config.fields.training import TrainingFields
 
 _HEAD = """\
 maxent-grpo: train language models with group-relative policy optimisation (GRPO) and with maximum-entropy

@@ -16,7 +16,8 @@ from trl.trainer.model_config import ModelConfig
 
 from maxent_grpo.config import validation
 from maxent_grpo.config.conversion import convert, describe, field_types
-from maxent_grpo.config.fields import ScriptFields, TrainingFields
+from maxent_grpo.config.fields.script import ScriptFields
+from maxent_grpo.config.fields.training import TrainingFields
 from maxent_grpo.config.launch import launch_problems, launched_processes, launched_strategy
 from maxent_grpo.config.workers import fill_staleness, worker_problems
 from maxent_grpo.errors import UsageError

@@ -5,7 +5,7 @@ import math
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from maxent_grpo.config.fields import TrainingFields
+from maxent_grpo.config.fields.training import TrainingFields
 from maxent_grpo.objectives.catalog import find_objective
 from maxent_grpo.objectives.spec import GROUP_LOSSES
 

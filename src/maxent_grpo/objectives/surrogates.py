@@ -7,8 +7,14 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.objectives.reduce import log_ratio, row_means
+from maxent_grpo.types import Batch, Forward
 
 RatioLevel = Literal["token", "sequence", "sequence_token"]
+
+
+def old_logps(forward: Forward, batch: Batch) -> Tensor:
+    """Log-probs [B, T] at the start of the rollout's updates: on-policy, the forward's own."""
+    return forward.logps.detach() if batch.old_logps is None else batch.old_logps
 
 
 def ratio(logps: Tensor, old_logps: Tensor, mask: Tensor, level: RatioLevel) -> Tensor:
