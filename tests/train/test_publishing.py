@@ -64,7 +64,7 @@ def publish_to_a_copy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Pub
                 torch.nn.init.normal_(parameter)
             sampler = LocalSampler(model, parts.tokenizer)
             probe = make_probe(parts.prompts, parts.sampling, torch.float32, 0, rank=0)
-            weights = PolicyWeights(parts.learner.strategy)
+            weights = PolicyWeights(parts.learner.model, parts.learner.strategy.gathered)
             publisher = CopyPublisher(model, **events)
             made.append(
                 Publishing(
