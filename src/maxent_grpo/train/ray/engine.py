@@ -55,7 +55,7 @@ def publishing_to_engine(
         sampler=sampler,
         publisher=publisher,
         weights=weights,
-        probe=make_probe(prompts, sampling, precision, int(tokenizer.pad_token_id), rank=0),  # type: ignore[arg-type]  # with_pad_token
+        probe=make_probe(prompts, sampling, precision, int(tokenizer.pad_token_id), rank=0),
         source=copy,
         seed=config.training.seed,
         every=1,

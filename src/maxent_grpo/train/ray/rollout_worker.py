@@ -78,8 +78,9 @@ class RolloutWorker:
         tokenizer = with_pad_token(given.tokenizer) if given.tokenizer is not None else load_tokenizer(source)
         self._scorer = make_scorer(config, self._assignment)
         self._seeds = make_seeds(config, tokenizer, None, config.script.dataset_prompt_column)
+        device = torch.device("cpu") if training.use_vllm else accelerator.device
         model = given.model if given.model is not None else load_policy(source)
-        model = model.to(torch.device("cpu") if training.use_vllm else accelerator.device)
+        model.to(device)  # type: ignore[arg-type]  # Transformers wraps Module.to untyped
         self._model: PreTrainedModel = with_adapter(model, config.model) if config.model.use_peft else model
         self._meter = Meter(accelerator)
         self._publishing: Publishing | None = None  # None: the model itself samples
