@@ -50,6 +50,17 @@ LINES: list[tuple[str, dict[str, Any]]] = [
         "train.gradient_accumulation_steps=1",
         {"vllm_gpu_memory_utilization": 0.4, "per_device_train_batch_size": 16, "steps_per_generation": 2},
     ),
+    (
+        "python grpo-async.py mode=async use_vllm=true inference_model.num_devices=2 "
+        "inference_model.gpu_memory_utilization=0.8",
+        {
+            "driver": "async",
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+            "rollout_workers": 2,
+            "vllm_gpu_memory_utilization": 0.8,
+        },
+    ),
 ]
 SWEEPS: list[tuple[str, list[tuple[float, float]]]] = [
     (

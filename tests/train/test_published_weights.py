@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +17,7 @@ from maxent_grpo.train.published_weights import PolicyWeights
 
 def weights_of(model: Any) -> PolicyWeights:
     """The weights of a policy that one process holds whole."""
-    strategy: Any = SimpleNamespace(policy=SimpleNamespace(model=model), gathered=model.named_parameters)
-    return PolicyWeights(strategy)
+    return PolicyWeights(model, model.named_parameters)
 
 
 def adapted(policy: Qwen2ForCausalLM, **options: Any) -> Any:

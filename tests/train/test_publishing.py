@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from copy_publisher import CopyPublisher
 from safetensors.torch import load_file
 
 from maxent_grpo.config.loading import RunConfig
@@ -15,40 +16,11 @@ from maxent_grpo.config.plan import VLLM_TIS_CAP, objective_spec
 from maxent_grpo.errors import RunError
 from maxent_grpo.objectives.corrections import truncated_importance
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.rollout.publisher import PublishFailed, Weights
 from maxent_grpo.train import assembly
 from maxent_grpo.train.published_weights import PolicyWeights
 from maxent_grpo.train.publishing import Publishing, make_probe
 from maxent_grpo.train.run import train
 from maxent_grpo.train.samplers import SamplerParts
-
-
-class CopyPublisher:
-    """Fills a copy of the model. The events happen at the publication of their number, counted from 1."""
-
-    def __init__(self, model: Any, lost_after: int = 0, failing: int = 0, forgets: str = "") -> None:
-        self.model = model
-        self.versions: list[str] = []
-        self._initial = {name: value.clone() for name, value in model.state_dict().items()}
-        self._lost_after, self._failing, self._forgets = lost_after, failing, forgets
-
-    def publish(self, weights: Weights, version: str) -> None:
-        self.versions.append(version)
-        own = dict(self.model.named_parameters())
-        for name, value in weights:
-            if name != self._forgets:
-                own[name].data.copy_(value)
-        if len(self.versions) == self._failing:
-            raise PublishFailed("the connection broke")
-
-    def holds(self, version: str) -> bool:
-        if len(self.versions) != self._lost_after:
-            return True
-        self.model.load_state_dict(self._initial)  # as a server that is started again
-        return False
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 @pytest.fixture
@@ -64,7 +36,7 @@ def publish_to_a_copy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Pub
                 torch.nn.init.normal_(parameter)
             sampler = LocalSampler(model, parts.tokenizer)
             probe = make_probe(parts.prompts, parts.sampling, torch.float32, 0, rank=0)
-            weights = PolicyWeights(parts.learner.strategy)
+            weights = PolicyWeights(parts.learner.model, parts.learner.strategy.gathered)
             publisher = CopyPublisher(model, **events)
             made.append(
                 Publishing(

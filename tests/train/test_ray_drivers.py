@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from maxent_grpo.config.plan import VLLM_TIS_CAP, objective_spec
 from maxent_grpo.errors import UsageError
 from maxent_grpo.observe.names import DEFINITIONS, STOP_FILE
 from maxent_grpo.train.ray.cluster import shortage
@@ -110,8 +111,33 @@ def test_a_demand_that_does_not_fit_is_refused_with_the_sum():
             "max_staleness: 1: driver=sync samples with weights of the learner",
         ),
         (
-            {"driver": "async", "use_vllm": True},
-            "use_vllm: the rollout workers of driver=async sample with a policy",
+            {"driver": "async", "use_vllm": True, "vllm_mode": "server"},
+            "own; use vllm_mode=colocate, which gives each rollout worker an engine, or driver=inline",
+        ),
+        (
+            {"driver": "sync", "use_vllm": True, "vllm_tensor_parallel_size": 2},
+            "vllm_tensor_parallel_size: 2: a rollout worker's engine has one device",
+        ),
+        (
+            {"driver": "async", "use_vllm": True, "vllm_sync_interval_steps": 2},
+            "vllm_sync_interval_steps: driver=async does not read it; set weight_update_frequency",
+        ),
+        (
+            {"driver": "async", "use_vllm": True, "vllm_sync_weights": False},
+            "vllm_sync_weights: driver=async does not read it; rollout workers always get the learner's weights",
+        ),
+        (
+            {
+                "driver": "sync",
+                "use_vllm": True,
+                "vllm_sync_backend": "nccl",
+                "vllm_sync_urls": ["http://a:1"],
+            },
+            "go through Ray's object store; leave it out; vllm_sync_urls: driver=sync does not read it",
+        ),
+        (
+            {"driver": "sync", "use_vllm": True, "vllm_sync_dir": "/shared"},
+            "vllm_sync_dir: driver=sync does not read it",
         ),
         ({"driver": "async", "overlap_sampling": True}, "overlap_sampling: driver=async always does"),
         ({"driver": "sync", "weight_update_frequency": 2}, "behind, and max_staleness=0; lower it, or raise"),
@@ -145,6 +171,10 @@ def test_staleness_and_its_correction_have_values_where_they_are_unset(configure
     assert filled(driver="async", weight_update_frequency=3) == (3, 2.0)
     assert filled(driver="async", num_iterations=2, tis_cap=5.0) == (2, 5.0)
     assert filled(driver="async", max_staleness=0) == (0, None)
+    engines = {"driver": "async", "use_vllm": True}
+    assert filled(**engines) == (1, 2.0)
+    assert filled(**engines, max_staleness=0) == (0, None)
+    assert objective_spec(configure_tiny("run", **engines, max_staleness=0).training).tis_cap == VLLM_TIS_CAP
 
 
 def test_more_processes_than_one_are_refused(configure_tiny, monkeypatch):

@@ -31,7 +31,7 @@ def main() -> None:
         strategy = ZeroStrategy(
             policy, optimizer_of, accelerator, stage=3, max_grad_norm=0.0, checkpoints=CheckpointSettings()
         )
-    weights = PolicyWeights(strategy)
+    weights = PolicyWeights(policy.model, strategy.gathered)
     description = weights.description()
     seen = []
     for info, (name, tensor) in zip(description, weights, strict=True):

@@ -3,7 +3,7 @@
 import importlib.util
 import math
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.config.fields.training import TrainingFields
 from maxent_grpo.objectives.catalog import find_objective
@@ -24,6 +24,15 @@ ONLY_WITH_WORKERS = (
     "ray_address",
 )
 """Settings that driver=inline would ignore."""
+
+IGNORED_BY_ENGINES: dict[str, tuple[Any, str]] = {
+    "vllm_sync_weights": (True, "rollout workers always get the learner's weights; leave it out"),
+    "vllm_sync_interval_steps": (1, "set weight_update_frequency"),
+    "vllm_sync_backend": ("auto", "weights go through Ray's object store; leave it out"),
+    "vllm_sync_urls": ([], "no server gets weights; leave it out"),
+    "vllm_sync_dir": (None, "weights go through Ray's object store; leave it out"),
+}
+"""Settings of other ways to vLLM that engines in rollout workers would ignore: default, and what to do instead."""
 
 AT_LEAST = {"rollout_workers": 1, "learner_workers": 1, "reference_workers": 0, "weight_update_frequency": 1}
 STALE_TIS_CAP = 2.0
@@ -83,10 +92,7 @@ def worker_problems(training: "GRPOConfig") -> list[str]:
             f"driver: {training.driver} needs the package ray: pip install 'maxent-grpo[ray]', or use inline"
         )
     if training.use_vllm:
-        problems.append(
-            f"use_vllm: the rollout workers of driver={training.driver} sample with a policy of their own; "
-            "set use_vllm=false, or driver=inline"
-        )
+        problems += _engine_problems(training)
     if training.dynamic_sampling:
         problems.append(
             f"dynamic_sampling: driver={training.driver} trains on every group; use driver=inline"
@@ -96,6 +102,27 @@ def worker_problems(training: "GRPOConfig") -> list[str]:
             f"distributed: {training.distributed} is not supported with driver={training.driver}; use fsdp2 or ddp"
         )
     return problems or _staleness_problems(training)
+
+
+def _engine_problems(training: "GRPOConfig") -> list[str]:
+    """What engines in the rollout workers cannot do, and settings that they would ignore."""
+    if training.vllm_mode == "server":
+        return [
+            "vllm_mode: server holds one version of the weights, and each rollout worker samples with a version of its "
+            "own; use vllm_mode=colocate, which gives each rollout worker an engine, or driver=inline"
+        ]
+    problems = []
+    if training.vllm_tensor_parallel_size != 1:
+        problems.append(
+            f"vllm_tensor_parallel_size: {training.vllm_tensor_parallel_size}: a rollout worker's engine has one "
+            "device; use 1, and more rollout_workers"
+        )
+    problems += [
+        f"{name}: driver={training.driver} does not read it; {instead}"
+        for name, (default, instead) in IGNORED_BY_ENGINES.items()
+        if getattr(training, name) != default
+    ]
+    return problems
 
 
 def _staleness_problems(training: "GRPOConfig") -> list[str]:

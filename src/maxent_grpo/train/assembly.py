@@ -130,6 +130,7 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
         checkpoints=config.checkpoints,
         metadata_source=metadata_source,
         publishing=publishing,
+        sampled_by_engine=training.use_vllm or publishing is not None,
     )
 
 

@@ -19,12 +19,17 @@ class Meter:
             old = self._stats.get(name)
             self._stats[name] = new if old is None else _merge(old, new)
 
+    def taken(self) -> Metrics:
+        """This process's statistics as they are, to be added to another meter. Empties this one."""
+        stats, self._stats = self._stats, {}
+        return stats
+
     def reduced(self) -> dict[str, float]:
         """Every statistic over all ranks, as a number. A mean over nothing (no weight) is left out.
 
         Every rank must have met the same names: they travel in one tensor.
         """
-        stats, self._stats = self._stats, {}
+        stats = self.taken()
         if not stats:
             return {}
         names = sorted(stats)

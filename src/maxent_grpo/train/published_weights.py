@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.adapters import is_adapted
 from maxent_grpo.rollout.publisher import WeightInfo
-from maxent_grpo.train.strategy import Strategy
 
 Value = TypeVar("Value")
 
@@ -23,16 +22,22 @@ WRAPPER = "base_model.model."
 class PolicyWeights:
     """See `Weights`. At most one parameter, and of a LoRA run one layer's adapter, is gathered at a time.
 
+    Args:
+        model: the policy, with its adapter if there is one; ranks may hold shards of it.
+        gathered: its parameters by name, each whole until the next is asked for (`Strategy.gathered`; of a model that
+            is whole, `named_parameters`).
+
     Raises:
         UsageError: an adapter that is more than a product of two matrices (DoRA), or on something else than a matrix.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
-        self._strategy = strategy
-        self._adapted = adapted_layers(strategy.policy.model)
+    def __init__(self, model: PreTrainedModel, gathered: Callable[[], Iterator[tuple[str, Tensor]]]) -> None:
+        self._model = model
+        self._gathered = gathered
+        self._adapted = adapted_layers(model)
 
     def description(self) -> Sequence[WeightInfo]:
-        parameters = self._strategy.policy.model.named_parameters()
+        parameters = self._model.named_parameters()
         infos = ((name, WeightInfo(name, p.dtype, whole_shape(p))) for name, p in parameters)
         return [
             WeightInfo(name, info.dtype, info.shape)
@@ -41,7 +46,7 @@ class PolicyWeights:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         # A layer's weight waits for its adapter, and is kept while that is gathered.
-        return self._merged(self._strategy.gathered(), merged, Tensor.clone)
+        return self._merged(self._gathered(), merged, Tensor.clone)
 
     def _merged(
         self,

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.rollout.publisher import Publisher, PublishFailed, Weights
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
 from maxent_grpo.train.collate import collate
-from maxent_grpo.train.learner import Learner
+from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ranks import gathered
 from maxent_grpo.types import Batch, Group, Metrics, Prompt, Stat, extreme_stat, mean_stat
 
@@ -39,35 +39,49 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 Another policy's log-probs are whole nats away. In 16 bits single tokens differ by tenths, hence the mean."""
 
 
+class Source(Protocol):
+    """Where the weights of a publication come from: the learner, or a rollout worker's own copy of the policy."""
+
+    accelerator: Accelerator
+    """The ranks that publish together."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def logps(self, batch: Batch) -> Tensor:
+        """Log-probs [B, T] of a small batch's completions, without gradient and dropout."""
+        ...
+
+
 @dataclass(frozen=True)
 class Probe:
-    """A few tokens, sampled and scored again by the learner after every publish."""
+    """A few tokens, sampled and scored again by the source of the weights after every publish."""
 
     prompts: Sequence[Prompt]  # of this rank
     settings: SamplingSettings
     tolerance: float  # nats, of the mean
     pad_id: int
 
-    def differences(self, run_seed: int, number: int, sampler: Sampler, learner: Learner) -> Tensor:
-        """|sampler − learner| log-prob of each sampled token: [N], of this rank's completions."""
+    def differences(self, run_seed: int, number: int, sampler: Sampler, source: Source) -> Tensor:
+        """|sampler − source| log-prob of each sampled token: [N], of this rank's completions."""
         key = (run_seed, "probe", number)
         rollouts = sampler.sample(self.prompts, self.settings, key, policy_version=0)
         nothing = (0.0,) * self.settings.num_generations
         groups = [Group(rollout, {}, nothing) for rollout in rollouts]
-        batch = collate(groups, pad_id=self.pad_id, on_policy=True).to(learner.device)
-        gap = learner.logps(batch) - batch.behaviour_logps
+        batch = collate(groups, pad_id=self.pad_id, on_policy=True).to(source.device)
+        gap = source.logps(batch) - batch.behaviour_logps
         return gap.abs()[batch.completion_mask]
 
 
 @dataclass
 class Publishing:
-    """What a run needs where the sampler is not the learner's own model."""
+    """What keeps a sampler that is not the source's own model on its weights."""
 
     sampler: Sampler  # as the engine offers it, without what the configuration puts around it
     publisher: Publisher
     weights: Weights
     probe: Probe
-    learner: Learner
+    source: Source
     seed: int
     every: int  # optimiser steps between two publishes; 0: never
     name: str = field(default_factory=lambda: secrets.token_hex(4))  # tells this run's weights from another's
@@ -77,7 +91,7 @@ class Publishing:
 
     @property
     def accelerator(self) -> Accelerator:
-        return self.learner.accelerator
+        return self.source.accelerator
 
     def sampled(self, run: "Run", sample: Callable[[], Result], *, newest: bool = False) -> Result:
         """What ``sample`` returns when the sampler has the weights that are due, or, if ``newest``, the current ones.
@@ -92,7 +106,7 @@ class Publishing:
             return sample()
         for _ in range(LOSSES):
             if self._due(run, newest):
-                self._publish(run)
+                self.publish(weights_step(run), run.meter)
             result = sample()
             if self._still_there():
                 return result
@@ -123,15 +137,18 @@ class Publishing:
             return True
         return current > self.published if newest else current - self.published >= self.every
 
-    def _publish(self, run: "Run") -> None:
-        """Publish the current weights and probe them, up to `ATTEMPTS` times. Raises `RunError` where none is right."""
+    def publish(self, step: int, meter: Meter) -> None:
+        """Publish the source's weights, those of optimiser step ``step``, and probe them, up to `ATTEMPTS` times.
+
+        Raises:
+            RunError: no attempt brought the right weights.
+        """
         started = time.perf_counter()
-        step = weights_step(run)
         for attempt in range(1, ATTEMPTS + 1):
             failure = self._attempt(f"{self.name}-{step}")
-            run.meter.add({"sampling/publishes": _count(self.accelerator)})
+            meter.add({"sampling/publishes": _count(self.accelerator)})
             if failure is None:
-                failure = self._probe(run)
+                failure = self._probe(meter)
             if failure is None:
                 self.published = step
                 self.seconds += time.perf_counter() - started
@@ -139,7 +156,7 @@ class Publishing:
             logger.warning(
                 "publishing the weights of step %d (attempt %d of %d): %s", step, attempt, ATTEMPTS, failure
             )
-        raise RunError(f"step {run.step}: the sampler did not get the weights of step {step}: {failure}")
+        raise RunError(f"step {step}: the sampler did not get its weights: {failure}")
 
     def _attempt(self, version: str) -> str | None:
         """One publish; what went wrong with it on any rank, on every rank. Raises what no other attempt can mend."""
@@ -159,15 +176,15 @@ class Publishing:
             told = (type(error).__name__, str(error))
         return _agreed(told, self.accelerator) is None
 
-    def _probe(self, run: "Run") -> str | None:
+    def _probe(self, meter: Meter) -> str | None:
         """Compare log-probs; says what is wrong, on every rank, or None."""
         self._probes += 1
-        found = self.probe.differences(self.seed, self._probes, self.sampler, self.learner)
+        found = self.probe.differences(self.seed, self._probes, self.sampler, self.source)
         metrics: Metrics = {
             "sampling/logp_difference/mean": mean_stat(found),
             "sampling/logp_difference/max": extreme_stat(found, "max"),
         }
-        run.meter.add(metrics)
+        meter.add(metrics)
         sums = gathered([(float(found.double().sum()), found.numel())], self.accelerator)
         mean = sum(total for total, _ in sums) / sum(count for _, count in sums)
         if mean <= self.probe.tolerance:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.config.vllm import server_settings
@@ -62,7 +62,7 @@ def make_sampler(parts: SamplerParts) -> tuple[Sampler, Publishing | None]:
     Raises `UsageError` for what the sampler cannot do, and `RunError` where a server is not there.
     """
     training, learner = parts.config.training, parts.learner
-    if not training.use_vllm:
+    if not training.use_vllm or training.driver != "inline":  # rollout workers have engines of their own
         model = learner.strategy.sampling_model
         return LocalSampler(model, parts.tokenizer, learner.accelerator.autocast), None
     make = colocated if training.vllm_mode == "colocate" else served
@@ -72,9 +72,9 @@ def make_sampler(parts: SamplerParts) -> tuple[Sampler, Publishing | None]:
     publishing = Publishing(
         sampler=sampler,
         publisher=publisher,
-        weights=PolicyWeights(learner.strategy),
+        weights=PolicyWeights(learner.policy.model, learner.strategy.gathered),
         probe=make_probe(parts.prompts, parts.sampling, precision, int(parts.tokenizer.pad_token_id), rank),
-        learner=learner,
+        source=learner,
         seed=training.seed,
         every=training.vllm_sync_interval_steps if training.vllm_sync_weights else 0,
     )
@@ -178,16 +178,24 @@ def server_publisher(parts: SamplerParts, settings: ServerSettings) -> tuple[Pub
 
 def colocated(parts: SamplerParts) -> tuple[Sampler, Publisher, torch.dtype]:
     """An engine in this process, what publishes to it, and the precision that it computes in."""
-    training, learner = parts.config.training, parts.learner
+    learner = parts.learner
+    if learner.accelerator.num_processes > 1:
+        raise UsageError("vllm_mode: colocate works in one process; use vllm_mode=server for several ranks")
+    return engine_here(parts.config, parts.source, learner.model, parts.tokenizer)
+
+
+def engine_here(
+    config: RunConfig, source: ModelSource, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[VLLMColocateSampler, ColocatedPublisher, torch.dtype]:
+    """An engine of ``source`` in this process, whose completions end as those of ``model`` do."""
+    training = config.training
     if training.vllm_tensor_parallel_size != 1:
         raise UsageError(
             "vllm_tensor_parallel_size: a colocated engine belongs to one rank; use 1, or vllm_mode=server"
         )
-    if learner.accelerator.num_processes > 1:
-        raise UsageError("vllm_mode: colocate works in one process; use vllm_mode=server for several ranks")
-    dtype = torch.bfloat16 if training.bf16 else parts.source.dtype
+    dtype = torch.bfloat16 if training.bf16 else source.dtype
     settings = EngineSettings(
-        model=parts.source.location,
+        model=source.location,
         dtype=str(dtype).removeprefix("torch."),
         memory_fraction=training.vllm_gpu_memory_utilization,
         max_model_len=training.vllm_max_model_length,
@@ -196,8 +204,7 @@ def colocated(parts: SamplerParts) -> tuple[Sampler, Publisher, torch.dtype]:
         trust_remote_code=training.trust_remote_code,
     )
     engine = start_engine(settings)
-    stops = stop_token_ids(learner.model, parts.tokenizer)
-    sampler = VLLMColocateSampler(engine, parts.tokenizer, stops, settings.sleep)
+    sampler = VLLMColocateSampler(engine, tokenizer, stop_token_ids(model, tokenizer), settings.sleep)
     return sampler, ColocatedPublisher(engine, sleeps=settings.sleep), dtype
 
 

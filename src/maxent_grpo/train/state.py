@@ -60,6 +60,7 @@ class Run:
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     metadata_source: Path | None = None  # what shallow checkpoints copy; None: they write it themselves
     publishing: Publishing | None = None  # None: the sampler's model is the learner's
+    sampled_by_engine: bool = False  # whether what is trained on comes from vLLM: log-probs are compared
     step: int = 0  # optimiser steps done; also the policy version
     skipped_in_a_row: int = 0  # updates refused for a non-finite loss or gradient since the last good one
     rollout: Sequence[Group] = field(

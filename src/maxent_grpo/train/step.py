@@ -56,7 +56,7 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
             run.learner.backward(loss if part.counts else 0.0 * loss, forward)
         if part.counts:
             run.meter.add(metrics)
-            if run.publishing is not None:
+            if run.sampled_by_engine:
                 run.meter.add(sampling_ratios(forward.logps, micro))
             states.append((part.groups, forward.pooled))
     run.meter.add(seed_metrics(run, batch, states))

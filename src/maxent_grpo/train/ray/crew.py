@@ -20,6 +20,7 @@ from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.train.checkpoint import checkpoints
+from maxent_grpo.train.publishing import PROBE_PROMPTS
 from maxent_grpo.train.ray.assignment import Assignment
 from maxent_grpo.train.ray.buffer import GroupBuffer, Ticket
 from maxent_grpo.train.ray.cluster import Places
@@ -80,6 +81,7 @@ class Crew:
         self._assignment = assignment
         self._places = places
         self._stream = stream
+        self._probed = stream.prompts[:PROBE_PROMPTS]  # for engines that are compared with the policy
         self._progress = progress
         self._cut_back = cut_back  # the run's records, to what they were after a step
         self._timeout = training.worker_timeout
@@ -211,7 +213,9 @@ class Crew:
     def _new_seat(self, place: int) -> Seat:
         actor = ray.remote(RolloutWorker).options(**self._places.options(place))
         worker: Any = actor.remote(self._assignment)
-        return Seat(place, worker, Task(worker.start.remote(), "starting", self._start_deadline()))
+        return Seat(
+            place, worker, Task(worker.start.remote(self._probed), "starting", self._start_deadline())
+        )
 
     def _start_deadline(self) -> float:
         return time.monotonic() + max(self._timeout, START_SECONDS)

@@ -187,12 +187,11 @@ class LearnerWorker:
         run.updates_done = 0
         originals = [group.originals() for group in run.rollout]
         run.meter.add(group_metrics(run.rollout) | exploration_metrics(originals))
-        # Each call of a reward function is one rank's to count; the others know its name.
+        # What rollout workers measured is one rank's to count; the others know its name.
         own = 1.0 if self._rank == 0 else 0.0
         run.meter.add({name: _no_sum() for name in ("reward/errors", "reward/timeouts")})
         for one in held:
-            calls = one.group.calls.items()
-            run.meter.add({name: Stat(s.value * own, s.weight * own, s.kind) for name, s in calls})
+            run.meter.add({name: _share(stat, own) for name, stat in one.group.metrics.items()})
         if self._rank == 0:
             numbers, versions = [one.number for one in held], [one.version for one in held]
             self._tickets.append({"step": run.step + 1, "tickets": numbers, "versions": versions})
@@ -205,7 +204,7 @@ def ages(run: Run, groups: Sequence[Group]) -> Metrics:
 
 
 def buffer_as_json(state: Mapping[str, Any]) -> dict[str, Any]:
-    """`GroupBuffer.state_dict` without Python objects. What the reward calls left besides scores is not kept."""
+    """`GroupBuffer.state_dict` without Python objects. What was measured beside the groups is not kept."""
     ready = [
         {"number": held.number, "version": held.version, "group": asdict(held.group.group)}
         for held in state["ready"]
@@ -227,6 +226,11 @@ def stored_buffer(checkpoint: Path, run: Run) -> dict[str, Any]:
 
 def _means(numbers: Mapping[str, float]) -> Metrics:
     return {name: mean_stat(torch.tensor(value, dtype=torch.float64)) for name, value in numbers.items()}
+
+
+def _share(stat: Stat, share: float) -> Stat:
+    """``share`` of a sum or mean; an extreme stays what it is, however many ranks know it."""
+    return stat if stat.kind in ("min", "max") else Stat(stat.value * share, stat.weight * share, stat.kind)
 
 
 def _no_sum() -> Stat:

@@ -1,4 +1,4 @@
-"""The worker that samples: a copy of the policy, the sampler on it, and the reward functions."""
+"""The worker that samples: a copy of the policy, what samples from it, and the reward functions."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
 from maxent_grpo.rewards.registry import load_rewards
 from maxent_grpo.rewards.scoring import Scorer, group_metrics
 from maxent_grpo.rollout.local import LocalSampler
+from maxent_grpo.rollout.sampler import Sampler
 from maxent_grpo.train.assembly import (
     make_seeds,
     model_source,
@@ -25,7 +26,10 @@ from maxent_grpo.train.assembly import (
     start_accelerator,
 )
 from maxent_grpo.train.drivers import sample_rollouts
+from maxent_grpo.train.meter import Meter
+from maxent_grpo.train.publishing import Publishing
 from maxent_grpo.train.ray.assignment import Assignment
+from maxent_grpo.train.ray.engine import publishing_to_engine
 from maxent_grpo.train.samplers import configured
 from maxent_grpo.types import Group, Metrics, Prompt
 
@@ -46,7 +50,7 @@ class Sampled:
     """A scored group. All its tokens were drawn by the version that its rollout names."""
 
     group: Group
-    calls: Metrics  # what the calls of the reward functions left, with the first group that they scored
+    metrics: Metrics  # with the first group of a batch: what calls of reward functions and new weights left
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class RolloutWorker:
         self._assignment = assignment
         self._version = -1
 
-    def start(self) -> None:
-        """Load everything but the weights, which come with the first errands."""
+    def start(self, probed: Sequence[Prompt]) -> None:
+        """Load everything but the weights, which come with the first errands. ``probed`` are for an engine's probes."""
         config, given = self._assignment.take_up(), self._assignment.given
         training = config.training
         accelerator = start_accelerator(config)
@@ -74,10 +78,19 @@ class RolloutWorker:
         tokenizer = with_pad_token(given.tokenizer) if given.tokenizer is not None else load_tokenizer(source)
         self._scorer = make_scorer(config, self._assignment)
         self._seeds = make_seeds(config, tokenizer, None, config.script.dataset_prompt_column)
-        model = (given.model if given.model is not None else load_policy(source)).to(accelerator.device)
+        device = torch.device("cpu") if training.use_vllm else accelerator.device
+        model = given.model if given.model is not None else load_policy(source)
+        model.to(device)  # type: ignore[arg-type]  # Transformers wraps Module.to untyped
         self._model: PreTrainedModel = with_adapter(model, config.model) if config.model.use_peft else model
-        local = LocalSampler(self._model, tokenizer, accelerator.autocast)
-        self._sampler = configured(local, config, tokenizer)
+        self._meter = Meter(accelerator)
+        self._publishing: Publishing | None = None  # None: the model itself samples
+        sampler: Sampler
+        if training.use_vllm:
+            self._publishing = publishing_to_engine(config, self._model, tokenizer, probed, accelerator)
+            sampler = self._publishing.sampler
+        else:
+            sampler = LocalSampler(self._model, tokenizer, accelerator.autocast)
+        self._sampler = configured(sampler, config, tokenizer)
         self._sampling = sampling_settings(config, training.num_generations)
         self._seed = training.seed
 
@@ -87,6 +100,8 @@ class RolloutWorker:
         if weights is not None:
             load_weights(self._model, weights)
             self._version = version
+            if self._publishing is not None:
+                self._publishing.publish(version, self._meter)
         assert self._version == version, "the crew hands out weights with the first errands of a version"
         sampled: list[Sampled] = []
         for step, batch in groupby(errands, key=lambda errand: errand.step):
@@ -106,9 +121,10 @@ class RolloutWorker:
             finished=partial(self._scorer.begin, step=step + 1) if self._scorer.begins_early else None,
         )
         groups, metrics = self._scorer.score(rollouts, step + 1)
-        calls = {name: stat for name, stat in metrics.items() if name not in group_metrics(groups)}
-        for number, group in enumerate(groups):
-            yield Sampled(group, calls if number == 0 else {})
+        of_groups = group_metrics(groups)  # the learner measures these on what it trains on
+        self._meter.add({name: stat for name, stat in metrics.items() if name not in of_groups})
+        for group in groups:
+            yield Sampled(group, self._meter.taken())
 
 
 def make_scorer(config: RunConfig, assignment: Assignment) -> Scorer:
