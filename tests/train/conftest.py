@@ -44,17 +44,11 @@ def configure(policy_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
 def ray_here() -> Iterator[None]:
     """One Ray for the session, with more logical processors than there are."""
     ray = pytest.importorskip("ray")
+    from maxent_grpo.train.ray.cluster import start_here
+
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     session = tempfile.mkdtemp(prefix="ray-")  # short: the paths of Unix sockets below it are limited
-    for attempt in range(3):  # Ray gives a node 30 s to come up, whatever else the machine does
-        try:
-            ray.init(num_cpus=6, _node_ip_address="127.0.0.2", _temp_dir=session, **quiet)
-            break
-        except Exception:  # what Ray raises there
-            ray.shutdown()
-            if attempt == 2:
-                raise
+    start_here(session, num_cpus=6)
     yield
     ray.shutdown()
     shutil.rmtree(session, ignore_errors=True)

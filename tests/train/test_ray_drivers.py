@@ -1,18 +1,25 @@
 """The Ray drivers make the steps of the inline one; what they are asked for and cannot do is refused."""
 
+import importlib
+import inspect
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.observe.names import DEFINITIONS, STOP_FILE
-from maxent_grpo.train.ray.cluster import shortage
 from maxent_grpo.train.run import train
 from maxent_grpo.train.stopping import Stopped
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
+from maxent_grpo.train.ray.cluster import shortage, start_here  # noqa: E402
+from maxent_grpo.train.ray.starting import NODE_TOO_SLOW  # noqa: E402
 
 
 def records(directory: Path, name: str = "metrics.jsonl") -> list[dict]:
@@ -53,7 +60,12 @@ def test_several_updates_per_rollout_with_controllers_are_the_inline_ones(ray_he
         "max_steps": 10,
     }
     train(configure(output_dir=str(tmp_path / "inline"), **settings))
-    train(configure(output_dir=str(tmp_path / "async"), driver="async", max_staleness=0, **settings))
+    settings |= {
+        "driver": "async",
+        "max_staleness": 0,
+        "weight_update_frequency": 4,
+    }  # once a rollout: never late
+    train(configure(output_dir=str(tmp_path / "async"), **settings))
     assert policy_of(tmp_path / "async") == policy_of(tmp_path / "inline")
     last = "checkpoint-10/trainer_state.json"
     assert (tmp_path / "async" / last).read_bytes() == (tmp_path / "inline" / last).read_bytes()
@@ -79,14 +91,50 @@ def test_two_learner_ranks_and_a_reference_worker_learn_what_one_process_does(
 def test_a_run_that_is_asked_to_stop_resumes_to_the_parameters_of_the_inline_driver(
     ray_here, configure_tiny, tmp_path
 ):
+    """Asked as a launcher asks the driver: by SIGUSR1, here while the learner starts."""
     train(configure_tiny("inline"))
-    (tmp_path / "async").mkdir()
-    (tmp_path / "async" / STOP_FILE).touch()
+
+    def ask() -> None:
+        while not (tmp_path / "async" / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.getsignal(signal.SIGUSR1)
     settings = {"driver": "async", "max_staleness": 0}
+    threading.Thread(target=ask).start()
     with pytest.raises(Stopped, match="stopped after step 1"):
         train(configure_tiny("async", **settings))
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert not (tmp_path / "async" / STOP_FILE).exists()
     train(configure_tiny("async", resume_from_checkpoint=True, **settings))
     assert policy_of(tmp_path / "async") == policy_of(tmp_path / "inline")
+
+
+def test_a_node_that_is_slow_to_start_is_started_again_with_a_note(monkeypatch, caplog):
+    """Ray's own message, from its source; the limit itself cannot be reached in a test's time."""
+    source = inspect.getsource(importlib.import_module("ray._private.node"))
+    assert NODE_TOO_SLOW in source
+    slow = Exception(f"The {NODE_TOO_SLOW}. This could happen because some of the raylet failed to startup")
+    outcomes: list[Exception | None] = [slow, None, slow, slow, slow, ValueError("no such folder")]
+    started = []
+
+    def init(**options):
+        started.append(options["_temp_dir"])
+        outcome = outcomes[len(started) - 1]
+        if outcome is not None:
+            raise outcome
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setenv("RAY_gcs_server_port_wait_time_s", "300")
+    start_here("/tmp/s")
+    assert len(started) == 2
+    assert caplog.messages == ["Ray's node was not up after 30 s; starting another (2 of 3)"]
+    with pytest.raises(RunError, match="in 3 attempts of 30 s"):
+        start_here("/tmp/s")
+    with pytest.raises(ValueError, match="no such folder"):
+        start_here("/tmp/s")
+    assert len(started) == 6
 
 
 def test_a_demand_that_does_not_fit_is_refused_with_the_sum():
