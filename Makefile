@@ -66,7 +66,7 @@ types: $(INSTALLED)  ## type check
 	@$(BIN)/mypy -p maxent_grpo
 
 unit: $(INSTALLED)  ## the tests, on two workers of one thread each
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not nightly'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not nightly'
 
 test-nightly: $(INSTALLED)  ## proofs that take minutes each and have a short version in unit
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from maxent_grpo.config.loading import RunConfig, resolve
+from maxent_grpo.train.run import train
 
 
 @pytest.fixture
@@ -54,28 +55,37 @@ def ray_here() -> Iterator[None]:
     shutil.rmtree(session, ignore_errors=True)
 
 
+def tiny(directory: Path, **settings: Any) -> RunConfig:
+    """Dr. GRPO with the bundled policy on graph colouring: 2 groups of 8 a step."""
+    defaults: dict[str, Any] = {
+        "model_name_or_path": "bundled:tiny-policy",
+        "dataset_name": "task:graph_coloring",
+        "dataset_config": "train_size=24",
+        "reward_funcs": ["task_reward"],
+        "objective": "dr_grpo",
+        "output_dir": str(directory),
+        "per_device_train_batch_size": 16,
+        "num_generations": 8,
+        "max_completion_length": 16,
+        "max_steps": 10,
+        "learning_rate": 1e-4,
+        "save_steps": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "force_custom_loop": True,
+    }
+    return resolve("train-baseline", None, {"flat": defaults | settings}, environ={})
+
+
 @pytest.fixture
 def configure_tiny(tmp_path: Path) -> Callable[..., RunConfig]:
-    """Dr. GRPO with the bundled policy on graph colouring: 2 groups of 8 a step."""
+    """`tiny` in a folder of the test's own."""
+    return lambda name, **settings: tiny(tmp_path / name, **settings)
 
-    def build(name: str, **settings: Any) -> RunConfig:
-        defaults: dict[str, Any] = {
-            "model_name_or_path": "bundled:tiny-policy",
-            "dataset_name": "task:graph_coloring",
-            "dataset_config": "train_size=24",
-            "reward_funcs": ["task_reward"],
-            "objective": "dr_grpo",
-            "output_dir": str(tmp_path / name),
-            "per_device_train_batch_size": 16,
-            "num_generations": 8,
-            "max_completion_length": 16,
-            "max_steps": 10,
-            "learning_rate": 1e-4,
-            "save_steps": 2,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "force_custom_loop": True,
-        }
-        return resolve("train-baseline", None, {"flat": defaults | settings}, environ={})
 
-    return build
+@pytest.fixture(scope="session")
+def inline_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `tiny` by the inline driver."""
+    directory = tmp_path_factory.mktemp("tiny") / "inline"
+    train(tiny(directory))
+    return directory

@@ -21,6 +21,8 @@ ray = pytest.importorskip("ray")
 from maxent_grpo.train.ray.cluster import shortage, start_here  # noqa: E402
 from maxent_grpo.train.ray.starting import NODE_TOO_SLOW  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("ray")  # one worker, one cluster
+
 
 def records(directory: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (directory / name).read_text().splitlines()]
@@ -31,21 +33,19 @@ def policy_of(directory: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_sync_and_async_without_staleness_give_the_parameters_of_the_inline_driver(
-    ray_here, configure_tiny, tmp_path
+def test_async_without_staleness_gives_the_parameters_of_the_inline_driver(
+    ray_here, inline_tiny, configure_tiny, tmp_path
 ):
-    train(configure_tiny("inline"))
-    train(configure_tiny("sync", driver="sync"))
+    run = tmp_path / "async"
     train(configure_tiny("async", driver="async", max_staleness=0, rollout_workers=2))
-    assert policy_of(tmp_path / "sync") == policy_of(tmp_path / "async") == policy_of(tmp_path / "inline")
-    for name in ("sync", "async"):
-        steps = records(tmp_path / name)[1:]
-        assert [r["train/buffer/policy_age_max"] for r in steps] == [0.0] * 10
-        own = {key for key in steps[0] if key.startswith("train/buffer/")}
-        assert own == {name for name in DEFINITIONS if name.startswith("train/buffer/")}
-        shared = records(tmp_path / "inline")[1]
-        assert {k: steps[0][k] for k in shared} == pytest.approx(shared)
-    numbers = [number for r in records(tmp_path / "async", "tickets.jsonl") for number in r["tickets"]]
+    assert policy_of(run) == policy_of(inline_tiny)
+    steps = records(run)[1:]
+    assert [r["train/buffer/policy_age_max"] for r in steps] == [0.0] * 10
+    own = {key for key in steps[0] if key.startswith("train/buffer/")}
+    assert own == {name for name in DEFINITIONS if name.startswith("train/buffer/")}
+    shared = records(inline_tiny)[1]
+    assert {k: steps[0][k] for k in shared} == pytest.approx(shared)
+    numbers = [number for r in records(run, "tickets.jsonl") for number in r["tickets"]]
     assert numbers == list(range(20))
 
 
@@ -73,13 +73,14 @@ def test_several_updates_per_rollout_with_controllers_are_the_inline_ones(ray_he
 
 @pytest.mark.slow
 @pytest.mark.parametrize("distributed", ["ddp", "fsdp2"])
-def test_two_learner_ranks_and_a_reference_worker_learn_what_one_process_does(
+def test_two_learner_ranks_with_and_without_a_reference_worker_learn_what_one_process_does(
     ray_here, configure, tmp_path, distributed
 ):
     one = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 3}
     one |= {"learning_rate": 1e-4, "adam_epsilon": 1e-6}
     train(configure(output_dir=str(tmp_path / "one"), **one))
-    two = one | {"per_device_train_batch_size": 8, "learner_workers": 2, "reference_workers": 1}
+    scorers = 1 if distributed == "ddp" else 0
+    two = one | {"per_device_train_batch_size": 8, "learner_workers": 2, "reference_workers": scorers}
     train(configure(output_dir=str(tmp_path / "two"), driver="sync", distributed=distributed, **two))
     expected = load_file(tmp_path / "one" / "model.safetensors")
     for name, value in load_file(tmp_path / "two" / "model.safetensors").items():
@@ -89,25 +90,25 @@ def test_two_learner_ranks_and_a_reference_worker_learn_what_one_process_does(
 
 @pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_resumes_to_the_parameters_of_the_inline_driver(
-    ray_here, configure_tiny, tmp_path
+    ray_here, inline_tiny, configure_tiny, tmp_path
 ):
     """Asked as a launcher asks the driver: by SIGUSR1, here while the learner starts."""
-    train(configure_tiny("inline"))
+    run = tmp_path / "sync"
 
     def ask() -> None:
-        while not (tmp_path / "async" / "metrics.jsonl").exists():
+        while not (run / "metrics.jsonl").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGUSR1)
 
     before = signal.getsignal(signal.SIGUSR1)
-    settings = {"driver": "async", "max_staleness": 0}
     threading.Thread(target=ask).start()
     with pytest.raises(Stopped, match="stopped after step 1"):
-        train(configure_tiny("async", **settings))
+        train(configure_tiny("sync", driver="sync"))
     assert signal.getsignal(signal.SIGUSR1) is before
-    assert not (tmp_path / "async" / STOP_FILE).exists()
-    train(configure_tiny("async", resume_from_checkpoint=True, **settings))
-    assert policy_of(tmp_path / "async") == policy_of(tmp_path / "inline")
+    assert not (run / STOP_FILE).exists()
+    train(configure_tiny("sync", driver="sync", resume_from_checkpoint=True))
+    assert policy_of(run) == policy_of(inline_tiny)
+    assert [r["train/buffer/policy_age_max"] for r in records(run)[1:]] == [0.0] * 10
 
 
 def test_a_node_that_is_slow_to_start_is_started_again_with_a_note(monkeypatch, caplog):

@@ -21,6 +21,8 @@ from maxent_grpo.train.run import train
 
 pytest.importorskip("ray")
 
+pytestmark = pytest.mark.xdist_group("ray")  # one worker, one cluster
+
 STALENESS = 2
 
 

@@ -16,6 +16,8 @@ from maxent_grpo.train.run import Given, open_journal, train
 
 pytest.importorskip("ray")
 
+pytestmark = pytest.mark.xdist_group("ray")  # one worker, one cluster
+
 RECORDS = ("completions.jsonl", "controller_state.json")
 STALE = {"objective": "dr_grpo", "max_steps": 7, "save_steps": 7, "tis_cap": 2.0}
 
