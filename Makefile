@@ -18,7 +18,7 @@ INSTALLED_VLLM := $(VENV_VLLM)/.installed
 VLLM_BUILD ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv vllm-env demo test test-vllm lint format types unit tiny-policy eval-math-delta clean-local
+.PHONY: help venv vllm-env demo test test-nightly test-vllm lint format types unit tiny-policy eval-math-delta clean-local
 .PHONY: install-dev install-local install-venv conda-local ensure-path precommit docs docs-clean validate-logs smoke slurm-test
 
 help:  ## this list
@@ -68,7 +68,10 @@ types: $(INSTALLED)  ## type check
 	@$(BIN)/mypy -p maxent_grpo
 
 unit: $(INSTALLED)  ## the tests, on two workers of one thread each
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not nightly'
+
+test-nightly: $(INSTALLED)  ## proofs that take minutes each and have a short version in unit
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
 
 test-vllm: $(INSTALLED_VLLM)  ## the tests that need a live vLLM, in its own environment
 	@OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest -m vllm tests/vllm_live

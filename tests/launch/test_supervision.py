@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.launch.allocation import Allocation
+from maxent_grpo.launch.ray_cluster import STOPPED, RayPlan, run_ray
 from maxent_grpo.launch.supervision import Ended, Running, Signals, Step, answers, follow, wait_until
 
 
@@ -124,3 +126,73 @@ def test_variables_that_a_step_must_not_see_are_gone(tmp_path: Path) -> None:
     wanted = Step("it", (sys.executable, "-S", "-c", code), tmp_path / "log", {"MINE": "1"}, ("VLLM_PORT",))
     follow(Running(wanted, {**os.environ, "VLLM_PORT": "29525"}), [], Signals(), lambda: None, every=0.05)
     assert wanted.log.read_text() == "None 1\n"
+
+
+@pytest.mark.parametrize(
+    "asks_back", [True, False], ids=["a driver that saves", "a driver that knows no signal"]
+)
+def test_usr1_reaches_the_driver_on_ray_which_saves_and_is_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], asks_back: bool
+) -> None:
+    """Ray itself and Slurm are stand-ins here; tests/slurm has the real ones."""
+    requeued = tmp_path / "requeued"
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {requeued}\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    handler = "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))" if asks_back else ""
+    driver = step(
+        tmp_path, f"import signal, sys, time; {handler}\nprint(1, flush=True); time.sleep(60)", "driver"
+    )
+    plan = RayPlan(
+        program=("true",), allocation=Allocation(("n1",), (), "77"), addresses=("127.0.0.2",), port=1, deadline=30,
+        head=step(tmp_path, "import time; time.sleep(60)", "head"), workers=(), probe=("true",), driver=driver,
+        devices=(),
+    )  # fmt: skip
+
+    def send() -> None:
+        while not driver.log.is_file() or not driver.log.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=send).start()
+    assert run_ray(plan, os.environ) == 0
+    assert requeued.read_text() == "requeue 77\n"
+    saved = "at a checkpoint" if asks_back else "without a new checkpoint (exit code 138)"
+    assert f"the driver ended {saved} after SIGUSR1; requeueing job 77" in capfd.readouterr().err
+
+
+def test_a_node_that_is_too_slow_for_ray_is_started_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The head goes on to its end after the health check, as Ray's does: it is the wait for all nodes that sees it."""
+    marker = tmp_path / "tried"
+    head = f"""
+        import pathlib, sys, time
+        if not pathlib.Path({str(marker)!r}).exists():
+            pathlib.Path({str(marker)!r}).touch()
+            sys.exit("Exception: The current node timed out during startup. This could happen because …")
+        time.sleep(60)
+    """
+    probe = ("test", "-e", str(tmp_path / "there"))
+    plan = RayPlan(
+        program=("true",), allocation=Allocation(("n1",), (), None), addresses=("127.0.0.2",), port=1, deadline=30,
+        head=step(tmp_path, head, "head"), workers=(), probe=probe,
+        driver=step(tmp_path, "import sys; sys.exit(3)", "driver"), devices=(),
+    )  # fmt: skip
+
+    def live() -> None:
+        while "starts again" not in "".join(said):
+            said.append(capfd.readouterr().err)
+            time.sleep(0.05)
+        (tmp_path / "there").touch()
+
+    said: list[str] = []
+    threading.Thread(target=live).start()
+    assert run_ray(plan, os.environ) == 3
+    assert "a node was too slow for Ray; the cluster starts again (2 of 3)" in "".join(said)
+
+
+def test_the_exit_code_of_a_run_that_was_stopped_is_the_one_that_the_launcher_knows() -> None:
+    from maxent_grpo.train.stopping import Stopped
+
+    assert Stopped.exit_code == STOPPED

@@ -97,9 +97,7 @@ def test_usr1_saves_and_requeues_and_the_job_goes_on_by_itself(
     assert list(output.glob("checkpoint-*/manifest.json"))
     assert not (output / "stop").exists()
     assert "trainer ended at a checkpoint after SIGUSR1" in job.output()
-    slurm.run(
-        "scontrol", "update", f"JobId={job.number}", "StartTime=now"
-    )  # Slurm waits two minutes otherwise
+    job.start_again()
     state = job.end()
     assert state == "COMPLETED", f"{state}\n{job.output()}"
     assert "from the newest checkpoint (restart 1 of the job)" in job.output()
@@ -149,8 +147,7 @@ def test_ray_comes_up_on_both_nodes_and_runs_the_driver(slurm: Slurm, tmp_path: 
         "print('GPUs', ray.cluster_resources().get('GPU'), 'words', sys.argv[1:])\n"
         "sys.exit(3)\n"
     )
-    slurm.environment["GRPO_COMMAND"] = f"python {driver}"
-    job = slurm.submit(
+    job = Slurm(slurm.environment | {"GRPO_COMMAND": f"python {driver}"}).submit(
         "--nodes=2", "--gres=gpu:fake:2", "--time=20", "ops/slurm/grpo-sync-multi-node.sbatch",
         "train_model.num_devices=2", "inference_model.num_devices=2",
     )  # fmt: skip
@@ -164,3 +161,34 @@ def test_ray_comes_up_on_both_nodes_and_runs_the_driver(slurm: Slurm, tmp_path: 
         ["pgrep", "-f", f"/tmp/ray_{job.number}/"], capture_output=True, text=True, check=False
     )
     assert left.stdout == ""
+
+
+def test_the_asynchronous_driver_trains_over_both_nodes_and_goes_on_after_usr1(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    """One CPU of each node: learner and sampler are on different ones."""
+    pytest.importorskip("ray")
+    output = tmp_path / "run"
+    job = slurm.submit(
+        "--nodes=2", "--gres=gpu:fake:2", "--time=30", "ops/slurm/grpo-async-multi-node.sbatch",
+        "--config-name", "grpo_tiny", "train_model.num_devices=1", "inference_model.num_devices=1",
+        f"max_steps={STEPS}", "save_strategy=no", "per_device_train_batch_size=128", f"output_dir={output}",
+    )  # fmt: skip
+    metrics = output / "metrics.jsonl"
+    job.wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 1)
+    slurm.run("scancel", "--batch", "--signal=USR1", job.number)
+    job.wait_for(lambda: job.state() == "PENDING")
+    assert "the driver ended at a checkpoint after SIGUSR1" in job.output()
+    assert not (output / "stop").exists()
+    job.start_again()
+    state = job.end()
+    assert state == "COMPLETED", f"{state}\n{job.output()}"
+    assert job.exit_code() == "0:0"
+    assert job.output().count("Ray has 2 living node(s)") == 2
+    steps = [record for record in records(output) if "train/loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
+    assert max(record["train/buffer/policy_age_max"] for record in steps) <= 1
+    rollouts = [json.loads(line) for line in (output / "tickets.jsonl").read_text().splitlines()]
+    numbers = [number for rollout in rollouts for number in rollout["tickets"]]
+    assert len(set(numbers)) == len(numbers)
+    assert (output / "model.safetensors").is_file()

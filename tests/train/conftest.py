@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from maxent_grpo.config.loading import RunConfig, resolve
+from maxent_grpo.train.run import train
 
 
 @pytest.fixture
@@ -44,44 +45,47 @@ def configure(policy_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
 def ray_here() -> Iterator[None]:
     """One Ray for the session, with more logical processors than there are."""
     ray = pytest.importorskip("ray")
+    from maxent_grpo.train.ray.cluster import start_here
+
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     session = tempfile.mkdtemp(prefix="ray-")  # short: the paths of Unix sockets below it are limited
-    for attempt in range(3):  # Ray gives a node 30 s to come up, whatever else the machine does
-        try:
-            ray.init(num_cpus=6, _node_ip_address="127.0.0.2", _temp_dir=session, **quiet)
-            break
-        except Exception:  # what Ray raises there
-            ray.shutdown()
-            if attempt == 2:
-                raise
+    start_here(session, num_cpus=6)
     yield
     ray.shutdown()
     shutil.rmtree(session, ignore_errors=True)
 
 
+def tiny(directory: Path, **settings: Any) -> RunConfig:
+    """Dr. GRPO with the bundled policy on graph colouring: 2 groups of 8 a step."""
+    defaults: dict[str, Any] = {
+        "model_name_or_path": "bundled:tiny-policy",
+        "dataset_name": "task:graph_coloring",
+        "dataset_config": "train_size=24",
+        "reward_funcs": ["task_reward"],
+        "objective": "dr_grpo",
+        "output_dir": str(directory),
+        "per_device_train_batch_size": 16,
+        "num_generations": 8,
+        "max_completion_length": 16,
+        "max_steps": 10,
+        "learning_rate": 1e-4,
+        "save_steps": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "force_custom_loop": True,
+    }
+    return resolve("train-baseline", None, {"flat": defaults | settings}, environ={})
+
+
 @pytest.fixture
 def configure_tiny(tmp_path: Path) -> Callable[..., RunConfig]:
-    """Dr. GRPO with the bundled policy on graph colouring: 2 groups of 8 a step."""
+    """`tiny` in a folder of the test's own."""
+    return lambda name, **settings: tiny(tmp_path / name, **settings)
 
-    def build(name: str, **settings: Any) -> RunConfig:
-        defaults: dict[str, Any] = {
-            "model_name_or_path": "bundled:tiny-policy",
-            "dataset_name": "task:graph_coloring",
-            "dataset_config": "train_size=24",
-            "reward_funcs": ["task_reward"],
-            "objective": "dr_grpo",
-            "output_dir": str(tmp_path / name),
-            "per_device_train_batch_size": 16,
-            "num_generations": 8,
-            "max_completion_length": 16,
-            "max_steps": 10,
-            "learning_rate": 1e-4,
-            "save_steps": 2,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "force_custom_loop": True,
-        }
-        return resolve("train-baseline", None, {"flat": defaults | settings}, environ={})
 
-    return build
+@pytest.fixture(scope="session")
+def inline_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `tiny` by the inline driver."""
+    directory = tmp_path_factory.mktemp("tiny") / "inline"
+    train(tiny(directory))
+    return directory

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
 from dataclasses import dataclass
@@ -24,23 +25,23 @@ class Ended:
 
 
 def start_ranks(
-    directory: Path, arguments: list[str], processes: int = 2, environ: dict[str, str] | None = None
+    directory: Path,
+    arguments: list[str],
+    processes: int = 2,
+    environ: dict[str, str] | None = None,
+    program: Path | None = None,
 ) -> list[BaseProcess]:
     """``python -m maxent_grpo.grpo arguments`` in each of ``processes`` ranks, with torchrun's environment.
 
-    ``environ`` is added to it.
+    ``environ`` is added to it. ``program``: a file to run instead.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [
-        SERVER.Process(
-            target=_rank,
-            args=(rank, processes, port, arguments, str(directory / f"stderr-{rank}"), environ or {}),
-        )
-        for rank in range(processes)
-    ]
+    stderr = str(directory / "stderr-")
+    given = (port, arguments, stderr, environ or {}, None if program is None else str(program))
+    ranks = [SERVER.Process(target=_rank, args=(rank, processes, *given)) for rank in range(processes)]
     for process in ranks:
         process.start()
     return ranks
@@ -50,11 +51,12 @@ def run_ranks(
     directory: Path,
     arguments: list[str],
     processes: int = 2,
-    timeout: float = 180,
+    timeout: float = 600,
     environ: dict[str, str] | None = None,
+    program: Path | None = None,
 ) -> Ended:
     """The same, waiting for their end; after ``timeout`` seconds they are killed."""
-    ranks = start_ranks(directory, arguments, processes, environ)
+    ranks = start_ranks(directory, arguments, processes, environ, program)
     for process in ranks:
         process.join(timeout)
         if process.is_alive():
@@ -65,7 +67,13 @@ def run_ranks(
 
 
 def _rank(
-    rank: int, processes: int, port: int, arguments: list[str], stderr: str, environ: dict[str, str]
+    rank: int,
+    processes: int,
+    port: int,
+    arguments: list[str],
+    stderr: str,
+    environ: dict[str, str],
+    program: str | None,
 ) -> None:
     os.environ |= {
         "RANK": str(rank),
@@ -77,11 +85,16 @@ def _rank(
         "OMP_NUM_THREADS": "1",
     } | environ
     sys.path.append(HERE)
-    with open(stderr, "w") as file, open(os.devnull, "w") as nowhere:
+    with open(f"{stderr}{rank}", "w") as file, open(os.devnull, "w") as nowhere:
         os.dup2(file.fileno(), 2)
         os.dup2(nowhere.fileno(), 1)
-        from maxent_grpo.grpo import main
+        if program is None:
+            from maxent_grpo.grpo import main
 
-        code = main(arguments)
+            code = main(arguments)
+        else:
+            sys.argv = [program, *arguments]
+            runpy.run_path(program, run_name="__main__")  # what it raises ends this rank with 1
+            code = 0
         sys.stderr.flush()
     os._exit(code)  # without the teardown of libraries, which may wait for other ranks

@@ -21,6 +21,8 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.train.metadata import find_source, paired_run, save_metadata
 from maxent_grpo.train.run import train
 
+pytestmark = pytest.mark.xdist_group("ranks")  # one worker: ranks fork from one process, runs are shared
+
 SHORT = {
     "max_steps": 2,
     "save_steps": 1,
@@ -54,10 +56,16 @@ def assert_same_policy(one: Path, other: Path) -> None:
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module", params=["zero2", "zero3"])
+def shallow(request, tmp_path_factory) -> tuple[str, Path]:
+    """A stage, and its run with DeepSpeed's own state in shallow checkpoints."""
+    directory = tmp_path_factory.mktemp(request.param)
+    return request.param, finished(directory, "whole", request.param, {MODE: "shallow"})
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
-def test_a_shallow_checkpoint_resumes_and_is_recovered_by_zero_to_fp32(tmp_path, stage):
-    whole = finished(tmp_path, "whole", stage, {MODE: "shallow"})
+def test_a_shallow_checkpoint_resumes_and_is_recovered_by_zero_to_fp32(tmp_path, shallow):
+    stage, whole = shallow
     first, last = whole / "checkpoint-1", whole / "checkpoint-2"
     assert not list(first.glob("*.safetensors"))
     assert {"config.json", "tokenizer.json", "zero_to_fp32.py", "latest"} <= {p.name for p in first.iterdir()}
@@ -79,8 +87,8 @@ def test_a_shallow_checkpoint_resumes_and_is_recovered_by_zero_to_fp32(tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
-def test_a_state_saved_by_accelerate_resumes_exactly(tmp_path, stage):
+def test_a_state_saved_by_accelerate_resumes_exactly(tmp_path, shallow):
+    stage, native = shallow
     whole = finished(tmp_path, "whole", stage, {PREFER: "true"})
     first = whole / "checkpoint-1"
     assert state_kind(first) == "accelerate"
@@ -91,7 +99,7 @@ def test_a_state_saved_by_accelerate_resumes_exactly(tmp_path, stage):
         assert state[f"exp_avg.{name}"].shape == tensor.shape
     assert_same_policy(resumed(tmp_path, "again", stage, {}, first), whole)
     # DeepSpeed's own state leads to the same policy.
-    assert_same_policy(finished(tmp_path, "native", stage, {}), whole)
+    assert_same_policy(native, whole)
 
 
 @pytest.mark.slow

@@ -1,14 +1,12 @@
 """InfoSeed through the whole step: gradients that reach the policy, whatever the split, and an exact resume."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file
 from test_resume import Stopped, contents, stop_at
 
@@ -250,26 +248,10 @@ def test_evaluation_asks_with_every_seed(configure, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_contrast_as_one(tmp_path):
-    program = str(Path(__file__).with_name("two_ranks_contrast.py"))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "--standalone",
-            program,
-            str(tmp_path),
-        ],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert {p.name for p in tmp_path.iterdir()} == {"rank-0", "rank-1"}
+    program = Path(__file__).with_name("two_ranks_contrast.py")
+    ended = run_ranks(tmp_path, [str(tmp_path)], program=program)
+    assert ended.codes == [0, 0], ended.errors
+    assert len(list(tmp_path.glob("rank-*"))) == 2
 
 
 def test_it_trains_from_python(policy, tokenizer, tmp_path):

@@ -1,18 +1,18 @@
 """What is published: every parameter, whole, under its checkpoint name, with the adapter in it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from ranks import run_ranks
 from transformers import Qwen2ForCausalLM
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.train.published_weights import PolicyWeights
+
+pytestmark = pytest.mark.xdist_group("ranks")  # one worker: ranks fork from one process, runs are shared
 
 
 def weights_of(model: Any) -> PolicyWeights:
@@ -79,15 +79,7 @@ def test_dora_is_refused(policy: Qwen2ForCausalLM) -> None:
 def test_shards_are_published_whole_and_one_at_a_time(policy_dir: Path, tmp_path: Path, kind: str) -> None:
     if kind == "zero3":
         pytest.importorskip("deepspeed")
-    script = Path(__file__).with_name("two_ranks_published.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-         str(script), str(policy_dir), kind, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    program = Path(__file__).with_name("two_ranks_published.py")
+    ended = run_ranks(tmp_path, [str(policy_dir), kind, str(tmp_path)], program=program)
+    assert ended.codes == [0, 0], ended.errors
     assert len(list(tmp_path.glob("rank-*"))) == 2

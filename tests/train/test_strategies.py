@@ -8,6 +8,7 @@ rate of 1e-4.
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from transformers import AutoModelForCausalLM
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.grpo import main
+
+pytestmark = pytest.mark.xdist_group("ranks")  # one worker: ranks fork from one process, runs are shared
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "configs" / "recipes" / "tiny" / "grpo" / "config_graph_coloring.yaml"
@@ -102,43 +105,38 @@ def test_torchrun_trains_the_policy_of_one_process(one_process, tmp_path):
     assert_same_run(tmp_path / "run", one_process)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("distributed", ["fsdp2", "zero2", "zero3"])
-def test_sharded_ranks_train_the_policy_of_one_process(one_process, tmp_path, distributed):
+@pytest.fixture(scope="module", params=["fsdp2", "zero2", "zero3"])
+def sharded(request, tmp_path_factory) -> tuple[str, Path, Path]:
+    """How two ranks hold the policy, their run, and one that ends after three steps with a checkpoint."""
+    distributed: str = request.param
     if distributed.startswith("zero"):
         pytest.importorskip("deepspeed")
-    ended = run_ranks(tmp_path, arguments(tmp_path / "run", distributed=distributed))
-    assert ended.codes == [0, 0], ended.errors
-    assert_same_run(tmp_path / "run", one_process)
-    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-5")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("distributed", ["fsdp2", "zero2", "zero3"])
-def test_a_sharded_run_resumes_exactly(tmp_path, distributed):
-    if distributed.startswith("zero"):
-        pytest.importorskip("deepspeed")
-    for name, settings in {
-        "whole": {},
-        "cut": {"max_steps": 3, "eval_strategy": "no"},
-        "cut again": {"resume_from_checkpoint": True},
-    }.items():
-        folder = tmp_path / name.split()[0]
-        ended = run_ranks(tmp_path, arguments(folder, distributed=distributed, **settings))
+    directory = tmp_path_factory.mktemp(distributed)
+    for name, settings in {"whole": {}, "cut": {"max_steps": 3, "eval_strategy": "no"}}.items():
+        ended = run_ranks(directory, arguments(directory / name, distributed=distributed, **settings))
         assert ended.codes == [0, 0], ended.errors
-    files = ("model.safetensors", "controller_state.json")
-    for file in files:
-        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
-    assert [r for r in records(tmp_path / "cut") if "train/loss" in r] == [
-        r for r in records(tmp_path / "whole") if "train/loss" in r
-    ]
+    return distributed, directory / "whole", directory / "cut"
 
 
 @pytest.mark.slow
-def test_fsdp2_resumes_on_one_process(one_process, tmp_path):
-    run = tmp_path / "run"
-    ended = run_ranks(tmp_path, arguments(run, distributed="fsdp2", max_steps=4, eval_on_start=True))
+def test_sharded_ranks_train_the_policy_of_one_process(one_process, sharded):
+    _, whole, _ = sharded
+    assert_same_run(whole, one_process)
+    AutoModelForCausalLM.from_pretrained(whole / "checkpoint-5")
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes_exactly_and_fsdp2_on_one_process_too(one_process, sharded, tmp_path):
+    distributed, whole, cut = sharded
+    run = shutil.copytree(cut, tmp_path / "run")
+    ended = run_ranks(tmp_path, arguments(run, distributed=distributed, resume_from_checkpoint=True))
     assert ended.codes == [0, 0], ended.errors
+    for file in ("model.safetensors", "controller_state.json"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes(), file
+    assert [r for r in records(run) if "train/loss" in r] == [r for r in records(whole) if "train/loss" in r]
+    if distributed != "fsdp2":
+        return
+    run = shutil.copytree(cut, tmp_path / "one")
     assert main(arguments(run, per_device_train_batch_size=32, resume_from_checkpoint=True)) == 0
     mine, theirs = load_file(run / "model.safetensors"), load_file(one_process / "model.safetensors")
     for name, tensor in theirs.items():

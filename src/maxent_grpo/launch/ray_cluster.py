@@ -4,6 +4,7 @@ The first node is the head and runs the driver. It is up when ``ray health-check
 probe, itself a Ray driver, counts them; each wait has a deadline and says what it waited for.
 """
 
+import os
 import secrets
 import shlex
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.launch.allocation import Allocation, imagined, read_allocation
 from maxent_grpo.launch.arguments import Flag, Values, read_flags
 from maxent_grpo.launch.commands import on_nodes
@@ -30,6 +31,7 @@ from maxent_grpo.launch.supervision import (
     wait_until,
 )
 from maxent_grpo.launch.table import gpu_names, table
+from maxent_grpo.train.ray.starting import GCS_SECONDS, NODE_TOO_SLOW, START_ATTEMPTS
 
 LOGS = Path("var/artifacts/logs")
 COMPONENTS = ("train_model", "ref_model", "inference_model")
@@ -45,6 +47,9 @@ FLAGS = (
     Flag("nodes", None),
     Flag("gpus-per-node", None),
 )
+
+STOPPED = os.EX_TEMPFAIL
+"""Exit code of a driver that saved and ended when it was asked to: that of `train.stopping.Stopped`."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,13 @@ def plan_ray(
     )  # fmt: skip
 
 
-RAY_SETTINGS = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-"""Ray's workers are the job's work and yield to nobody (Ray: 15); nothing is reported to Ray's makers."""
+RAY_SETTINGS = {
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_gcs_server_port_wait_time_s": GCS_SECONDS,
+}
+"""Ray's workers are the job's work and yield to nobody (Ray: 15); nothing is reported to Ray's makers; its head may
+take five minutes (Ray: 30 s)."""
 
 
 def asked_devices(words: Sequence[str]) -> tuple[tuple[str, int], ...]:
@@ -184,9 +194,41 @@ def ray_table(plan: RayPlan, environ: Mapping[str, str]) -> str:
 
 
 def run_ray(plan: RayPlan, environment: Mapping[str, str]) -> int:
-    """Bring the cluster up, run the driver, take the cluster down; the driver's exit code."""
+    """Bring the cluster up, run the driver, take the cluster down; the driver's exit code.
+
+    After SIGUSR1 the driver saves and ends, and the job is requeued.
+    """
     started: list[Running] = []
     with Signals().listening() as signals:
+        try:
+            _start_cluster(plan, environment, started, signals)
+            say(f"Ray has {len(plan.addresses)} living node(s); the driver starts, log: {plan.driver.log}")
+            driver = Running(plan.driver, environment)
+            beside = list(started)
+            started.append(driver)
+            code = follow(driver, beside, signals, lambda: _ask_to_stop(driver))
+            if code and signals.stop_asked and plan.allocation.job is not None:
+                saved = (
+                    "at a checkpoint" if code == STOPPED else f"without a new checkpoint (exit code {code})"
+                )
+                say(f"the driver ended {saved} after SIGUSR1; requeueing job {plan.allocation.job}")
+                requeue(plan.allocation.job, environment)
+                return 0
+            say(f"the driver ended with exit code {code}\n{driver.tail()}" if code else "the driver is done")
+            return code
+        except Ended as end:
+            say(f"{end}")
+            return end.exit_code
+        finally:
+            for process in reversed(started):
+                process.end()
+
+
+def _start_cluster(
+    plan: RayPlan, environment: Mapping[str, str], started: list[Running], signals: Signals
+) -> None:
+    """Start all nodes, into ``started``, and wait until all live; again where one was too slow for Ray's own limit."""
+    for attempt in range(1, START_ATTEMPTS + 1):
         try:
             started.append(Running(plan.head, environment))
             wait_until(
@@ -205,23 +247,20 @@ def run_ray(plan: RayPlan, environment: Mapping[str, str]) -> int:
                 signals,
                 plan.deadline,
             )
-            say(f"Ray has {len(plan.addresses)} living node(s); the driver starts, log: {plan.driver.log}")
-            driver = Running(plan.driver, environment)
-            beside = list(started)
-            started.append(driver)
-            code = follow(driver, beside, signals, lambda: driver.send(signal.SIGTERM))
-            if code and signals.stop_asked and plan.allocation.job is not None:
-                say(f"the driver was ended by SIGUSR1; requeueing job {plan.allocation.job}")
-                requeue(plan.allocation.job, environment)
-                return 0
-            say(f"the driver ended with exit code {code}\n{driver.tail()}" if code else "the driver is done")
-            return code
-        except Ended as end:
-            say(f"{end}")
-            return end.exit_code
-        finally:
+            return
+        except RunError as error:
+            if NODE_TOO_SLOW not in str(error) or attempt == START_ATTEMPTS:
+                raise
+            say(f"a node was too slow for Ray; the cluster starts again ({attempt + 1} of {START_ATTEMPTS})")
             for process in reversed(started):
                 process.end()
+            started.clear()
+
+
+def _ask_to_stop(driver: Running) -> None:
+    """It makes its run's stop file: where that lies, only the driver's own words and presets say."""
+    say("SIGUSR1: asking the driver to save and end")
+    driver.send(signal.SIGUSR1)
 
 
 def health_check(plan: RayPlan) -> tuple[str, ...]:

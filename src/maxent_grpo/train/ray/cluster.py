@@ -1,5 +1,6 @@
 """The Ray cluster of a run: joined or started, and the places that its workers get in it."""
 
+import logging
 import os
 import shutil
 import sys
@@ -15,12 +16,16 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from maxent_grpo.config.schema import GRPOConfig
 from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.train.ray.starting import GCS_SECONDS, NODE_TOO_SLOW, START_ATTEMPTS
 
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 """The node address of a cluster of one machine: nothing outside it is reached. Ray takes 127.0.0.1 for "find the
 address that others see", hence the 2; other systems have no such address."""
 LOGS = "ray_logs"
 """Folder of the run directory for the workers' own output, of a cluster that the run started."""
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -28,11 +33,11 @@ def cluster(address: str | None, output_dir: Path) -> Iterator[None]:
     """A connection to the cluster at ``address``, or a cluster of this machine that ends with the context.
 
     Without an address that of the variable RAY_ADDRESS counts, as for Ray's own tools. A process that is connected
-    already stays as it is. Raises `UsageError` where nothing answers at ``address``.
+    already stays as it is. Raises `UsageError` where nothing answers at ``address``, and `RunError` where Ray does not
+    start here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let any other process go first
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if ray.is_initialized():
         yield
         return
@@ -40,7 +45,7 @@ def cluster(address: str | None, output_dir: Path) -> Iterator[None]:
     if address is not None:
         host = address.partition(":")[0]
         try:
-            ray.init(address, _node_ip_address=host if host.startswith("127.") else None, **quiet)
+            ray.init(address, _node_ip_address=host if host.startswith("127.") else None, **QUIET)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(
                 f"ray_address: no Ray cluster answers at {address} ({' '.join(str(error).split())}); start one with "
@@ -53,7 +58,7 @@ def cluster(address: str | None, output_dir: Path) -> Iterator[None]:
         return
     session = tempfile.mkdtemp(prefix="maxent-ray-")  # short: the paths of Unix sockets below it are limited
     try:
-        ray.init(_temp_dir=session, _node_ip_address=LOOPBACK, include_dashboard=False, **quiet)
+        start_here(session)
         yield
     finally:
         ray.shutdown()
@@ -61,6 +66,33 @@ def cluster(address: str | None, output_dir: Path) -> Iterator[None]:
         if logs.is_dir():
             shutil.copytree(logs.resolve(), output_dir / LOGS, dirs_exist_ok=True)
         shutil.rmtree(session, ignore_errors=True)
+
+
+def start_here(session: str, **options: Any) -> None:
+    """Start a cluster of this machine, with its files in ``session``, and connect to it.
+
+    A node that is not up within Ray's limit is given up and another is started, with a note: a busy machine is slow,
+    and not at fault. Raises `RunError` where the last of `START_ATTEMPTS` is too slow as well.
+    """
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", GCS_SECONDS)
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                _temp_dir=session, _node_ip_address=LOOPBACK, include_dashboard=False, **QUIET, **options
+            )
+            return
+        except Exception as error:  # Ray has no class for it
+            ray.shutdown()
+            if NODE_TOO_SLOW not in str(error):
+                raise
+            if attempt == START_ATTEMPTS:
+                raise RunError(
+                    f"Ray did not start on this machine in {attempt} attempts of 30 s; its logs are in {LOGS} of the "
+                    "output directory; try again when the machine is less busy, or join a cluster with ray_address"
+                ) from error
+            logger.warning(
+                "Ray's node was not up after 30 s; starting another (%d of %d)", attempt + 1, START_ATTEMPTS
+            )
 
 
 class Places:

@@ -22,6 +22,7 @@ from maxent_grpo.train.ray.drivers import train_async, train_sync
 from maxent_grpo.train.ray.learner_worker import TICKETS_FILE
 from maxent_grpo.train.ray.rollout_worker import Sampled
 from maxent_grpo.train.run import Given, run_title, start_records
+from maxent_grpo.train.stopping import stopping_on_signal
 
 
 def train_on_ray(config: RunConfig, given: Given, output_dir: Path, checkpoint: Path | None) -> int:
@@ -42,7 +43,7 @@ def train_on_ray(config: RunConfig, given: Given, output_dir: Path, checkpoint: 
         start_records(config, logs, step)
         tickets.cut_back(step or -1)
 
-    with cluster(training.ray_address, output_dir):
+    with stopping_on_signal(output_dir), cluster(training.ray_address, output_dir):
         places = Places(training)
         shown = not training.disable_tqdm
         with Progress(cadence.total_steps, run_title(config, output_dir), shown) as progress:
