@@ -3,7 +3,9 @@
 import base64
 import json
 import os
+import pickle
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -136,6 +138,22 @@ def test_a_missing_program_is_named_with_its_remedy():
         run_benchmark_jobs(["math_500"], SMALL, where="local", environ=environ)
 
 
+def test_new_weights_of_a_folder_are_not_given_old_answers(tmp_path):
+    """LightEval's cache of answers knows a model by its name and settings only."""
+
+    def cache(model: str) -> str | None:
+        (job,) = plan_benchmark_jobs(["aime24"], model, where="local", environ={})
+        return dict(item.split("=", 1) for item in job.command[2].split(",")[:4]).get("cache_dir")
+
+    weights = tmp_path / "model.safetensors"
+    shutil.copy(Path(bundled_policy_path()) / "model.safetensors", weights)
+    before = cache(str(tmp_path))
+    assert cache(str(tmp_path)) == before
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    assert cache(str(tmp_path)) not in (before, None)
+    assert cache(SMALL) is None
+
+
 def test_failed_jobs_are_counted_after_all_have_run(tmp_path):
     program = tmp_path / "lighteval"
     program.write_text(f'#!/bin/sh\necho "$2" >> {tmp_path}/ran\ncase "$3" in aime24*) exit 3;; esac\n')
@@ -181,28 +199,74 @@ TASKS_TABLE = [
 """
 
 
+@pytest.fixture
+def lighteval(monkeypatch) -> str:
+    """LightEval's program, able to start without a network.
+
+    One of its task modules fetches tinyBenchmarks.pkl on import unless the file is there. Only the tinyBenchmarks
+    tasks would read it; here it holds an empty table, and goes away again.
+    """
+    program = os.environ["LIGHTEVAL"]
+    where = (
+        "import importlib.util; print(importlib.util.find_spec('lighteval').submodule_search_locations[0])"
+    )
+    python = Path(program).with_name("python")
+    package = Path(
+        subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip()
+    )
+    table = package / "tasks" / "tasks" / "tinyBenchmarks.pkl"
+    if table.exists():
+        yield program
+        return
+    table.write_bytes(pickle.dumps({}))
+    try:
+        yield program
+    finally:
+        table.unlink()
+
+
+def answered_greedily(folder: Path, rows: list[dict[str, str]]) -> int:
+    """How many rows the model answers, by Transformers' ``generate``."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    right = 0
+    for row in rows:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["problem"]}],
+            add_generation_prompt=True, return_tensors="pt", return_dict=True,
+        )  # fmt: skip
+        tokens = model.generate(**ids, do_sample=False, max_new_tokens=8)[0, ids["input_ids"].shape[1] :]
+        right += tokenizer.decode(tokens, skip_special_tokens=True).strip() == row["answer"]
+    return right
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("LIGHTEVAL" not in os.environ, reason="LIGHTEVAL names no program of its own environment")
-def test_a_real_run_lands_in_the_tables(tmp_path, monkeypatch):
+def test_a_real_run_lands_in_the_tables(lighteval, tmp_path, monkeypatch):
     from maxent_grpo.tasks.registry import load_rows
 
-    (tmp_path / "data").mkdir()
     rows = [
-        {"problem": row["problem"], "answer": row["answer"]}
-        for row in load_rows("arithmetic", "eval", "")[:8]
+        {"problem": row["problem"], "answer": row["answer"] + ("" if number % 3 else "0")}
+        for number, row in enumerate(load_rows("arithmetic", "eval", "")[:8])
     ]
+    model = tmp_path / "runs" / "checkpoint-120"
+    shutil.copytree(bundled_policy_path(), model)  # LightEval keeps answers in the folder of a model
+    right = answered_greedily(model, rows)
+    assert 0 < right < 8
+    (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "toy.py").write_text(TOY.format(repo=str(tmp_path / "data")))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(lighteval_jobs.TASKS, "toy", ("custom", "toy"))
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run_benchmark_jobs(
-        ["toy"], str(bundled_policy_path()), where="local", backend="accelerate", environ=environ,
+        ["toy"], str(model), where="local", backend="accelerate",
+        environ=environ | {"LIGHTEVAL": lighteval, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
         extra=["--custom-tasks", str(tmp_path / "toy.py")],
     )  # fmt: skip
     scores = read_scores(tmp_path / "var" / "artifacts" / "lighteval")
     (row,) = scores.values
-    value = scores.mean(row, "toy", PASS_1)
-    assert value is not None
-    assert 0 <= value <= 1
-    assert (value * 8).is_integer()
+    assert (row.family, row.checkpoint, row.step) == ("runs", "checkpoint-120", 120)
+    assert scores.mean(row, "toy", PASS_1) == right / 8

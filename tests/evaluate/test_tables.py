@@ -109,6 +109,40 @@ def test_lighteval_results_stand_beside_artifacts(root):
         read_scores(root)
 
 
+def test_files_that_lighteval_wrote_are_read():
+    scores = read_scores(Path(__file__).parent / "lighteval_results")
+    assert table_cells(scores, "Pass@1", precision=1, min_datasets=1) == (
+        ["family", "ckpt", "style", "temp", "aime24", "toy", "avg"],
+        [["tiny", "checkpoint-120", "lighteval", "-", "0.0", "62.5", "31.2"]],
+    )
+
+
+@pytest.mark.parametrize(
+    ("figures", "accuracy"),
+    [
+        ({"pass@k:k=1&n=1": 0.25, "pass@k:k=1&n=1_stderr": 0.1}, 0.25),
+        ({"avg@n:n=64": 0.5, "pass@k:k=1": 0.25}, 0.25),
+        ({"gpqa_pass@k:k=1": 0.25}, 0.25),
+        ({"codegen_pass@1:16": 0.25}, 0.25),
+        ({"pass@k:k=8&n=16": 0.75, "pass@k:k=16": 0.8, "avg@n:n=16": 0.25}, 0.25),
+        ({"em_stderr": 0.1, "em": 0.25}, 0.25),
+    ],
+)
+def test_lightevals_names_of_an_accuracy(tmp_path, figures, accuracy):
+    path = tmp_path / "results_1.json"
+    path.write_text(json.dumps({"config_general": {"model_name": "m"}, "results": {"t|0": figures}}))
+    assert list(lighteval_scores(path)) == [("m", "t", accuracy)]
+
+
+def test_a_result_file_without_an_accuracy_is_named(tmp_path):
+    path = tmp_path / "results_1.json"
+    path.write_text(json.dumps({"results": {"t|0": {"bleu": 1.0, "bleu_stderr": 0.1, "pass@k:k=8": 0.5}}}))
+    with pytest.raises(
+        UsageError, match=r"results_1.json: no accuracy among its figures \(bleu, pass@k:k=8\)"
+    ):
+        read_scores(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("task", "dataset"),
     [("lighteval|aime24|0|0", "aime24"), ("gpqa:diamond|0", "gpqa:diamond"), ("x|y|0", "y")],

@@ -8,7 +8,11 @@ from typing import Any
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.presets import ALIASES, PRESETS
 
-METRICS = ("acc", "accuracy", "exact_match", "score")
+METRICS = (
+    "acc", "accuracy", "exact_match", "score",
+    # LightEval 0.13: math_500 and aime24/25, gpqa, lcb; then its exact match, with and without reading the answer out.
+    "pass@k", "gpqa_pass@k", "codegen_pass@1", "em", "extractive_match", "avg@n",
+)  # fmt: skip
 """Names under which a task's accuracy may stand, the first found counts; variants such as ``acc_norm`` do not."""
 
 
@@ -16,7 +20,7 @@ def lighteval_scores(path: Path) -> Iterator[tuple[str, str, float]]:
     """(model, data set, accuracy in 0…1) for every task of a LightEval ``results_*.json``.
 
     Tasks are called ``suite|task|shots`` or ``task|shots``; the average over tasks (``all``) is left out.
-    Raises `UsageError` where the file is not one of LightEval's.
+    Raises `UsageError` where the file is not one of LightEval's, or has no figure of a known name.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -28,9 +32,14 @@ def lighteval_scores(path: Path) -> Iterator[tuple[str, str, float]]:
     model = (
         general.get("model_name") or (general.get("model_config") or {}).get("model_name") or path.parent.name
     )
-    for task, figures in tasks:
-        value = _accuracy(figures)
-        if task != "all" and value is not None:
+    found = [(task, value) for task, figures in tasks if (value := _accuracy(figures)) is not None]
+    if not found:
+        names = sorted({name for _, figures in tasks for name in figures if not name.endswith("_stderr")})
+        raise UsageError(
+            f"{path}: no accuracy among its figures ({', '.join(names) or 'none'}); read are {', '.join(METRICS)}"
+        )
+    for task, value in found:
+        if task != "all":
             yield str(model), dataset_of(task), value
 
 
@@ -47,7 +56,9 @@ def dataset_of(task: str) -> str:
 def _accuracy(figures: dict[str, Any]) -> float | None:
     for metric in METRICS:
         for name, value in figures.items():
-            # "exact_match", or with the sample count behind it: "pass@k:k=1", "acc:n=1".
-            if name.partition(":")[0] == metric and isinstance(value, int | float):
+            # "em", or with its settings behind it: "avg@n:n=64", "pass@k:k=1&n=1". Of pass@k only k = 1 is an accuracy.
+            known, _, parameters = name.partition(":")
+            wanted = known == metric and ("k=" not in parameters or "k=1" in parameters.split("&"))
+            if wanted and isinstance(value, int | float):
                 return float(value)
     return None

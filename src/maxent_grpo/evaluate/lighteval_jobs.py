@@ -1,7 +1,7 @@
 """LightEval's benchmarks: which there are, and the jobs that run them, here or by Slurm.
 
-LightEval pins packages that this one needs newer, so it lives in an environment of its own and is started as a
-program: the variable ``LIGHTEVAL`` names it. `tools/lighteval_jobs.py` is the command; result files land in the
+LightEval pins packages that this one needs newer, so it lives in an environment of its own (`INSTALL`) and is started
+as a program: the variable ``LIGHTEVAL`` names it. `tools/lighteval_jobs.py` is the command; result files land in the
 tables of `tools/math_eval_table.py`.
 """
 
@@ -40,6 +40,12 @@ WIDTH = 64
 
 LENGTH = 32768
 """Tokens of prompt and answer together, for models that reason at length."""
+
+INSTALL = "'lighteval==0.13.0' 'huggingface_hub<2' 'xxhash<4'"
+"""What pip is told. LightEval 0.13.0 bounds neither of the other two and does not run with their newest releases."""
+
+ANSWERS = "~/.cache/huggingface/lighteval"
+"""Where LightEval keeps the answers of models, by name and settings."""
 
 SCRIPT = Path("ops/slurm/evaluate.slurm")
 RESULTS = Path("var/artifacts/lighteval")
@@ -264,7 +270,7 @@ def lighteval_command(
         raise UsageError(
             "system_prompt: LightEval takes it on the command line, where a comma ends it; use a text without one"
         )
-    settings = {"model_name": model, "revision": revision}
+    settings = {"model_name": model, "revision": revision} | _answers_of(model)
     if trust_remote_code:
         settings["trust_remote_code"] = "true"
     if backend == "vllm":
@@ -283,6 +289,18 @@ def lighteval_command(
     return [*program, backend, described, task_argument(spec), *saved]
 
 
+def _answers_of(model: str) -> dict[str, str]:
+    """The setting that keeps LightEval from giving a local folder's old answers to new weights.
+
+    Its cache knows a model by name and settings alone; the time of the newest weights makes them other settings.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return {}
+    weights = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+    return {"cache_dir": f"{ANSWERS}/{max((path.stat().st_mtime_ns for path in weights), default=0)}"}
+
+
 def _refuse_missing_program(job: BenchmarkJob, where: Where) -> None:
     program = job.command[0]
     if shutil.which(program) is None:
@@ -290,7 +308,7 @@ def _refuse_missing_program(job: BenchmarkJob, where: Where) -> None:
             "submit where Slurm is, or run with --local"
             if where == "slurm"
             else "make it an environment of its own (python -m venv var/venv-lighteval; "
-            "var/venv-lighteval/bin/pip install lighteval) and set LIGHTEVAL=var/venv-lighteval/bin/lighteval"
+            f"var/venv-lighteval/bin/pip install {INSTALL}) and set LIGHTEVAL=var/venv-lighteval/bin/lighteval"
         )
         raise UsageError(f"{program}: there is no such program here; {remedy}")
     if where == "slurm" and not SCRIPT.is_file():
