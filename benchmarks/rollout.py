@@ -151,5 +151,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # the engine in this process would write between the rows
+    os.environ.setdefault(
+        "VLLM_LOGGING_LEVEL", "ERROR"
+    )  # the engine in this process would write between the rows
     main()

@@ -59,7 +59,7 @@ async def find_out(connection: ServerConnection, answers: AnswerCheck) -> Server
 
 
 def refuse_other_logps(facts: ServerFacts, sampling: SamplingSettings, endpoint: str) -> None:
-    """Raise `UsageError` where the server's log-probs are not those of `rollout.local.draw_tokens`.
+    """Raise `UsageError` where the server's log-probs are not those of `rollout.drawing.draw_tokens`.
 
     Those are of the whole distribution at the sampling temperature: raw ones at temperature 1, processed ones
     where nothing is truncated. At temperature 0 both servers report temperature 1, as the learner does.
