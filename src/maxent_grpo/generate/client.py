@@ -174,10 +174,14 @@ class Client:
         )
 
     def _excerpt(self, content: bytes) -> str:
-        """A reply for use inside a message: one line, short, and without the key should the server repeat it."""
-        text = " ".join(content[:2000].decode("utf-8", "replace").split())
-        text = text.replace(self._key, "***") if self._key else text
-        return (text if len(text) <= 200 else text[:199] + "…") or "(empty)"
+        return excerpt(content, self._key)
+
+
+def excerpt(content: bytes, key: str) -> str:
+    """A reply for use inside a message: one line, short, and without the key should the server repeat it."""
+    text = " ".join(content[:2000].decode("utf-8", "replace").split())
+    text = text.replace(key, "***") if key else text
+    return (text if len(text) <= 200 else text[:199] + "…") or "(empty)"
 
 
 def _message_text(message: Mapping[str, Any], finish_reason: Any) -> Any:

@@ -1,10 +1,13 @@
-"""Who sends the requests: an interface, and the built-in client behind it."""
+"""Who sends the requests: an interface, the built-in client behind it, and the choice between that and distilabel."""
 
+import importlib.util
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from maxent_grpo.errors import UsageError
 from maxent_grpo.generate.client import FIRST_PAUSE, Client, Endpoint, Reply, RequestFailed
 from maxent_grpo.generate.settings import GenerateSettings
 from maxent_grpo.randomness import integer_seed
@@ -36,22 +39,40 @@ class Engine(Protocol):
         """Raises `RunError` where no row can be completed."""
 
 
+def engine_of(settings: GenerateSettings) -> Engine:
+    """The engine that ``settings`` name. Raises `UsageError` where it is not installed or cannot do what they ask."""
+    if settings.engine == "builtin":
+        return BuiltinEngine(settings)
+    if importlib.util.find_spec("distilabel") is None:
+        raise UsageError(
+            "engine=distilabel: not installed; pip install 'maxent-grpo[distilabel]', or leave engine out"
+        )
+    with warnings.catch_warnings():  # pydantic's, about how distilabel declares its fields
+        warnings.filterwarnings("ignore", message="The 'default' attribute")
+        from maxent_grpo.generate.distilabel_engine import DistilabelEngine
+
+    return DistilabelEngine(settings)
+
+
+def endpoint_of(settings: GenerateSettings, first_pause: float = FIRST_PAUSE) -> Endpoint:
+    """Where the requests of ``settings`` go."""
+    return Endpoint(
+        settings.vllm_server_url,
+        settings.model,
+        settings.api_key_env,
+        settings.concurrency,
+        settings.timeout,
+        settings.retries,
+        first_pause,
+    )
+
+
 class BuiltinEngine:
     """One request per completion, each with a seed of its own: a completion can be tried again alone."""
 
     def __init__(self, settings: GenerateSettings, first_pause: float = FIRST_PAUSE) -> None:
         self._settings = settings
-        self._client = Client(
-            Endpoint(
-                settings.vllm_server_url,
-                settings.model,
-                settings.api_key_env,
-                settings.concurrency,
-                settings.timeout,
-                settings.retries,
-                first_pause,
-            )
-        )
+        self._client = Client(endpoint_of(settings, first_pause))
 
     def complete(self, rows: Iterator[Prompted]) -> Iterator[Completed]:
         count = self._settings.num_generations
@@ -60,7 +81,7 @@ class BuiltinEngine:
         for (row, g), outcome in self._client.outcomes(jobs):
             outcomes[row.index][g] = outcome
             if len(outcomes[row.index]) == count:
-                yield _completed(row, outcomes.pop(row.index))
+                yield completed(row, outcomes.pop(row.index))
 
     def _body(self, row: Prompted, g: int) -> dict[str, Any]:
         settings = self._settings
@@ -80,7 +101,8 @@ class BuiltinEngine:
         }
 
 
-def _completed(row: Prompted, outcomes: Mapping[int, Reply | RequestFailed]) -> Completed:
+def completed(row: Prompted, outcomes: Mapping[int, Reply | RequestFailed]) -> Completed:
+    """A row from the outcomes of its requests, by number."""
     ordered = [outcomes[g] for g in sorted(outcomes)]
     failures = [outcome for outcome in ordered if isinstance(outcome, RequestFailed)]
     if failures:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.data.sources import load_rows
 from maxent_grpo.errors import RunError
-from maxent_grpo.generate.engine import BuiltinEngine, Completed, Engine, Prompted
+from maxent_grpo.generate.engine import Completed, Engine, Prompted, engine_of
 from maxent_grpo.generate.export import export, plain_row, refuse_bad_columns, refuse_unreachable_hub
 from maxent_grpo.generate.prompts import EmptyPrompt, Prompts
 from maxent_grpo.generate.settings import GenerateSettings
@@ -74,7 +74,7 @@ def generate(settings: GenerateSettings, *, engine: Engine | None = None, progre
     """Complete the rows that ``settings`` name and leave them in its folder.
 
     Args:
-        engine: completes rows in place of the built-in client.
+        engine: completes rows in place of the one that ``settings`` name.
 
     Raises:
         UsageError: settings that cannot work, or a folder that holds another generation.
@@ -88,7 +88,7 @@ def generate(settings: GenerateSettings, *, engine: Engine | None = None, progre
     )
     refuse_bad_columns(settings, all_rows)
     prompts = Prompts(settings, all_rows)
-    sender = engine or BuiltinEngine(settings)
+    sender = engine or engine_of(settings)
     wanted = range(min(len(all_rows), settings.limit or len(all_rows)))
     folder = Path(settings.folder)
     tally = _Tally()
@@ -184,6 +184,7 @@ def fingerprint(settings: GenerateSettings, prompts: Prompts) -> dict[str, Any]:
         "num_generations": settings.num_generations,
         "seed": settings.seed,
         "output_column": settings.output_column,
+        **({} if settings.engine == "builtin" else {"engine": settings.engine}),
     }
 
 

@@ -37,6 +37,10 @@ class GenerateSettings:
     model: str = setting("", "Name that the endpoint serves the model by. Required.")
     vllm_server_url: str = setting("http://localhost:8000/v1", "OpenAI-compatible endpoint, up to /v1.")
     api_key_env: str = setting("OPENAI_API_KEY", "Environment variable that holds the endpoint's key.")
+    engine: Literal["builtin", "distilabel"] = setting(
+        "builtin",
+        "Who sends the requests; distilabel needs seed=null, temperature, top_p, and the extra distilabel.",
+    )
 
     # How completions are drawn
     temperature: float | None = setting(None, "Sampling temperature; unset: the server's.")
