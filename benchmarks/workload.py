@@ -49,6 +49,28 @@ class Workload:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def trainer_settings(self) -> dict[str, Any]:
+        """The settings of the workload, under the names that TRL's configuration and this package's share."""
+        return {
+            "num_generations": self.group,
+            "per_device_train_batch_size": self.micro_prompts * self.group,
+            "gradient_accumulation_steps": self.prompts // self.micro_prompts,
+            "max_completion_length": self.completion,
+            "temperature": 1.0,
+            "beta": 0.0,
+            "num_iterations": 1,
+            "learning_rate": LEARNING_RATE,
+            "max_grad_norm": MAX_GRAD_NORM,
+            "lr_scheduler_type": "constant",
+            "max_steps": 1_000_000,
+            "shuffle_dataset": False,
+            "seed": self.seed,
+            "use_cpu": self.device == "cpu",
+            "bf16": self.precision == "bf16",
+            "disable_tqdm": True,
+            "report_to": [],
+        }
+
     def model(self) -> Qwen2ForCausalLM:
         """A fresh copy of the policy: each system trains its own, from equal weights."""
         stops = stop_count(self.shape, self.completion, self.lengths)

@@ -5,7 +5,7 @@ from functools import cached_property
 from trl.trainer.model_config import ModelConfig
 
 from benchmarks.measure import Clock, Measured
-from benchmarks.workload import LEARNING_RATE, MAX_GRAD_NORM, Workload, modular_reward
+from benchmarks.workload import Workload, modular_reward
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments
 from maxent_grpo.train.assembly import assemble, start_accelerator
@@ -88,23 +88,7 @@ def run_config(workload: Workload, objective: str) -> RunConfig:
     training = GRPOConfig(
         output_dir=str(workload.directory),
         objective=objective,
-        num_generations=workload.group,
-        per_device_train_batch_size=workload.micro_prompts * workload.group,
-        gradient_accumulation_steps=workload.prompts // workload.micro_prompts,
-        max_completion_length=workload.completion,
-        temperature=1.0,
-        beta=0.0,
-        num_iterations=1,
-        learning_rate=LEARNING_RATE,
-        max_grad_norm=MAX_GRAD_NORM,
-        lr_scheduler_type="constant",
-        max_steps=1_000_000,
-        shuffle_dataset=False,
-        seed=workload.seed,
-        use_cpu=workload.device == "cpu",
-        bf16=workload.precision == "bf16",
-        disable_tqdm=True,
-        report_to=[],
+        **workload.trainer_settings(),
     )
     return RunConfig(
         command="train-baseline",

@@ -18,7 +18,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.measure import Clock, Measured
-from benchmarks.workload import LEARNING_RATE, MAX_GRAD_NORM, Workload, modular_reward
+from benchmarks.workload import Workload, modular_reward
 
 
 class Trl:
@@ -116,30 +116,13 @@ class Trl:
 
 
 def trl_config(workload: Workload) -> GRPOConfig:
-    accumulation = workload.prompts // workload.micro_prompts
     return GRPOConfig(
         output_dir=str(workload.directory / "trl"),
-        num_generations=workload.group,
-        per_device_train_batch_size=workload.micro_prompts * workload.group,
-        gradient_accumulation_steps=accumulation,
-        steps_per_generation=accumulation,
-        max_completion_length=workload.completion,
-        temperature=1.0,
+        steps_per_generation=workload.prompts // workload.micro_prompts,
         loss_type="dr_grpo",
         scale_rewards="none",
-        beta=0.0,
-        num_iterations=1,
-        learning_rate=LEARNING_RATE,
-        max_grad_norm=MAX_GRAD_NORM,
-        lr_scheduler_type="constant",
-        max_steps=1_000_000,
-        shuffle_dataset=False,
-        seed=workload.seed,
-        use_cpu=workload.device == "cpu",
-        bf16=workload.precision == "bf16",
         activation_checkpointing=False,
         logging_strategy="no",
         save_strategy="no",
-        disable_tqdm=True,
-        report_to=[],
+        **workload.trainer_settings(),
     )

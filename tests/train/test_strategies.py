@@ -221,7 +221,5 @@ def test_the_sampling_copy_owns_no_memory_between_rollouts(policy):
     prompt = torch.tensor([[1, 2, 3]])
     for _ in range(2):
         assert sum(p.untyped_storage().nbytes() for p in copied.model.parameters()) == 0
-        for name, parameter in policy.named_parameters():
-            copied.fill(name, parameter)
-        assert torch.equal(copied.model(prompt).logits, policy(prompt).logits)
-        copied.release()
+        with copied.filled(policy.named_parameters()) as model:
+            assert torch.equal(model(prompt).logits, policy(prompt).logits)

@@ -10,8 +10,9 @@ from maxent_grpo.evaluate.intervals import Estimate, shown
 from maxent_grpo.evaluate.passk import DEFINITIONS, RIGHT
 from maxent_grpo.evaluate.records import Record
 from maxent_grpo.evaluate.results import MathEvalResult
+from maxent_grpo.observe.html_page import filled
 
-TEMPLATE: Final = "completions.html"
+TEMPLATE: Final = Path(__file__).with_name("completions.html")
 PAGE_CHARACTERS: Final = 20_000_000
 """Prompts are shown until their texts reach this length: a browser still scrolls, and the rest is in the artifacts."""
 
@@ -51,17 +52,9 @@ def completions_page(
     Completions are hostile text: everything is escaped, directions and control signs are fenced in, and the page's
     policy forbids it to load or run anything but its own script.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     prompts = [_prompt(rows) for rows in zip(*records.values(), strict=True)]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(
+    return filled(
+        TEMPLATE,
         result=result,
         kinds=list(dict.fromkeys(kind for kind, _ in map(_split_metric, result.metrics))),
         metrics=_by_k(result.metrics),

@@ -8,21 +8,12 @@ from typing import Any
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.settings import InferenceModelSpec
+from maxent_grpo.models.saved_files import BESIDE_THE_WEIGHTS
 
 FORMAT = 1
 """Raise it when equal settings give other answers than before, as a new sampler would."""
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-_ALSO_READ = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-)
 
 
 def flatten(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -71,7 +62,9 @@ def directory_digest(directory: Path) -> str:
             f"model_name_or_path: {directory} holds no weights ({' or '.join(_WEIGHTS)}): "
             "give the folder of a saved model"
         )
-    names = sorted({path.name for pattern in (*_WEIGHTS, *_ALSO_READ) for path in directory.glob(pattern)})
+    names = sorted(
+        {path.name for pattern in (*_WEIGHTS, *BESIDE_THE_WEIGHTS) for path in directory.glob(pattern)}
+    )
     digest = hashlib.sha256()
     for name in names:
         stat = (directory / name).stat()

@@ -8,11 +8,12 @@ from typing import Any, Final
 
 from maxent_grpo.observe import names
 from maxent_grpo.observe.figures import RUN_FIGURES
+from maxent_grpo.observe.html_page import filled
 from maxent_grpo.observe.plots import plot_comparison, plot_run
 from maxent_grpo.observe.redaction import is_secret, without_secrets
 from maxent_grpo.observe.run_files import Record, RunFiles, load_run
 
-TEMPLATE: Final = "report.html"
+TEMPLATE: Final = Path(__file__).with_name("report.html")
 FINAL_SHARE: Final = 0.1  # a final training number is the mean over the last tenth of the logged steps
 FINAL_METRICS: Final = (
     (names.REWARD, "Reward, training"),
@@ -71,21 +72,12 @@ def write_report(
     One run gets all its figures, several get their comparison. ``table`` replaces the final numbers.
     Raises `UsageError` where a directory is not that of a run.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     loaded = [(label, load_run(directory)) for label, directory in runs]
     figures = _draw(runs, out_dir / "plots")
-    # Completions are hostile text: everything is escaped, and the template marks nothing as safe.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     # Runs that share a label are seeds of one arm: the first speaks for it.
     sampled = {label: run for label, run in reversed(loaded) if run.completions}
-    page = environment.get_template(TEMPLATE).render(
+    page = filled(
+        TEMPLATE,
         title=title,
         facts=_facts(loaded),
         table=table or final_numbers(loaded),
@@ -96,7 +88,7 @@ def write_report(
         commands=[(label, repeat_commands(run)) for label, run in loaded],
     )
     out_dir.mkdir(parents=True, exist_ok=True)
-    html = out_dir / TEMPLATE
+    html = out_dir / TEMPLATE.name
     html.write_text(page, encoding="utf-8")
     return ReportPaths(html, tuple(figures))
 

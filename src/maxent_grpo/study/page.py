@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from maxent_grpo import __version__
+from maxent_grpo.observe.html_page import filled
 from maxent_grpo.observe.run_files import load_run
 from maxent_grpo.study.cells import Cell
 from maxent_grpo.study.conclusions import (
@@ -27,7 +28,7 @@ from maxent_grpo.study.effects import LEAST_SEEDS, measured_outcomes, run_outcom
 from maxent_grpo.study.plan import OUTCOMES, Plan
 from maxent_grpo.study.store import CELL, State, state_of
 
-TEMPLATE = "study.html"
+TEMPLATE = Path(__file__).with_name("study.html")
 COMPUTING = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
 ANALYSING = ("scipy", "statsmodels", "pandas", "pyarrow", "matplotlib")
 VERDICTS = {"raises": "higher", "lowers": "lower", "equivalent": "equivalent", "inconclusive": "not shown"}
@@ -43,18 +44,10 @@ def write_page(
     path: Path,
 ) -> Path:
     """Write the report of ``cells`` to ``path``."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     done = [cell for cell in cells if state_of(cell.directory) is State.DONE]
     aa_fine, aa_text = aa_sentence(effects, plan)
-    page = environment.get_template(TEMPLATE).render(
+    page = filled(
+        TEMPLATE,
         question=plan.question,
         aa_fine=aa_fine,
         aa_text=aa_text,

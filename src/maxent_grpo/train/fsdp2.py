@@ -88,12 +88,8 @@ class FullyShardedStrategy:
 
     @contextmanager
     def full_weights(self) -> Iterator[PreTrainedModel]:
-        for name, parameter in self.gathered():
-            self._copy.fill(name, parameter)
-        try:
-            yield self._copy.model
-        finally:
-            self._copy.release()
+        with self._copy.filled(self.gathered()) as model:
+            yield model
 
     def gathered(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._model.named_parameters():

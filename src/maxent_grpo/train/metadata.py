@@ -8,18 +8,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from maxent_grpo.config.checkpointing import SOURCE, CheckpointSettings
 from maxent_grpo.errors import UsageError
+from maxent_grpo.models.saved_files import BESIDE_THE_WEIGHTS
 
-STATIC_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-)
-"""What `save_pretrained` writes beside the weights."""
 SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 """What two configurations must agree in for one's weights to fit the other."""
 
@@ -58,6 +48,6 @@ def save_metadata(
         model.config.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         return
-    for pattern in STATIC_FILES:
+    for pattern in BESIDE_THE_WEIGHTS:
         for path in source.glob(pattern):
             shutil.copyfile(path, directory / path.name)

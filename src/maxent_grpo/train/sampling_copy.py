@@ -1,6 +1,8 @@
 """A whole policy to sample with, where training keeps only shards of it."""
 
 import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,16 +16,26 @@ class SamplingCopy:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._parameters = dict(self.model.named_parameters())
         self._bytes = {name: p.untyped_storage().nbytes() for name, p in self._parameters.items()}
-        self.release()
+        self._release()
+
+    @contextmanager
+    def filled(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[PreTrainedModel]:
+        """The copy with ``weights`` of all its parameters, until the context ends."""
+        for name, value in weights:
+            self._fill(name, value)
+        try:
+            yield self.model
+        finally:
+            self._release()
 
     @torch.no_grad()
-    def fill(self, name: str, value: Tensor) -> None:
+    def _fill(self, name: str, value: Tensor) -> None:
         """Give parameter ``name`` its memory and its value."""
         parameter = self._parameters[name]
         parameter.untyped_storage().resize_(self._bytes[name])
         parameter.copy_(value)
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Give the memory back."""
         for parameter in self._parameters.values():
             parameter.untyped_storage().resize_(0)

@@ -96,12 +96,8 @@ class ZeroStrategy:
         if self._copy is None:
             yield self._model
             return
-        for name, parameter in self.gathered():
-            self._copy.fill(name, parameter)
-        try:
-            yield self._copy.model
-        finally:
-            self._copy.release()
+        with self._copy.filled(self.gathered()) as model:
+            yield model
 
     def gathered(self) -> Iterator[tuple[str, Tensor]]:
         if self._copy is None:
