@@ -43,14 +43,12 @@ METRIC_FAMILIES = {
 
 def settings() -> str:
     """This package's settings by topic, with type, default and help."""
-    openers = {first: heading for heading, first in TOPICS.items()}
     types = field_types(ScriptFields) | field_types(TrainingFields)
-    groups: dict[str, list[str]] = {}
-    heading = ""
-    for f in OWN.values():
-        heading = openers.get(f.name, heading)
-        groups.setdefault(heading, []).extend(entry(f, describe(types[f.name])))
-    return "\n".join(line for topic, lines in groups.items() for line in (f"### {topic}", "", listed(lines)))
+    lines: list[str] = []
+    for heading, topics in TOPICS.items():
+        own = (line for topic in topics for f in fields(topic) for line in entry(f, describe(types[f.name])))
+        lines += [f"### {heading}", "", listed(own)]
+    return "\n".join(lines)
 
 
 def trl_settings() -> str:

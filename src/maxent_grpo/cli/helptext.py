@@ -6,8 +6,17 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
+from maxent_grpo.config.fields.completions import CompletionFields
+from maxent_grpo.config.fields.controllers import ControllerFields
+from maxent_grpo.config.fields.divergences import DivergenceFields
+from maxent_grpo.config.fields.evaluation import EvaluationFields
+from maxent_grpo.config.fields.infoseed import InfoSeedFields
+from maxent_grpo.config.fields.maxent import MaxEntFields
+from maxent_grpo.config.fields.objective import IngredientFields, ObjectiveFields
+from maxent_grpo.config.fields.run import RunFields, TrackerFields
 from maxent_grpo.config.fields.script import ScriptFields
-from maxent_grpo.config.fields.training import TrainingFields
+from maxent_grpo.config.fields.vllm import VLLMFields
+from maxent_grpo.config.fields.workers import WorkerFields
 
 _HEAD = """\
 maxent-grpo: train language models with group-relative policy optimisation (GRPO) and with maximum-entropy
@@ -110,17 +119,20 @@ exit codes
   0 done   1 the run failed   2 the request is wrong   130 interrupted
 """
 
-TOPICS = {
-    "Data and rewards (script)": "dataset_mixture",
-    "What is trained (training)": "objective",
-    "MaxEnt over the group (training)": "maxent_tau",
-    "Divergences and corrections (training)": "kl_estimator",
-    "Controllers of tau and beta (training)": "maxent_target_weight_entropy",
-    "Rewards and prompts (training)": "zero_truncated_completion_rewards",
-    "InfoSeed (training)": "info_seed_enabled",
-    "The run (training)": "max_nonfinite_steps",
+TOPICS: dict[str, tuple[type, ...]] = {
+    "Data and rewards (script)": (ScriptFields,),
+    "What is trained (training)": (ObjectiveFields, IngredientFields),
+    "MaxEnt over the group (training)": (MaxEntFields,),
+    "Divergences and corrections (training)": (DivergenceFields,),
+    "Controllers of tau and beta (training)": (ControllerFields,),
+    "Rewards and prompts (training)": (CompletionFields,),
+    "Evaluation while training (training)": (EvaluationFields,),
+    "InfoSeed (training)": (InfoSeedFields,),
+    "Training on Ray (training)": (WorkerFields,),
+    "The run (training)": (RunFields, TrackerFields),
+    "Sampling with vLLM (training)": (VLLMFields,),
 }
-"""Heading → the field that opens it; fields keep the order of their declaration."""
+"""Heading → the classes whose fields stand under it."""
 
 
 def help_text(width: int | None = None) -> str:
@@ -130,12 +142,12 @@ def help_text(width: int | None = None) -> str:
 
 
 def _setting_lines(columns: int) -> Iterator[str]:
-    openers = {first: heading for heading, first in TOPICS.items()}
     yield "settings of this package, with defaults"
-    for setting in (*fields(ScriptFields), *fields(TrainingFields)):
-        if setting.name in openers:
-            yield f"\n {openers[setting.name]}"
-        yield from _describe(setting, columns)
+    for heading, topics in TOPICS.items():
+        yield f"\n {heading}"
+        for topic in topics:
+            for setting in fields(topic):
+                yield from _describe(setting, columns)
 
 
 def _describe(setting: "Field[Any]", columns: int) -> list[str]:
