@@ -7,9 +7,11 @@ it is healthy again, and ``restore`` runs before anything is asked of it: a serv
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -63,6 +65,12 @@ class Post:
     extra: Mapping[str, Any] | None = None  # for the error's payload
 
 
+@cache
+def certificates() -> ssl.SSLContext:
+    """The certificates that are trusted, read once: httpx would read them for every client, also for plain http."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
 class ServerConnection:
     """An asynchronous context with one client. How many requests are in flight is up to the caller."""
 
@@ -88,6 +96,7 @@ class ServerConnection:
             limits=httpx.Limits(max_connections=settings.concurrency + 1),
             timeout=None,  # each attempt has a deadline of its own
             trust_env=False,  # a proxy of the environment would see prompts and keys
+            verify=certificates(),
         )
         return self
 
