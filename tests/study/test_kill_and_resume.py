@@ -44,7 +44,7 @@ def records(directory: Path) -> bytes:
     return (directory / "metrics.jsonl").read_bytes().partition(b"\n")[2]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_study_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
