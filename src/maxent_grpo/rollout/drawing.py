@@ -8,7 +8,7 @@ from maxent_grpo.rollout.sampler import SamplingSettings
 
 BLOCK = 512
 """Tokens that one cumulative sum runs over. A vocabulary of 151,936 would otherwise need one in float64 per row, which
-took 15 times longer than its softmax (benchmarks/RESULTS.md)."""
+took about 14 times as long as its softmax (benchmarks/RESULTS.md)."""
 
 
 def draw_tokens(logits: Tensor, draws: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
