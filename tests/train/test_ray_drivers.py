@@ -156,6 +156,10 @@ def test_a_demand_that_does_not_fit_is_refused_with_the_sum():
         ({"rollout_workers": 2}, "rollout_workers: belongs to the Ray drivers"),
         ({"max_staleness": 1}, "max_staleness: belongs to the Ray drivers"),
         (
+            {"use_vllm": True, "vllm_mode": "colocate", "vllm_sync_dir": "weights"},
+            "vllm_sync_dir: vllm_mode=colocate hands its engine the weights in memory",
+        ),
+        (
             {"driver": "sync", "max_staleness": 1},
             "max_staleness: 1: driver=sync samples with weights of the learner",
         ),

@@ -73,7 +73,7 @@ def worker_problems(training: "GRPOConfig") -> list[str]:
     """What keeps the settings of the drivers from working together, one line each."""
     if training.driver == "inline":
         defaults = {f.name: f.default for f in fields(TrainingFields)}
-        return [
+        return _colocated_problems(training) + [
             f"{name}: belongs to the Ray drivers; set driver=sync or driver=async, or leave it out"
             for name in ONLY_WITH_WORKERS
             if getattr(training, name) != (0 if name == "max_staleness" else defaults[name])
@@ -102,6 +102,17 @@ def worker_problems(training: "GRPOConfig") -> list[str]:
             f"distributed: {training.distributed} is not supported with driver={training.driver}; use fsdp2 or ddp"
         )
     return problems or _staleness_problems(training)
+
+
+def _colocated_problems(training: "GRPOConfig") -> list[str]:
+    """Settings of servers that an engine in the training process would ignore."""
+    if not (training.use_vllm and training.vllm_mode == "colocate"):
+        return []
+    return [
+        f"{name}: vllm_mode=colocate hands its engine the weights in memory; leave it out, or use vllm_mode=server"
+        for name in ("vllm_sync_backend", "vllm_sync_urls", "vllm_sync_dir")
+        if getattr(training, name) != IGNORED_BY_ENGINES[name][0]
+    ]
 
 
 def _engine_problems(training: "GRPOConfig") -> list[str]:
