@@ -52,7 +52,7 @@ def run(action: str, options: argparse.Namespace) -> None:
         raise SystemExit("--grid: no row of the table has all the values given")
     peer = None if options.peer == "none" else options.peer
     several = len(rows) > 1
-    memory = options.memory if options.memory is not None else not several
+    memory = options.memory if options.memory is not None else not several and rows[0].ranks == 1
     done: list[Comparison] = []
     for number, workload in enumerate(rows):
         note(f"[{number + 1}/{len(rows)}]")
@@ -62,8 +62,8 @@ def run(action: str, options: argparse.Namespace) -> None:
             if not done:
                 print(grid_head(comparison))
             print(grid_row(comparison), flush=True)
-        else:
+        elif workload.rank == 0:
             print(f"{describe(workload)}, median of {options.repeats}\n\n{detail(comparison)}")
         done.append(comparison)
-        if options.csv:
+        if options.csv and workload.rank == 0:
             write_csv(Path(options.csv), done)

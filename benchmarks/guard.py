@@ -2,6 +2,9 @@
 
 import statistics
 
+import torch
+from torch import distributed
+
 from benchmarks.measure import Measured
 from benchmarks.systems import System
 from benchmarks.workload import Workload
@@ -28,10 +31,19 @@ def check_update(ours: System, peer: System, workload: Workload) -> None:
     if apart > LOGP_TOLERANCE[workload.precision]:
         raise Disagreement(f"log-probs of {peer.name} and ours differ by up to {apart:.2g}")
     a, b = ours.update(), peer.update()
-    if abs(a.loss - b.loss) > LOSS_TOLERANCE[workload.precision]:
-        raise Disagreement(f"losses differ: ours {a.loss:.6g}, {peer.name} {b.loss:.6g}")
+    losses = over_ranks(torch.tensor([a.loss, b.loss])).tolist()
+    if abs(losses[0] - losses[1]) > LOSS_TOLERANCE[workload.precision]:
+        raise Disagreement(f"losses differ: ours {losses[0]:.6g}, {peer.name} {losses[1]:.6g}")
     if abs(a.grad_norm / b.grad_norm - 1) > NORM_TOLERANCE[workload.precision]:
         raise Disagreement(f"gradient norms differ: ours {a.grad_norm:.6g}, {peer.name} {b.grad_norm:.6g}")
+
+
+def over_ranks(numbers: torch.Tensor) -> torch.Tensor:
+    """The mean of ``numbers`` over all ranks: some trainers report their own share's loss."""
+    if distributed.is_initialized():
+        distributed.all_reduce(numbers)
+        numbers = numbers / distributed.get_world_size()
+    return numbers
 
 
 def check_tokens(ours: list[Measured], peer: list[Measured], workload: Workload) -> None:

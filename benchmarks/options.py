@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -29,6 +30,7 @@ Examples:
   python -m benchmarks.step --peer trl --grid --size 4m 30m          the table's rows of two sizes
   python -m benchmarks.update --peer none --size 4m --prompt 32 128  several values: every combination
   python -m benchmarks.step --device cuda --size 0.5b --prompt 512 --completion 1024 --micro-prompts 1 --precision bf16
+  torchrun --nproc-per-node 2 -m benchmarks.step --size 4m           two ranks; --prompts is what each of them works on
 
 On a GPU machine without a network: build a wheelhouse where there is one (pip download -d wheels -c
 configs/constraints.txt '.[dev]' with the CUDA build of torch), copy it with the repository, then
@@ -69,6 +71,12 @@ def parser(description: str, peers: bool = True) -> argparse.ArgumentParser:
     flags.add_argument("--micro-prompts", type=int, help="prompts per forward and backward pass (all)")
     flags.add_argument("--repeats", type=int, default=5, help="counted turns of each system (5)")
     flags.add_argument("--threads", type=int, default=1, help="CPU threads of torch (1)")
+    flags.add_argument(
+        "--strategy",
+        choices=("ddp", "fsdp2", "zero2", "zero3"),
+        default="ddp",
+        help="under torchrun: how this package's ranks hold the policy (ddp); a peer runs ddp",
+    )
     flags.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     flags.add_argument("--seed", type=int, default=0, help="of weights, prompts and completions (0)")
     flags.add_argument("--grid", action="store_true", help="the standard table, one thing varied at a time; "
@@ -87,11 +95,27 @@ def workloads(options: argparse.Namespace) -> list[Workload]:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no GPU here; leave it out to run on the CPU")
     gpu = options.device == "cuda"
+    ranks, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
     base = replace(BASE, device=options.device, threads=options.threads, seed=options.seed)
+    base = replace(base, ranks=ranks, rank=rank, strategy=options.strategy)
     base = replace(base, size="0.5b", prompt=512, completion=1024, precision="bf16") if gpu else base
     given = {axis: getattr(options, axis) for axis in AXES if getattr(options, axis)}
     rows = _grid(base, given) if options.grid else _product(base, given)
+    if ranks > 1:
+        _refuse_on_ranks(options, rows)
     return [_sized(row, options.prompts, options.micro_prompts) for row in rows]
+
+
+def _refuse_on_ranks(options: argparse.Namespace, rows: list[Workload]) -> None:
+    """What each process would have to do by itself."""
+    if len(rows) > 1:
+        raise SystemExit(
+            "under torchrun: one workload at a time, as each of a table's has a process of its own"
+        )
+    if options.memory:
+        raise SystemExit("--memory: not under torchrun; it measures one process")
+    if getattr(options, "peer", None) == "torchrl":
+        raise SystemExit("--peer torchrl: its parts run in one process; under torchrun compare with trl")
 
 
 def _product(base: Workload, given: dict[str, list]) -> list[Workload]:
@@ -123,15 +147,17 @@ def _sized(row: Workload, prompts: int | None, micro: int | None) -> Workload:
 def describe(row: Workload) -> str:
     """One line that says what a table's figures are of."""
     micro = "" if row.micro_prompts == row.prompts else f", {row.micro_prompts} prompts per pass"
+    ranks = f" on each of {row.ranks} ranks ({row.strategy})" if row.ranks > 1 else ""
     return (
         f"{row.size}: prompt {row.prompt}, completion {row.completion} ({row.lengths}), {row.prompts} prompts × group "
-        f"{row.group}{micro}, {row.precision}, {row.device}, {row.threads} thread{'s' * (row.threads > 1)}"
+        f"{row.group}{micro}, {row.precision}, {row.device}, {row.threads} thread{'s' * (row.threads > 1)}{ranks}"
     )
 
 
 def note(line: str) -> None:
-    """Progress, on stderr: stdout is the table."""
-    print(line, file=sys.stderr, flush=True)
+    """Progress, on stderr: stdout is the table. The first rank speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
 
 
 FIELDS = [f.name for f in fields(Workload)]

@@ -26,8 +26,9 @@ from benchmarks.systems.ours import Ours
 from benchmarks.workload import Workload
 
 KINDS = {
-    "attention": r"scaled_dot_product|flash_attention|efficient_attention",
-    "linear layers": r"aten::(mm|addmm|bmm|matmul|linear|mkldnn_linear)",
+    # Products of batches of matrices are decoding's attention, and a rotary embedding's few.
+    "attention": r"scaled_dot_product|flash_attention|efficient_attention|aten::(bmm|baddbmm)",
+    "linear layers": r"aten::(mm|addmm|matmul|linear|mkldnn_linear)",
     "optimiser and clipping": r"adam|_foreach|linalg_vector_norm",
     "softmax and drawing": r"softmax|logsumexp|cumsum|searchsorted|multinomial|sort|topk|gather|isin",
     "copies and cache": r"aten::(cat|copy_|_to_copy|clone|repeat|fill_|slice|(_?index(_select|_put_|_put_impl_)?))$",

@@ -30,13 +30,16 @@ class Workload:
     prompt: int = 128  # tokens
     completion: int = 64  # tokens, the limit
     group: int = 8
-    prompts: int = 8
+    prompts: int = 8  # of each rank
     micro_prompts: int = 8  # prompts (times group rows) in one forward and backward pass
     lengths: str = "full"  # or "geometric"
     precision: str = "float32"  # or "bf16": autocast over float32 weights
     device: str = "cpu"
     threads: int = 1
     seed: int = 0
+    ranks: int = 1
+    rank: int = 0
+    strategy: str = "ddp"  # of ours, where there are several ranks; a peer runs ddp
 
     @property
     def shape(self) -> Size:
@@ -80,30 +83,37 @@ class Workload:
         return build_tokenizer(self.shape)
 
     @cached_property
-    def prompt_ids(self) -> list[list[int]]:
-        """[prompts][prompt] token ids."""
+    def dataset(self) -> list[str]:
+        """The prompts of all ranks as text: one word per token, so that every tokenizer call gives the ids back."""
         draws = generator(self.seed, "benchmark", "prompts")
-        return draws.integers(1, self.shape.vocabulary, (self.prompts, self.prompt)).tolist()
+        ids = draws.integers(1, self.shape.vocabulary, (self.ranks * self.prompts, self.prompt)).tolist()
+        return [" ".join(f"t{i}" for i in row) for row in ids]
 
-    @cached_property
+    @property
     def prompt_texts(self) -> list[str]:
-        """The prompts as text: one word per token, so that every tokenizer call gives `prompt_ids` back."""
-        return [" ".join(f"t{i}" for i in ids) for ids in self.prompt_ids]
+        """This rank's prompts."""
+        return self.dataset[self.rank * self.prompts : (self.rank + 1) * self.prompts]
+
+    @property
+    def prompt_ids(self) -> list[list[int]]:
+        """[prompts][prompt] token ids of this rank's prompts."""
+        return [[int(word[1:]) for word in text.split()] for text in self.prompt_texts]
 
     @cached_property
     def completion_ids(self) -> list[list[int]]:
-        """The completions that updates are measured on, [rows][≤ completion]: equal for all systems.
+        """This rank's completions that updates are measured on, [rows][≤ completion]: equal for all systems.
 
         Geometric lengths are drawn with mean completion / 2 and cut at the limit, as sampling draws them.
         """
         draws = generator(self.seed, "benchmark", "completions")
-        count = self.rows
+        count = self.ranks * self.rows
         lengths = [self.completion] * count
         if self.lengths == "geometric":
             lengths = draws.geometric(2 / self.completion, count).clip(max=self.completion).tolist()
         # No stop token inside a completion, and none at its end either: it does not enter the cost of an update.
         last = self.shape.vocabulary - stop_count(self.shape, self.completion, self.lengths)
-        return [draws.integers(1, last, length).tolist() for length in lengths]
+        completions = [draws.integers(1, last, length).tolist() for length in lengths]
+        return completions[self.rank * self.rows : (self.rank + 1) * self.rows]
 
     @cached_property
     def directory(self) -> Path:

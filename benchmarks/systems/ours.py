@@ -25,11 +25,12 @@ class Ours:
         self.workload = workload
         self.clock = Clock(workload.device)
         config = run_config(workload, objective)
-        rows = [{"prompt": text, "answer": "-"} for text in workload.prompt_texts]
+        rows = [{"prompt": text, "answer": "-"} for text in workload.dataset]
         given = Given(workload.model(), workload.tokenizer(), [modular_reward], rows)
         self.run = assemble(config, given, start_accelerator(config), workload.directory)
         self.run.sampler.sample = self.clock.timed("sample", self.run.sampler.sample)  # type: ignore[method-assign]
-        self.prompts = self.run.stream.take(workload.prompts)
+        everybody = self.run.stream.take(workload.ranks * workload.prompts)
+        self.prompts = everybody[workload.rank * workload.prompts :][: workload.prompts]
         assert [list(prompt.token_ids) for prompt in self.prompts] == workload.prompt_ids
 
     def step(self) -> Measured:
@@ -86,8 +87,9 @@ class Ours:
 def run_config(workload: Workload, objective: str) -> RunConfig:
     """The settings of the run; what is not named here is the package's default."""
     training = GRPOConfig(
-        output_dir=str(workload.directory),
+        output_dir="benchmark",  # the ranks' common name for a run that writes nothing
         objective=objective,
+        distributed=workload.strategy if workload.ranks > 1 else None,
         **workload.trainer_settings(),
     )
     return RunConfig(

@@ -11,6 +11,7 @@ forward for old log-probs, β = 0 so no reference, no logging, no reports, TRL's
 both default to, prompts of equal length so that TRL pads nothing.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Trl:
             model=workload.model(),
             reward_funcs=modular_reward,
             args=trl_config(workload),
-            train_dataset=Dataset.from_dict({"prompt": workload.prompt_texts}),
+            train_dataset=Dataset.from_dict({"prompt": workload.dataset}),
             processing_class=workload.tokenizer(),
         )
         loader = trainer.get_train_dataloader()
@@ -84,10 +85,10 @@ class Trl:
         trainer, model = self.trainer, self.model
         self.clock.take()
         with self.clock.phase("whole"):
-            losses = [
-                trainer.training_step(model, self.batch, None)
-                for _ in range(trainer.args.gradient_accumulation_steps)
-            ]
+            losses = []
+            for left in reversed(range(trainer.args.gradient_accumulation_steps)):
+                with trainer.accelerator.no_sync(model) if left else nullcontext():
+                    losses.append(trainer.training_step(model, self.batch, None))
             norm = trainer._clip_grad_norm(model)
             trainer.optimizer.step()
             trainer.lr_scheduler.step()

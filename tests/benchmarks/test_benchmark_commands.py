@@ -103,3 +103,25 @@ def test_a_gpu_is_asked_for_by_name() -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit, match="torch sees no GPU"):
         step.main(["--device", "cuda"])
+
+
+@pytest.mark.slow
+def test_ranks_hold_what_the_peers_ranks_hold() -> None:
+    """Two ranks agree with TRL's two in log-probs, loss and gradient norm: the guard of every comparison."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [*torchrun, "-m", "benchmarks.update", *TINY, "--strategy", "fsdp2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "on each of 2 ranks (fsdp2)" in done.stdout
+    assert done.stderr.count("trl and ours agree") == 1
+    assert [row[0] for row in cells(done.stdout)[1:]] == ["update"]
+
+
+def test_several_workloads_and_memory_are_not_for_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for flags, named in (
+        (["--grid"], "one workload at a time"),
+        (["--memory"], "--memory"),
+        (["--peer", "torchrl"], "compare with trl"),
+    ):
+        with pytest.raises(SystemExit, match=named):
+            step.main(flags)
