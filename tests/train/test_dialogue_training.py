@@ -9,7 +9,7 @@ import torch
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.objectives.catalog import CATALOG, Objective
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
 from maxent_grpo.train.checkpoint import group_from_json
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.run import Given, train

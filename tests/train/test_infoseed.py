@@ -14,7 +14,7 @@ from maxent_grpo import GRPOConfig, GRPOTrainer
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
 from maxent_grpo.train.checkpoint import load_checkpoint
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.micro_batches import MicroBatch

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.policy import decoder_layers
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
 from maxent_grpo.train.run import Given, train
 from maxent_grpo.train.step import step
 

@@ -3,7 +3,7 @@
 A ``checkpoint-<step>`` folder is complete by construction: a run killed while writing leaves a ``.partial`` folder
 that nothing reads and the next save removes. Inside: the policy and tokenizer as ``save_pretrained`` writes them (of a
 LoRA run, the adapter), the strategy's training state (``optimizer.safetensors`` with ``optimizer.json`` where ranks
-hold the policy whole; see `train.fsdp2` and `train.zero` for the rest), ``controller_state.json``,
+hold the policy whole; see `train.strategies` for the rest), ``controller_state.json``,
 ``trainer_state.json`` (position of run and prompt stream), InfoSeed's ``seed_head.safetensors`` where one is trained,
 between two updates of one rollout the groups of all ranks and, with a Ray driver, ``buffer.json``: the prompts that
 were drawn and not trained on, with their groups. Nothing else is pickled. Randomness is keyed, never saved. Ranks must
@@ -26,11 +26,11 @@ from maxent_grpo.config.checkpointing import SKIP
 from maxent_grpo.controllers.state_file import read_state, write_state
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.adapters import is_adapted
-from maxent_grpo.train.metadata import save_metadata
+from maxent_grpo.train.checkpoint_metadata import save_metadata
 from maxent_grpo.train.ranks import gathered, own_part
-from maxent_grpo.train.saved_state import write_json
 from maxent_grpo.train.state import Run
-from maxent_grpo.train.strategy import NO_STATE
+from maxent_grpo.train.strategies.saved_state import write_json
+from maxent_grpo.train.strategies.strategy import NO_STATE
 from maxent_grpo.types import Group, Prompt, Rollout
 
 MANIFEST = "manifest.json"

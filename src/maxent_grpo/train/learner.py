@@ -17,7 +17,7 @@ from maxent_grpo.models.lm_head import EntropyMode
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train.micro_batches import MicroBatch, scoring_batches
 from maxent_grpo.train.schedule import LearningRate
-from maxent_grpo.train.strategy import Strategy
+from maxent_grpo.train.strategies.strategy import Strategy
 from maxent_grpo.types import Batch, Denominators, Forward, Signal
 
 Reference = Callable[[Batch], tuple[Tensor, ...]]

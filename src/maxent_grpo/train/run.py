@@ -16,7 +16,7 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.observe import names
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.observe.trackers import Trackers
-from maxent_grpo.train.assembly import assemble, run_header, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, run_header, start_accelerator
 from maxent_grpo.train.checkpoint import (
     find_checkpoint,
     load_checkpoint,

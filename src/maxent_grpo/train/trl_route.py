@@ -17,8 +17,8 @@ from maxent_grpo.models.loading import load_policy, load_tokenizer
 from maxent_grpo.observe import names
 from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.rewards.registry import load_rewards
-from maxent_grpo.train.inputs import evaluation_prompts, reward_options, training_prompts
-from maxent_grpo.train.policies import model_source
+from maxent_grpo.train.assembly.inputs import evaluation_prompts, reward_options, training_prompts
+from maxent_grpo.train.assembly.policies import model_source
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
 from maxent_grpo.train.trl import MaxEntGRPOTrainer
 from maxent_grpo.types import Prompt

@@ -18,15 +18,15 @@ from maxent_grpo.rewards.registry import load_rewards
 from maxent_grpo.rewards.scoring import Scorer, group_metrics
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import Sampler
-from maxent_grpo.train.assembly import start_accelerator
+from maxent_grpo.train.assembly.assemble import start_accelerator
+from maxent_grpo.train.assembly.inputs import make_seeds, reward_options, sampling_settings
+from maxent_grpo.train.assembly.policies import model_source
+from maxent_grpo.train.assembly.samplers import configured
 from maxent_grpo.train.drivers import sample_rollouts
-from maxent_grpo.train.inputs import make_seeds, reward_options, sampling_settings
 from maxent_grpo.train.meter import Meter
-from maxent_grpo.train.policies import model_source
 from maxent_grpo.train.publishing import Publishing
 from maxent_grpo.train.ray.assignment import Assignment
 from maxent_grpo.train.ray.engine import publishing_to_engine
-from maxent_grpo.train.samplers import configured
 from maxent_grpo.types import Group, Metrics, Prompt
 
 Weights = Mapping[str, Tensor]

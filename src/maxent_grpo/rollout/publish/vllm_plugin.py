@@ -17,7 +17,9 @@ def register_gloo() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if "gloo" not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine("gloo", "maxent_grpo.rollout.gloo_engine", "GlooEngine")
+        WeightTransferEngineFactory.register_engine(
+            "gloo", "maxent_grpo.rollout.publish.gloo_engine", "GlooEngine"
+        )
 
 
 def keep_tied_heads_current() -> None:

@@ -30,9 +30,11 @@ from transformers import PreTrainedModel
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.policy import PolicyForward, decoder_layers
-from maxent_grpo.train.sampling_copy import SamplingCopy
-from maxent_grpo.train.saved_state import clip_and_step
-from maxent_grpo.train.strategy import SHARDS, OptimizerFactory
+from maxent_grpo.train.strategies.sampling_copy import SamplingCopy
+from maxent_grpo.train.strategies.strategy import OptimizerFactory, clip_and_step
+
+SHARDS = "sharded"
+"""Folder of a checkpoint that holds parameters and optimiser state in PyTorch's distributed format."""
 
 DESCRIPTIONS = {
     "torch": ("Size",),

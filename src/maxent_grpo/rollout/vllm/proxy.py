@@ -22,7 +22,7 @@ import aiohttp
 from aiohttp import web
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.rollout.client_tag import FIELD, HEADER, is_tag, with_tag
+from maxent_grpo.rollout.vllm.client_tag import FIELD, HEADER, is_tag, with_tag
 
 logger = logging.getLogger(__name__)
 

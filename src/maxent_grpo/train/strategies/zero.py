@@ -22,9 +22,9 @@ from transformers import PreTrainedModel
 from maxent_grpo.config.checkpointing import ALLOW, CheckpointSettings
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.models.policy import PolicyForward
-from maxent_grpo.train.sampling_copy import SamplingCopy
-from maxent_grpo.train.strategy import NO_STATE, OptimizerFactory
-from maxent_grpo.train.whole_state import WHOLE, load_whole_state, save_whole_state
+from maxent_grpo.train.strategies.sampling_copy import SamplingCopy
+from maxent_grpo.train.strategies.strategy import NO_STATE, OptimizerFactory
+from maxent_grpo.train.strategies.whole_state import WHOLE, load_whole_state, save_whole_state
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.randomness import KeyPart, integer_seed
-from maxent_grpo.rollout.publisher import PublishFailed, Weights
+from maxent_grpo.rollout.publish.publisher import PublishFailed, Weights
 from maxent_grpo.rollout.sampler import Finished, SamplingSettings
 from maxent_grpo.types import Prompt, Rollout
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.rollout.publisher import PublishFailed
+from maxent_grpo.rollout.publish.publisher import PublishFailed
 
 ANSWER_SECONDS = 300.0
 """How long one call may take: reloading a large model from a slow disk does."""

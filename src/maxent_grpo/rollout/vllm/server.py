@@ -16,15 +16,15 @@ from transformers import PreTrainedTokenizerBase
 
 from maxent_grpo.randomness import KeyPart
 from maxent_grpo.rollout.event_loop import run_to_end
-from maxent_grpo.rollout.generation_error import GenerationServiceError
-from maxent_grpo.rollout.generation_stats import GenerationStats
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
-from maxent_grpo.rollout.server_settings import ServerSettings
-from maxent_grpo.rollout.vllm_answers import AnswerCheck
-from maxent_grpo.rollout.vllm_facts import ServerFacts, find_out, refuse_long_prompts, refuse_other_logps
-from maxent_grpo.rollout.vllm_http import PassingFault, Post, ServerConnection
-from maxent_grpo.rollout.vllm_requests import PATHS, Request, group_request_id, plan_requests, request_body
-from maxent_grpo.rollout.vllm_responses import Output
+from maxent_grpo.rollout.vllm.answers import AnswerCheck
+from maxent_grpo.rollout.vllm.facts import ServerFacts, find_out, refuse_long_prompts, refuse_other_logps
+from maxent_grpo.rollout.vllm.failures import GenerationServiceError
+from maxent_grpo.rollout.vllm.http import PassingFault, Post, ServerConnection
+from maxent_grpo.rollout.vllm.requests import PATHS, Request, group_request_id, plan_requests, request_body
+from maxent_grpo.rollout.vllm.responses import Output
+from maxent_grpo.rollout.vllm.settings import ServerSettings
+from maxent_grpo.rollout.vllm.stats import GenerationStats
 from maxent_grpo.types import Metrics, Prompt, Rollout
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ A request carries its sender's tag in the ``X-VLLM-Client-Tag`` header and in th
 server copies it into every group of its answer, and the sender drops what is not its own. A stock vLLM does the
 copying with `EchoMiddleware`:
 
-    vllm serve MODEL --middleware maxent_grpo.rollout.client_tag.EchoMiddleware
+    vllm serve MODEL --middleware maxent_grpo.rollout.vllm.client_tag.EchoMiddleware
 
 Standard library only: a server imports this module.
 """

@@ -18,11 +18,11 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from maxent_grpo.randomness import KeyPart, generator
-from maxent_grpo.rollout.client_tag import HEADER
-from maxent_grpo.rollout.generation_error import LONGEST_MESSAGE, GenerationServiceError, ServiceFailure
-from maxent_grpo.rollout.generation_stats import GenerationStats
-from maxent_grpo.rollout.server_settings import ServerSettings
-from maxent_grpo.rollout.vllm_responses import ResponseError, read_json
+from maxent_grpo.rollout.vllm.client_tag import HEADER
+from maxent_grpo.rollout.vllm.failures import LONGEST_MESSAGE, GenerationServiceError, ServiceFailure
+from maxent_grpo.rollout.vllm.responses import ResponseError, read_json
+from maxent_grpo.rollout.vllm.settings import ServerSettings
+from maxent_grpo.rollout.vllm.stats import GenerationStats
 
 T = TypeVar("T")
 

@@ -1,13 +1,12 @@
 """Parameters and optimiser state in a checkpoint folder, where every rank holds them whole. Nothing is pickled."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -46,24 +45,6 @@ def load_optimizer(optimizer: Optimizer, directory: Path) -> None:
         index, _, key = name.partition(".")
         entries.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": entries, "param_groups": stored["param_groups"]})
-
-
-def clip_and_step(
-    optimizer: Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float, max_grad_norm: float
-) -> float:
-    """Clip the gradients to the global norm ``max_grad_norm`` (0: never), step, clear them; returns the norm before.
-
-    Sharded parameters (DTensor) count with all their shards. A norm that is not finite steps nothing.
-    """
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
-    if hasattr(norm, "full_tensor"):
-        norm = norm.full_tensor()
-    if bool(torch.isfinite(norm)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return float(norm)
 
 
 def write_json(path: Path, value: Any) -> None:

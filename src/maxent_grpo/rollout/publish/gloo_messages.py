@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maxent_grpo.rollout.publisher import WeightInfo
+from maxent_grpo.rollout.publish.publisher import WeightInfo
 
 
 @dataclass

@@ -14,24 +14,24 @@ from maxent_grpo.data.prompts import PromptSettings
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.models.loading import ModelSource, stop_token_ids
 from maxent_grpo.rollout.dialogue import DialogueSampler
-from maxent_grpo.rollout.disk_transport import DiskTransport
 from maxent_grpo.rollout.environment import load_environment
-from maxent_grpo.rollout.gloo_transport import GlooTransport
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.parts import SamplerInParts
-from maxent_grpo.rollout.publish_server import Nothing, ServerPublisher, Transport
-from maxent_grpo.rollout.publisher import Publisher, PublishFailed
+from maxent_grpo.rollout.publish.control import VLLMControl
+from maxent_grpo.rollout.publish.disk_transport import DiskTransport
+from maxent_grpo.rollout.publish.gloo_transport import GlooTransport
+from maxent_grpo.rollout.publish.publisher import Publisher, PublishFailed
+from maxent_grpo.rollout.publish.server_publisher import Nothing, ServerPublisher, Transport
+from maxent_grpo.rollout.publish.vllm_transport import VLLMTransport
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
-from maxent_grpo.rollout.server_settings import ServerSettings
-from maxent_grpo.rollout.vllm_colocate import (
+from maxent_grpo.rollout.vllm.colocate import (
     ColocatedPublisher,
     EngineSettings,
     VLLMColocateSampler,
     start_engine,
 )
-from maxent_grpo.rollout.vllm_control import VLLMControl
-from maxent_grpo.rollout.vllm_server import VLLMServerSampler
-from maxent_grpo.rollout.vllm_transport import VLLMTransport
+from maxent_grpo.rollout.vllm.server import VLLMServerSampler
+from maxent_grpo.rollout.vllm.settings import ServerSettings
 from maxent_grpo.train.learner import Learner
 from maxent_grpo.train.published_weights import PolicyWeights
 from maxent_grpo.train.publishing import TOLERANCE, Publishing, make_probe, weights_step

@@ -14,8 +14,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from maxent_grpo.rollout.gloo_group import GlooGroup
-from maxent_grpo.rollout.gloo_messages import GlooInit, GlooUpdate
+from maxent_grpo.rollout.publish.gloo_group import GlooGroup
+from maxent_grpo.rollout.publish.gloo_messages import GlooInit, GlooUpdate
 
 
 class Init(GlooInit, WeightTransferInitInfo):

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.rollout.publish_server import on_all
-from maxent_grpo.rollout.publisher import PublishFailed, WeightInfo
-from maxent_grpo.rollout.vllm_control import VLLMControl
+from maxent_grpo.rollout.publish.control import VLLMControl
+from maxent_grpo.rollout.publish.publisher import PublishFailed, WeightInfo
+from maxent_grpo.rollout.publish.server_publisher import on_all
 
 
 class VLLMTransport:

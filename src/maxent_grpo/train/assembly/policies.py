@@ -17,7 +17,10 @@ from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.train.learner import Learner, make_optimizer
 from maxent_grpo.train.schedule import LearningRate
-from maxent_grpo.train.strategy import Replicated, Strategy
+from maxent_grpo.train.strategies.fsdp2 import FullyShardedStrategy
+from maxent_grpo.train.strategies.replicated import Replicated
+from maxent_grpo.train.strategies.strategy import Strategy
+from maxent_grpo.train.strategies.zero import ZeroStrategy
 
 
 def model_source(config: RunConfig) -> ModelSource:
@@ -113,12 +116,8 @@ def make_strategy(config: RunConfig, model: PreTrainedModel, accelerator: Accele
 
     match training.distributed:
         case "fsdp2":
-            from maxent_grpo.train.fsdp2 import FullyShardedStrategy
-
             return FullyShardedStrategy(policy, optimizer_of, accelerator)
         case "zero2" | "zero3":
-            from maxent_grpo.train.zero import ZeroStrategy
-
             stage = int(training.distributed.removeprefix("zero"))
             return ZeroStrategy(
                 policy,

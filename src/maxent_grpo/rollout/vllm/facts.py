@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.rollout.client_tag import own_part
 from maxent_grpo.rollout.sampler import SamplingSettings
-from maxent_grpo.rollout.server_settings import Api, ServerSettings
-from maxent_grpo.rollout.vllm_answers import AnswerCheck
-from maxent_grpo.rollout.vllm_http import LastingFault, PassingFault, Post, ServerConnection
-from maxent_grpo.rollout.vllm_requests import PATHS, Protocol, plan_requests, request_body
-from maxent_grpo.rollout.vllm_responses import Output, ResponseError, read_json
+from maxent_grpo.rollout.vllm.answers import AnswerCheck
+from maxent_grpo.rollout.vllm.client_tag import own_part
+from maxent_grpo.rollout.vllm.http import LastingFault, PassingFault, Post, ServerConnection
+from maxent_grpo.rollout.vllm.requests import PATHS, Protocol, plan_requests, request_body
+from maxent_grpo.rollout.vllm.responses import Output, ResponseError, read_json
+from maxent_grpo.rollout.vllm.settings import Api, ServerSettings
 from maxent_grpo.types import Prompt
 
 CERTAIN = -1e-6  # a log-prob above this is that of the only token there was

@@ -7,12 +7,12 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from maxent_grpo.rollout.gloo_group import GlooGroup
-from maxent_grpo.rollout.gloo_messages import GlooInit, GlooUpdate
-from maxent_grpo.rollout.publish_server import on_all
-from maxent_grpo.rollout.publisher import PublishFailed, WeightInfo
-from maxent_grpo.rollout.vllm_control import VLLMControl
-from maxent_grpo.rollout.vllm_process import free_port
+from maxent_grpo.rollout.publish.control import VLLMControl
+from maxent_grpo.rollout.publish.gloo_group import GlooGroup
+from maxent_grpo.rollout.publish.gloo_messages import GlooInit, GlooUpdate
+from maxent_grpo.rollout.publish.publisher import PublishFailed, WeightInfo
+from maxent_grpo.rollout.publish.server_publisher import on_all
+from maxent_grpo.rollout.vllm.process import free_port
 
 
 class GlooTransport:

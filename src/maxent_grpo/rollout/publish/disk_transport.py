@@ -8,9 +8,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maxent_grpo.rollout.publish_server import on_all
-from maxent_grpo.rollout.publisher import WeightInfo
-from maxent_grpo.rollout.vllm_control import VLLMControl
+from maxent_grpo.rollout.publish.control import VLLMControl
+from maxent_grpo.rollout.publish.publisher import WeightInfo
+from maxent_grpo.rollout.publish.server_publisher import on_all
 
 SHARD_BYTES = 2**30
 """Parameters held in memory before they are written: one file's worth."""

@@ -7,8 +7,8 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.rollout.publisher import PublishFailed, WeightInfo, Weights, drained
-from maxent_grpo.rollout.vllm_control import VLLMControl
+from maxent_grpo.rollout.publish.control import VLLMControl
+from maxent_grpo.rollout.publish.publisher import PublishFailed, WeightInfo, Weights, drained
 
 Result = TypeVar("Result")
 

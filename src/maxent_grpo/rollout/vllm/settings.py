@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from maxent_grpo.rollout.client_tag import TagPolicy
+from maxent_grpo.rollout.vllm.client_tag import TagPolicy
 
 Api = Literal["auto", "openai", "generate", "trl"]
 

@@ -3,16 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from maxent_grpo.rollout.client_tag import own_part
-from maxent_grpo.rollout.generation_stats import GenerationStats
-from maxent_grpo.rollout.server_settings import ServerSettings
-from maxent_grpo.rollout.vllm_http import LastingFault
-from maxent_grpo.rollout.vllm_requests import Request
-from maxent_grpo.rollout.vllm_responses import Limits, MissingLogprobs, Output, ResponseError, parse
+from maxent_grpo.rollout.vllm.client_tag import own_part
+from maxent_grpo.rollout.vllm.http import LastingFault
+from maxent_grpo.rollout.vllm.requests import Request
+from maxent_grpo.rollout.vllm.responses import Limits, MissingLogprobs, Output, ResponseError, parse
+from maxent_grpo.rollout.vllm.settings import ServerSettings
+from maxent_grpo.rollout.vllm.stats import GenerationStats
 
 ECHO_REMEDY = (
-    "start vLLM with `--middleware maxent_grpo.rollout.client_tag.EchoMiddleware`, or put maxent-grpo-vllm-proxy in "
-    "front of it; vllm_client_tag_policy=lenient keeps untagged answers, which is safe only for a server of one's own"
+    "start vLLM with `--middleware maxent_grpo.rollout.vllm.client_tag.EchoMiddleware`, or put maxent-grpo-vllm-proxy "
+    "in front of it; vllm_client_tag_policy=lenient keeps untagged answers, which is safe only for a server of one's "
+    "own"
 )
 ANY_TOKEN = 2**31  # the vocabulary's size where it is not known
 

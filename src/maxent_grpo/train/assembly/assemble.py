@@ -1,4 +1,4 @@
-"""Builds a `Run` from a resolved configuration: here, in `inputs` and in `policies` settings become parts."""
+"""Builds a `Run` from a resolved configuration."""
 
 import os
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
 from maxent_grpo.rewards.registry import load_rewards
 from maxent_grpo.rewards.scoring import Scorer
-from maxent_grpo.train.inputs import (
+from maxent_grpo.train.assembly.inputs import (
     evaluation_prompts,
     evaluation_rewards,
     make_evaluation,
@@ -36,12 +36,18 @@ from maxent_grpo.train.inputs import (
     sampling_settings,
     training_prompts,
 )
+from maxent_grpo.train.assembly.policies import (
+    make_learner,
+    make_reference,
+    model_source,
+    needs_reference,
+    prepared,
+)
+from maxent_grpo.train.assembly.samplers import SamplerParts, configured, make_sampler
+from maxent_grpo.train.checkpoint_metadata import find_source
 from maxent_grpo.train.learner import Reference
-from maxent_grpo.train.metadata import find_source
 from maxent_grpo.train.meter import Meter
-from maxent_grpo.train.policies import make_learner, make_reference, model_source, needs_reference, prepared
 from maxent_grpo.train.ranks import parameter_checksum, refuse_disagreement, together
-from maxent_grpo.train.samplers import SamplerParts, configured, make_sampler
 from maxent_grpo.train.state import Cadence, Run
 
 if TYPE_CHECKING:

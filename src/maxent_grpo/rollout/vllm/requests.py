@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from maxent_grpo.randomness import KeyPart, integer_seed
-from maxent_grpo.rollout.client_tag import FIELD
 from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.rollout.vllm.client_tag import FIELD
 from maxent_grpo.types import Prompt
 
 Protocol = Literal["openai", "generate", "trl"]
