@@ -9,9 +9,9 @@ from benchmarks.workload import Workload, modular_reward
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments
 from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
+from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.drivers import collect, next_groups
-from maxent_grpo.train.run import Given
 from maxent_grpo.train.step import step
 from maxent_grpo.types import Group, Rollout
 

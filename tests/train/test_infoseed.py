@@ -15,10 +15,11 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train import drivers
 from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
+from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.checkpoint import load_checkpoint
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.micro_batches import MicroBatch
-from maxent_grpo.train.run import Given, train
+from maxent_grpo.train.run import train
 from maxent_grpo.train.step import step
 
 INFOSEED = {

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +28,7 @@ from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
 from maxent_grpo.rewards.registry import load_rewards
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.train.assembly.inputs import (
+    Given,
     evaluation_prompts,
     evaluation_rewards,
     make_evaluation,
@@ -49,9 +50,6 @@ from maxent_grpo.train.learner import Reference
 from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ranks import parameter_checksum, refuse_disagreement, together
 from maxent_grpo.train.state import Cadence, Run
-
-if TYPE_CHECKING:
-    from maxent_grpo.train.run import Given
 
 
 def start_accelerator(config: RunConfig) -> Accelerator:
@@ -76,7 +74,7 @@ class Loaded:
     seeds: SeedPrompts | None  # InfoSeed's variants of a prompt
 
 
-def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output_dir: Path) -> Run:
+def assemble(config: RunConfig, given: Given, accelerator: Accelerator, output_dir: Path) -> Run:
     """All parts of a run at its first step.
 
     Raises `RunError` where ranks start with different parameters, data or settings.
@@ -139,7 +137,7 @@ def assemble(config: RunConfig, given: "Given", accelerator: Accelerator, output
     )
 
 
-def load(config: RunConfig, given: "Given", plan: BatchPlan, device: torch.device) -> Loaded:
+def load(config: RunConfig, given: Given, plan: BatchPlan, device: torch.device) -> Loaded:
     """Data, rewards and models. Cheap checks (data, rewards) come before the model is loaded."""
     training = config.training
     source = model_source(config)

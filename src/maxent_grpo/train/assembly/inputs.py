@@ -1,9 +1,10 @@
 """What a run reads, from its settings: prompts, rewards, how to sample, and on what to evaluate."""
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.data.mixture import load_mixture
@@ -17,11 +18,19 @@ from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.types import Prompt
 
-if TYPE_CHECKING:
-    from maxent_grpo.train.run import Given
+
+@dataclass(frozen=True)
+class Given:
+    """Objects that a caller from Python brings instead of names in the configuration; None: as configured."""
+
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    reward_funcs: Sequence[Callable[..., Any] | str] | None = None
+    train_rows: Sequence[Mapping[str, Any]] | None = None
+    eval_rows: Sequence[Mapping[str, Any]] | None = None
 
 
-def training_prompts(config: RunConfig, given: "Given", tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def training_prompts(config: RunConfig, given: Given, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     script = config.script
     if given.train_rows is not None:
         rows: Any = given.train_rows
@@ -40,7 +49,7 @@ def training_prompts(config: RunConfig, given: "Given", tokenizer: PreTrainedTok
 
 
 def evaluation_prompts(
-    config: RunConfig, given: "Given", tokenizer: PreTrainedTokenizerBase
+    config: RunConfig, given: Given, tokenizer: PreTrainedTokenizerBase
 ) -> list[Prompt] | None:
     """The prompts to evaluate on while training; None where no evaluation is asked for."""
     script, training = config.script, config.training
