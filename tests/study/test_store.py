@@ -11,7 +11,7 @@ from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.study import study
 from maxent_grpo.study.cells import cells_of, config_of
 from maxent_grpo.study.identity import changes, identity_of
-from maxent_grpo.study.plan import read_plan
+from maxent_grpo.study.plan_file import read_plan
 from maxent_grpo.study.store import State, is_trained, open_cell, refuse_changes, state_of, try_lock
 
 ROOT = Path(__file__).resolve().parents[2]

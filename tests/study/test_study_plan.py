@@ -6,7 +6,7 @@ import pytest
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.study.cells import cells_of, config_of, refused_arms
-from maxent_grpo.study.plan import plan_of, read_plan
+from maxent_grpo.study.plan_file import plan_of, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 

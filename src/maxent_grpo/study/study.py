@@ -10,7 +10,8 @@ from maxent_grpo.config.shipped import shipped
 from maxent_grpo.config.validation import closest
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.study.cells import Cell, only_arms, refused_arms
-from maxent_grpo.study.plan import Plan, read_plan
+from maxent_grpo.study.plan import Plan
+from maxent_grpo.study.plan_file import read_plan
 from maxent_grpo.study.store import EVALUATION, State, refuse_changes, state_of, write_atomically
 
 if TYPE_CHECKING:

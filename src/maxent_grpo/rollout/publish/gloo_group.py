@@ -10,8 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(seconds=300)
-BACKEND = "gloo"
-"""The name under which servers know this way: ``--weight-transfer-config '{"backend": "gloo"}'``."""
 
 
 class GlooGroup:
