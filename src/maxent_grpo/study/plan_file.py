@@ -13,8 +13,7 @@ from typing import Any, get_args
 import yaml
 
 from maxent_grpo.config.loading import Command
-from maxent_grpo.config.validation import closest
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.study.plan import OUTCOMES, Arm, Budget, EvaluationPlan, Judgement, Plan, StudyTask
 
 CONTROLLED: Mapping[str, str] = {
@@ -75,7 +74,7 @@ def _checked(plan: Plan) -> Plan:
     """The plan with its baseline first and its A/A arm second. Raises `UsageError` where parts contradict."""
     named = [arm.name for arm in plan.arms]
     if plan.baseline not in named:
-        raise UsageError(f"baseline: no arm is called {plan.baseline!r}{closest(plan.baseline, named)}")
+        raise UsageError(f"baseline: no arm is called {plan.baseline!r}{did_you_mean(plan.baseline, named)}")
     if len(plan.arms) < 2:
         raise UsageError("arms: a comparison needs at least two")
     base = plan.arm(plan.baseline)
@@ -121,7 +120,7 @@ def _arms(trees: Mapping[str, Any]) -> tuple[Arm, ...]:
         if "same_as" in values:
             other = _text(values["same_as"], f"{where}.same_as")
             if other not in arms:
-                raise UsageError(f"{where}.same_as: no arm {other!r} above it{closest(other, arms)}")
+                raise UsageError(f"{where}.same_as: no arm {other!r} above it{did_you_mean(other, arms)}")
             source = arms[other]
         command = values.get("command", source.command if source else None)
         if command not in get_args(Command):
@@ -180,7 +179,7 @@ def _judgement(tree: Any) -> Judgement:
     for name in (*outcomes, primary):
         if name not in OUTCOMES:
             raise UsageError(
-                f"judgement.outcomes: unknown outcome {name!r}{closest(name, OUTCOMES)}; outcomes: "
+                f"judgement.outcomes: unknown outcome {name!r}{did_you_mean(name, OUTCOMES)}; outcomes: "
                 f"{', '.join(OUTCOMES)}"
             )
     margin = values.get("margin", {})
@@ -227,7 +226,7 @@ def _known(tree: Any, allowed: Sequence[str], where: str) -> dict[str, Any]:
         if key not in allowed:
             front = f"{where}." if where else ""
             raise UsageError(
-                f"{front}{key}: unknown key{closest(str(key), allowed)}; keys here: {', '.join(allowed)}"
+                f"{front}{key}: unknown key{did_you_mean(str(key), allowed)}; keys here: {', '.join(allowed)}"
             )
     return dict(tree)
 
