@@ -157,7 +157,7 @@ def find_checkpoint(output_dir: Path, resume: bool | str) -> Path | None:
 def load_checkpoint(run: Run, path: Path) -> None:
     """Put ``run`` where ``path`` left it: parameters, optimiser, controllers, prompt stream, rollout, position."""
     state = json.loads((path / "trainer_state.json").read_text())
-    strategy, kind = run.learner.strategy, state.get("training_state", "replicated")
+    strategy, kind = run.learner.strategy, state["training_state"]
     if kind == NO_STATE:
         raise UsageError(
             f"resume_from_checkpoint: {path} was saved without training state ({SKIP} was true), so it cannot be "
@@ -260,8 +260,8 @@ def group_from_json(stored: dict[str, Any]) -> Group:
             finish_reasons=tuple(rollout["finish_reasons"]),
             policy_version=rollout["policy_version"],
             seed_prompts=tuple(map(_prompt_from_json, rollout["seed_prompts"])),
-            policy_masks=tuple(map(tuple, rollout.get("policy_masks", ()))),
-            transcripts=tuple(rollout.get("transcripts", ())),
+            policy_masks=tuple(map(tuple, rollout["policy_masks"])),
+            transcripts=tuple(rollout["transcripts"]),
         ),
         rewards={name: tuple(scores) for name, scores in stored["rewards"].items()},
         utilities=tuple(stored["utilities"]),
@@ -269,8 +269,7 @@ def group_from_json(stored: dict[str, Any]) -> Group:
 
 
 def _prompt_from_json(stored: dict[str, Any]) -> Prompt:
-    tuples = {name: tuple(stored.get(name, ())) for name in ("token_ids", "branch")}
-    return Prompt(**(stored | tuples))
+    return Prompt(**(stored | {name: tuple(stored[name]) for name in ("token_ids", "branch")}))
 
 
 def _verify(path: Path) -> None:

@@ -16,8 +16,7 @@ from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.models.loading import load_policy, load_tokenizer
 from maxent_grpo.observe import names
 from maxent_grpo.observe.metrics_log import JsonlLog
-from maxent_grpo.rewards.registry import load_rewards
-from maxent_grpo.train.assembly.inputs import Given, evaluation_prompts, reward_options, training_prompts
+from maxent_grpo.train.assembly.inputs import Given, evaluation_prompts, training_prompts, training_rewards
 from maxent_grpo.train.assembly.policies import model_source
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
 from maxent_grpo.train.trl import MaxEntGRPOTrainer
@@ -48,11 +47,7 @@ def train_with_trl(config: RunConfig, given: Given, output_dir: Path, checkpoint
     """
     source = model_source(config)
     tokenizer = given.tokenizer or load_tokenizer(source)
-    rewards = load_rewards(
-        given.reward_funcs or config.script.reward_funcs,
-        config.training.reward_weights,
-        reward_options(config),
-    )
+    rewards = training_rewards(config, given)
     training_set = _dataset(training_prompts(config, given, tokenizer))
     held_out = evaluation_prompts(config, given, tokenizer)
     trainer = MaxEntGRPOTrainer(

@@ -24,8 +24,6 @@ from maxent_grpo.models.policy import AdapterOff, PolicyForward
 from maxent_grpo.objectives.catalog import Objective
 from maxent_grpo.observe.metrics_log import git_sha
 from maxent_grpo.randomness import integer_seed
-from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
-from maxent_grpo.rewards.registry import load_rewards
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.train.assembly.inputs import (
     Given,
@@ -33,9 +31,10 @@ from maxent_grpo.train.assembly.inputs import (
     evaluation_rewards,
     make_evaluation,
     make_seeds,
-    reward_options,
+    reward_isolation,
     sampling_settings,
     training_prompts,
+    training_rewards,
 )
 from maxent_grpo.train.assembly.policies import (
     make_learner,
@@ -142,15 +141,11 @@ def load(config: RunConfig, given: Given, plan: BatchPlan, device: torch.device)
     training = config.training
     source = model_source(config)
     tokenizer = with_pad_token(given.tokenizer) if given.tokenizer is not None else load_tokenizer(source)
-    functions = load_rewards(
-        given.reward_funcs or config.script.reward_funcs, training.reward_weights, reward_options(config)
-    )
+    functions = training_rewards(config, given)
     prompts = training_prompts(config, given, tokenizer)
     cadence = make_cadence(config, plan, len(prompts))
     held_out = evaluation_prompts(config, given, tokenizer)
-    isolation = Isolation(
-        IsolationSettings(training.reward_timeout, training.reward_memory_mb, training.reward_workers)
-    )
+    isolation = reward_isolation(config)
     zero_truncated = training.zero_truncated_completion_rewards
     scorer = Scorer(functions, zero_truncated, isolation, cadence.total_steps)
     eval_scorer = Scorer(

@@ -13,6 +13,7 @@ from maxent_grpo.data.seeds import SeedPrompts
 from maxent_grpo.data.sources import load_rows
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.evaluation import Evaluation
+from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
 from maxent_grpo.rewards.registry import RewardFunction, RewardOptions, load_rewards
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import SamplingSettings
@@ -113,15 +114,28 @@ def reward_options(config: RunConfig) -> RewardOptions:
     return RewardOptions(vars(config.script), config.training.reward_isolation)
 
 
-def evaluation_rewards(config: RunConfig, training_rewards: list[RewardFunction]) -> list[RewardFunction]:
+def reward_isolation(config: RunConfig) -> Isolation:
+    """What runs reward functions in worker processes. Scorers may share it."""
+    training = config.training
+    return Isolation(
+        IsolationSettings(training.reward_timeout, training.reward_memory_mb, training.reward_workers)
+    )
+
+
+def training_rewards(config: RunConfig, given: Given) -> list[RewardFunction]:
+    functions = given.reward_funcs or config.script.reward_funcs
+    return load_rewards(functions, config.training.reward_weights, reward_options(config))
+
+
+def evaluation_rewards(config: RunConfig, trained_on: list[RewardFunction]) -> list[RewardFunction]:
     """The evaluation's own reward functions, or those of training, with the weights that the evaluation names."""
     script = config.script
     weights = script.eval_reward_weights or None
     if script.eval_reward_funcs:
         return load_rewards(script.eval_reward_funcs, weights, reward_options(config))
     if weights is None:
-        return training_rewards
-    return [replace(reward, weight=w) for reward, w in zip(training_rewards, weights, strict=True)]
+        return trained_on
+    return [replace(reward, weight=w) for reward, w in zip(trained_on, weights, strict=True)]
 
 
 def sampling_settings(config: RunConfig, num_generations: int) -> SamplingSettings:
