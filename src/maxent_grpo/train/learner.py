@@ -57,9 +57,10 @@ class Learner:
         return self.strategy.policy
 
     @property
-    def seed_head(self) -> nn.Linear | None:
-        """InfoSeed's classifier of pooled states, where its loss has one."""
-        return self.strategy.policy.seed_head
+    def seeds(self) -> int | None:
+        """How many seeds InfoSeed's classifier of pooled states tells apart, where its loss has one."""
+        head = self.strategy.policy.seed_head
+        return None if head is None else head.out_features
 
     @property
     def device(self) -> torch.device:

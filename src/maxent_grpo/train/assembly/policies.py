@@ -105,12 +105,6 @@ def make_strategy(config: RunConfig, model: PreTrainedModel, accelerator: Accele
         seed_head=make_seed_head(config, model),
     )
 
-    if policy.seed_head is not None and training.distributed not in (None, "ddp"):
-        raise UsageError(
-            f"info_seed_loss_type: the seed head of ce is kept whole, and distributed={training.distributed} shards "
-            "what it trains; use ddp, or infonce"
-        )
-
     def optimizer_of(parameters: Sequence[nn.Parameter]) -> Optimizer:
         return make_optimizer(parameters, optimizer_class, options, training.weight_decay)
 

@@ -86,7 +86,7 @@ class FullyShardedStrategy:
     def update(self, learning_rate: float, max_grad_norm: float) -> float:
         # A forward without gradient leaves the root's parameters gathered: the next one must not read the old ones.
         self._sharded.reshard()
-        return clip_and_step(self.optimizer, self._model.parameters(), learning_rate, max_grad_norm)
+        return clip_and_step(self.optimizer, self.policy.parameters(), learning_rate, max_grad_norm)
 
     @contextmanager
     def full_weights(self) -> Iterator[PreTrainedModel]:
@@ -98,28 +98,28 @@ class FullyShardedStrategy:
             yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
     def save(self, directory: Path, *, main: bool) -> str:
-        dcp.save(training_state(self._model, self.optimizer), checkpoint_id=directory / SHARDS)
+        dcp.save(training_state(self.policy, self.optimizer), checkpoint_id=directory / SHARDS)
         return self.kind
 
     def load(self, directory: Path) -> None:
-        load_sharded(self._model, self.optimizer, directory)
+        load_sharded(self.policy, self.optimizer, directory)
 
 
-def training_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def training_state(policy: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Parameters and optimiser state by parameter name: tensors only, the same keys however they are sharded."""
     return {
-        "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer)["state"],
+        "policy": get_model_state_dict(policy),
+        "optimizer": get_optimizer_state_dict(policy, optimizer)["state"],
     }
 
 
-def load_sharded(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
+def load_sharded(policy: nn.Module, optimizer: Optimizer, directory: Path) -> None:
     """Restore a checkpoint of this strategy, on any number of ranks, sharded or not."""
-    state = training_state(model, optimizer)
+    state = training_state(policy, optimizer)
     dcp.load(state, storage_reader=GuardedReader(directory / SHARDS))
-    set_model_state_dict(model, state["model"])
-    groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
-    set_optimizer_state_dict(model, optimizer, {"state": state["optimizer"], "param_groups": groups})
+    set_model_state_dict(policy, state["policy"])
+    groups = get_optimizer_state_dict(policy, optimizer)["param_groups"]
+    set_optimizer_state_dict(policy, optimizer, {"state": state["optimizer"], "param_groups": groups})
 
 
 class GuardedReader(dcp.FileSystemReader):

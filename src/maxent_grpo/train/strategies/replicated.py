@@ -11,7 +11,13 @@ from transformers import PreTrainedModel
 
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train.strategies.fsdp2 import SHARDS, load_sharded
-from maxent_grpo.train.strategies.saved_state import load_optimizer, load_policy_weights, save_optimizer
+from maxent_grpo.train.strategies.saved_state import (
+    load_optimizer,
+    load_policy_weights,
+    load_seed_head,
+    save_optimizer,
+    save_seed_head,
+)
 from maxent_grpo.train.strategies.strategy import OptimizerFactory, clip_and_step
 
 
@@ -53,11 +59,13 @@ class Replicated:
     def save(self, directory: Path, *, main: bool) -> str:
         if main:
             save_optimizer(self.optimizer, directory)
+            save_seed_head(self.policy.seed_head, directory)
         return self.kind
 
     def load(self, directory: Path) -> None:
         if (directory / SHARDS).is_dir():
-            load_sharded(self.sampling_model, self.optimizer, directory)
+            load_sharded(self.policy, self.optimizer, directory)
             return
         load_policy_weights(self.sampling_model, directory)
+        load_seed_head(self.policy.seed_head, directory)
         load_optimizer(self.optimizer, directory)

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from maxent_grpo.models.adapters import is_adapted, load_adapter
+
+SEED_HEAD = "seed_head.safetensors"
 
 
 def load_policy_weights(model: PreTrainedModel, directory: Path) -> None:
@@ -20,6 +22,18 @@ def load_policy_weights(model: PreTrainedModel, directory: Path) -> None:
         return
     restored = type(model).from_pretrained(directory, dtype=model.dtype)
     model.load_state_dict(restored.state_dict())
+
+
+def save_seed_head(head: nn.Linear | None, directory: Path) -> None:
+    """InfoSeed's classifier, which is no part of the policy's own files."""
+    if head is not None:
+        save_file(head.state_dict(), directory / SEED_HEAD)
+
+
+def load_seed_head(head: nn.Linear | None, directory: Path) -> None:
+    """Restore what `save_seed_head` wrote."""
+    if head is not None:
+        head.load_state_dict(load_file(directory / SEED_HEAD))
 
 
 def save_optimizer(optimizer: Optimizer, directory: Path) -> None:

@@ -13,8 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from maxent_grpo.errors import RunError
 
@@ -24,7 +23,7 @@ STATE, COUNTERS = "state.safetensors", "counters.json"
 PARAMETER = "parameter"
 
 
-def save_whole_state(engine: Any, model: PreTrainedModel, accelerator: Accelerator, directory: Path) -> None:
+def save_whole_state(engine: Any, policy: nn.Module, accelerator: Accelerator, directory: Path) -> None:
     """Write the state of DeepSpeed's ``engine``; called by all ranks.
 
     Raises `RunError` for an optimiser whose state is more than moments of its parameters and common counters.
@@ -36,7 +35,7 @@ def save_whole_state(engine: Any, model: PreTrainedModel, accelerator: Accelerat
     def write(_models: Any, _weights: Any, folder: str) -> None:
         _link_moments(engine)
         tensors: dict[str, Tensor] = {}
-        for name, parameter in _trained(model):
+        for name, parameter in _trained(policy):
             whole = {PARAMETER: safe_get_full_fp32_param(parameter)}
             whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in moments}
             if accelerator.is_main_process:
@@ -49,7 +48,7 @@ def save_whole_state(engine: Any, model: PreTrainedModel, accelerator: Accelerat
     _with_hook(accelerator.register_save_state_pre_hook(write), accelerator.save_state, directory / WHOLE)
 
 
-def load_whole_state(engine: Any, model: PreTrainedModel, accelerator: Accelerator, directory: Path) -> None:
+def load_whole_state(engine: Any, policy: nn.Module, accelerator: Accelerator, directory: Path) -> None:
     """Put what `save_whole_state` wrote into ``engine``; called by all ranks."""
 
     def read(_models: Any, folder: str) -> None:
@@ -59,7 +58,7 @@ def load_whole_state(engine: Any, model: PreTrainedModel, accelerator: Accelerat
             state |= {key: torch.tensor(value) for key, value in keys["counters"].items()}
         _link_moments(engine)
         with safe_open(Path(folder, STATE), framework="pt") as tensors:
-            for name, parameter in _trained(model):
+            for name, parameter in _trained(policy):
                 _set_parameter(parameter, tensors.get_tensor(f"{PARAMETER}.{name}"))
                 for key in keys["moments"]:
                     _set_moment(parameter, key, tensors.get_tensor(f"{key}.{name}"))
@@ -115,8 +114,10 @@ def _with_hook(handle: Any, call: Any, folder: Path) -> None:
         handle.remove()
 
 
-def _trained(model: PreTrainedModel) -> list[tuple[str, Any]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+def _trained(policy: nn.Module) -> list[tuple[str, Any]]:
+    """Parameters under the names that the model's own files give them."""
+    named = ((name.removeprefix("model."), parameter) for name, parameter in policy.named_parameters())
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad]
 
 
 @torch.no_grad()

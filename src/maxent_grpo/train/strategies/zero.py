@@ -127,7 +127,7 @@ class ZeroStrategy:
                 shutil.rmtree(directory / TAG, ignore_errors=True)
                 (directory / "latest").unlink(missing_ok=True)
             self._accelerator.wait_for_everyone()
-        save_whole_state(self._engine, self._model, self._accelerator, directory)
+        save_whole_state(self._engine, self.policy, self._accelerator, directory)
         return WHOLE
 
     def _save_natively(self, directory: Path) -> str | None:
@@ -140,7 +140,7 @@ class ZeroStrategy:
 
     def load(self, directory: Path) -> None:
         if (directory / WHOLE).is_dir():
-            load_whole_state(self._engine, self._model, self._accelerator, directory)
+            load_whole_state(self._engine, self.policy, self._accelerator, directory)
             return
         path, _ = self._engine.load_checkpoint(str(directory), tag=TAG, load_lr_scheduler_states=False)
         if path is None:
