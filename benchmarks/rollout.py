@@ -20,22 +20,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.models import SIZES, build_model, build_tokenizer
 from maxent_grpo.randomness import generator
-from maxent_grpo.rollout.disk_transport import DiskTransport
-from maxent_grpo.rollout.gloo_transport import GlooTransport
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.rollout.publish_server import ServerPublisher, Transport
-from maxent_grpo.rollout.publisher import Publisher
+from maxent_grpo.rollout.publish.control import VLLMControl
+from maxent_grpo.rollout.publish.disk_transport import DiskTransport
+from maxent_grpo.rollout.publish.gloo_transport import GlooTransport
+from maxent_grpo.rollout.publish.publisher import Publisher
+from maxent_grpo.rollout.publish.server_publisher import ServerPublisher, Transport
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
-from maxent_grpo.rollout.server_settings import ServerSettings
-from maxent_grpo.rollout.vllm_colocate import (
+from maxent_grpo.rollout.vllm.colocate import (
     ColocatedPublisher,
     EngineSettings,
     VLLMColocateSampler,
     start_engine,
 )
-from maxent_grpo.rollout.vllm_control import VLLMControl
-from maxent_grpo.rollout.vllm_process import VLLMProcess
-from maxent_grpo.rollout.vllm_server import VLLMServerSampler
+from maxent_grpo.rollout.vllm.process import VLLMProcess
+from maxent_grpo.rollout.vllm.server import VLLMServerSampler
+from maxent_grpo.rollout.vllm.settings import ServerSettings
 from maxent_grpo.train.published_weights import PolicyWeights
 from maxent_grpo.types import Prompt
 

@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"math_eval_table: {error}", file=sys.stderr)
         return error.exit_code
     print(tables_text(scores, options.precision, options.min_datasets))
+    for line in scores.left_out:
+        print(f"left out  {line}")
     if options.plot_name is not None:
         plot_tables(scores, options.plot_name, options.min_datasets)
         print(f"plot  {options.plot_name}")

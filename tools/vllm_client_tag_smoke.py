@@ -21,10 +21,10 @@ from typing import Any
 import httpx
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.rollout.client_tag import FIELD, HEADER, is_tag, own_part
-from maxent_grpo.rollout.vllm_responses import Limits, ResponseError, parse, read_json
+from maxent_grpo.rollout.vllm.client_tag import FIELD, HEADER, is_tag, own_part
+from maxent_grpo.rollout.vllm.responses import Limits, ResponseError, parse, read_json
 
-MIDDLEWARE = "maxent_grpo.rollout.client_tag.EchoMiddleware"
+MIDDLEWARE = "maxent_grpo.rollout.vllm.client_tag.EchoMiddleware"
 STARTUP = 300.0  # seconds
 LOG_LINES = 40  # of the server's log, shown when it fails
 MAX_TOKENS = 16

@@ -8,10 +8,10 @@ from benchmarks.measure import Clock, Measured
 from benchmarks.workload import Workload, modular_reward
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments
-from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
+from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.drivers import collect, next_groups
-from maxent_grpo.train.run import Given
 from maxent_grpo.train.step import step
 from maxent_grpo.types import Group, Rollout
 

@@ -1,5 +1,8 @@
 """The two ways a run can end badly, and the exit code of each."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UsageError(Exception):
     """The request is wrong: a key, a value, a file. Found before anything expensive starts; exit code 2.
@@ -14,3 +17,9 @@ class RunError(Exception):
     """The request was fine and the run failed: exit code 1. The message follows the rule of `UsageError`."""
 
     exit_code = 1
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``" (did you mean x?)"`` for a message about ``word``, x the known word nearest to it; "" where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

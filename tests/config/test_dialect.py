@@ -125,7 +125,7 @@ def test_an_environment_is_a_default() -> None:
     typed = translated({"env.dataset": "gsm8k"}, own, ["env.dataset"])
     assert typed["dataset_name"] == "openai/gsm8k"
     with pytest.raises(
-        UsageError, match=r"^env.dataset: 'gsm9k' is not one of .*; did you mean gsm8k\?; name other data"
+        UsageError, match=r"^env.dataset: 'gsm9k' is not one of .* \(did you mean gsm8k\?\); name other data"
     ):
         translated({"env.dataset": "gsm9k"}, {}, ())
 
@@ -158,7 +158,7 @@ def test_their_names_are_parted_from_ours() -> None:
     [
         (
             {"train": {"kl_to_reff_coeff": 1}},
-            r"^unknown key train.kl_to_reff_coeff; did you mean train.kl_to_ref_coeff\?$",
+            r"^unknown key train.kl_to_reff_coeff \(did you mean train.kl_to_ref_coeff\?\)$",
         ),
         ({"optimizer": {"learning_rate": 1}}, "^unknown key optimizer.learning_rate"),
         ({"env": 3}, "^env=3: settings are needed"),

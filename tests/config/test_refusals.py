@@ -123,13 +123,13 @@ def test_cadences_must_be_positive(key: str, recipe: Recipe) -> None:
 def test_unknown_keys_get_a_suggestion(recipe: Recipe) -> None:
     path = recipe(GRPO | {"learning_rat": 1e-6})
     assert failure("train-baseline", path) == (
-        f"train-baseline | {path}: unknown key 'learning_rat'; did you mean learning_rate?"
+        f"train-baseline | {path}: unknown key 'learning_rat' (did you mean learning_rate?)"
     )
     path = recipe(GRPO | {"zzzzz": 1})
     assert failure("train-baseline", path) == f"train-baseline | {path}: unknown key 'zzzzz'"
     path = recipe(GRPO)
     assert failure("train-baseline", path, {"training": {"maxent_tua": 1}}) == (
-        f"train-baseline | {path}: override: unknown key training.maxent_tua; did you mean maxent_tau?"
+        f"train-baseline | {path}: override: unknown key training.maxent_tua (did you mean maxent_tau?)"
     )
 
 

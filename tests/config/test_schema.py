@@ -92,7 +92,7 @@ def test_resume_takes_true_and_paths() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "maxnet"}, "objective: there is no 'maxnet'; did you mean maxent? (known: "),
+        ({"objective": "maxnet"}, "objective: there is no 'maxnet' (did you mean maxent?); known: "),
         (
             {"objective": "maxent", "train_grpo_objective": True},
             "train_grpo_objective: maxent is a MaxEnt objective; set it to false, or leave it out",

@@ -14,7 +14,7 @@ from maxent_grpo.rewards.registry import RewardFunction
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
-from maxent_grpo.train.inputs import evaluation_rewards, evaluation_sampling
+from maxent_grpo.train.assembly.inputs import evaluation_rewards, evaluation_sampling
 from maxent_grpo.types import Prompt
 
 SETTINGS = SamplingSettings(num_generations=4, max_completion_length=6, temperature=0.6, top_p=0.95)

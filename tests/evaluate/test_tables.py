@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.lighteval import dataset_of, lighteval_scores
+from maxent_grpo.evaluate.lighteval import dataset_of, read_lighteval
 from maxent_grpo.evaluate.tables import read_scores, row_of, table_cells, tables_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
@@ -100,7 +100,8 @@ def test_lighteval_results_stand_beside_artifacts(root):
     }
     path = root / "results_2026.json"
     path.write_text(json.dumps(results))
-    assert list(lighteval_scores(path)) == [("org/other", "aime24", 0.2), ("org/other", "math_500", 0.5)]
+    found = read_lighteval(path)
+    assert (found.model, found.accuracies) == ("org/other", (("aime24", 0.2), ("math_500", 0.5)))
     assert ["other", "-", "lighteval", "-"] in [
         line.split()[:4] for line in tables_text(read_scores(root), 1, 1).splitlines()
     ]
@@ -131,7 +132,18 @@ def test_files_that_lighteval_wrote_are_read():
 def test_lightevals_names_of_an_accuracy(tmp_path, figures, accuracy):
     path = tmp_path / "results_1.json"
     path.write_text(json.dumps({"config_general": {"model_name": "m"}, "results": {"t|0": figures}}))
-    assert list(lighteval_scores(path)) == [("m", "t", accuracy)]
+    assert read_lighteval(path).accuracies == (("t", accuracy),)
+    assert read_lighteval(path).unknown == ()
+
+
+def test_a_figure_of_an_unknown_name_is_said_to_be_left_out(root, capsys):
+    figures = {"acc": 0.5, "acc_norm": 0.75, "acc_norm_stderr": 0.1, "pass@k:k=8": 0.9}
+    results = {"x|math_500|0": figures, "x|lcb|0": {"bleu": 1.0}, "all": {"bleu": 1.0}}
+    path = root / "results_1.json"
+    path.write_text(json.dumps({"config_general": {"model_name": "m"}, "results": results}))
+    assert math_eval_table.main(["--artifact-root", str(root)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"left out  {path}: not known as an accuracy: x|math_500|0: acc_norm, x|lcb|0: bleu"
 
 
 def test_a_result_file_without_an_accuracy_is_named(tmp_path):

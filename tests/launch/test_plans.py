@@ -73,7 +73,10 @@ def test_a_server_beside_the_trainer_gets_gpu_0_and_the_trainer_its_address() ->
     )
     assert made.server is not None
     assert made.server.step.environment == {"CUDA_VISIBLE_DEVICES": "0", "VLLM_SERVER_DEV_MODE": "1"}
-    assert after(made.server.step.command, "--middleware") == "maxent_grpo.rollout.client_tag.EchoMiddleware"
+    assert (
+        after(made.server.step.command, "--middleware")
+        == "maxent_grpo.rollout.vllm.client_tag.EchoMiddleware"
+    )
     assert made.trainer.environment == {"CUDA_VISIBLE_DEVICES": "1,2,3,4,5,6,7"}
     assert made.server.health == "http://127.0.0.1:1234/health"
     assert made.server.step.log == Path("var/artifacts/logs/vllm-7.out")

@@ -21,11 +21,15 @@ def test_grpo_divides_by_the_sample_deviation_of_the_group() -> None:
         assert row == pytest.approx([(u - mean) / (std + 1e-4) for u in utilities], abs=1e-12)
 
 
-def test_batch_scaled_divides_by_the_sample_deviation_of_the_batch() -> None:
+def batch_scaled(utilities: torch.Tensor, batch_std: torch.Tensor | None = None) -> torch.Tensor:
+    return advantages.scaled(advantages.dr_grpo(utilities), utilities, "batch", batch_std)
+
+
+def test_the_scale_of_the_batch_is_its_sample_deviation() -> None:
     std = statistics.stdev(U.flatten().tolist())
     expected = advantages.dr_grpo(U) / (std + 1e-4)
-    torch.testing.assert_close(advantages.batch_scaled(U), expected, atol=1e-13, rtol=0)
-    assert torch.equal(advantages.batch_scaled(U[:1], U.std()), advantages.batch_scaled(U)[:1])
+    torch.testing.assert_close(batch_scaled(U), expected, atol=1e-13, rtol=0)
+    assert torch.equal(batch_scaled(U[:1], U.std()), batch_scaled(U)[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -33,7 +37,7 @@ def test_batch_scaled_divides_by_the_sample_deviation_of_the_batch() -> None:
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e6 + 0.1])
 def test_equal_utilities_have_advantages_of_exactly_zero(value: float, size: int, dtype: torch.dtype) -> None:
     equal = torch.full((2, size), value, dtype=dtype)
-    for estimate in (advantages.grpo, advantages.dr_grpo, advantages.batch_scaled):
+    for estimate in (advantages.grpo, advantages.dr_grpo, batch_scaled):
         assert not estimate(equal).any()
     assert not advantages.has_spread(equal).any()
     assert not advantages.group_std(equal).any()

@@ -281,7 +281,7 @@ def test_an_objective_of_ones_own_is_found_by_its_path(monkeypatch: pytest.Monke
     [
         (
             "dapu",
-            r"^objective: there is no 'dapu'; did you mean dapo\? \(known: grpo, .*; your own: module:NAME\)$",
+            r"^objective: there is no 'dapu' \(did you mean dapo\?\); known: grpo, .*; your own: module:NAME$",
         ),
         ("no_such_module:X", "'no_such_module' of .* cannot be imported .*is its directory on PYTHONPATH"),
         (f"{__name__}:NOTHING", "must name an ObjectiveSpec, and module .* has no 'NOTHING'"),

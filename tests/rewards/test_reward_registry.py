@@ -47,7 +47,7 @@ def test_the_reward_of_the_procedural_tasks_is_known_by_name():
     [
         (
             "pure_acuracy_math",
-            r"unknown reward function 'pure_acuracy_math': did you mean 'pure_accuracy_math'\?",
+            r"unknown reward function 'pure_acuracy_math' \(did you mean pure_accuracy_math\?\): known are",
         ),
         ("zzz", r"unknown reward function 'zzz': known are accuracy, .*, task_reward; your own is"),
         ("no_such_module:score", r"'no_such_module' cannot be imported \(ModuleNotFoundError: .*PYTHONPATH"),

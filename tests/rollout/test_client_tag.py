@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from maxent_grpo.rollout.client_tag import EchoMiddleware, derive_tag, own_part, tag_of, with_tag
+from maxent_grpo.rollout.vllm.client_tag import EchoMiddleware, derive_tag, own_part, tag_of, with_tag
 
 
 def test_the_tag_is_explicit_or_of_the_environment_or_of_the_ranks() -> None:
@@ -204,7 +204,7 @@ def test_an_answer_that_is_no_json_passes() -> None:
 
 def test_a_server_imports_the_middleware_without_torch() -> None:
     code = (
-        "import sys, maxent_grpo.rollout.client_tag\n"
+        "import sys, maxent_grpo.rollout.vllm.client_tag\n"
         "sys.exit(', '.join({'torch', 'transformers', 'numpy', 'httpx', 'aiohttp'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

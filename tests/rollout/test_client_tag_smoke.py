@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from vllm_stand_in import Answer, Asked, serving
 
-from maxent_grpo.rollout.client_tag import with_tag
+from maxent_grpo.rollout.vllm.client_tag import with_tag
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "vllm_client_tag_smoke.py"
 
@@ -106,6 +106,6 @@ def test_a_server_that_does_not_start_is_reported_with_its_log(
     err = capsys.readouterr().err
     assert "vllm serve ended with code 3 at its start" in err
     assert (
-        "serving serve m --middleware maxent_grpo.rollout.client_tag.EchoMiddleware --host 127.0.0.1 --port 29525 "
+        "serving serve m --middleware maxent_grpo.rollout.vllm.client_tag.EchoMiddleware --host 127.0.0.1 --port 29525 "
         "--tensor-parallel-size 1 --dtype float32 --gpu-memory-utilization 0.9 --enforce-eager, group port 29535"
     ) in err

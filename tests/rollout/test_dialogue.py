@@ -177,7 +177,7 @@ def test_a_template_that_rewrites_answers_is_refused(tiny_tokenizer) -> None:
     [
         (
             "countdown_feedbak",
-            r"^environment: 'countdown_feedbak' is unknown: did you mean countdown_feedback\?",
+            r"^environment: 'countdown_feedbak' is unknown \(did you mean countdown_feedback\?\)",
         ),
         ("no.such:Thing", r"^environment: no.such:Thing cannot be made \(ModuleNotFoundError"),
         ("collections:OrderedDict", "^environment: collections:OrderedDict has no method reply"),

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from maxent_grpo.rollout.gloo_group import GlooGroup
-from maxent_grpo.rollout.gloo_messages import GlooUpdate
-from maxent_grpo.rollout.publisher import WeightInfo
-from maxent_grpo.rollout.vllm_process import free_port
+from maxent_grpo.rollout.publish.gloo_group import GlooGroup
+from maxent_grpo.rollout.publish.gloo_messages import GlooUpdate
+from maxent_grpo.rollout.publish.publisher import WeightInfo
+from maxent_grpo.rollout.vllm.process import free_port
 
 
 def receive(port: int, answers: Any) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.rollout.publish_server import Nothing, ServerPublisher
-from maxent_grpo.rollout.publisher import PublishFailed, WeightInfo
-from maxent_grpo.rollout.vllm_control import VLLMControl
-from maxent_grpo.rollout.vllm_transport import with_offset
+from maxent_grpo.rollout.publish.control import VLLMControl
+from maxent_grpo.rollout.publish.publisher import PublishFailed, WeightInfo
+from maxent_grpo.rollout.publish.server_publisher import Nothing, ServerPublisher
+from maxent_grpo.rollout.publish.vllm_transport import with_offset
 
 
 class Scripted(ThreadingHTTPServer):

@@ -7,7 +7,7 @@ import pytest
 from served import KEY, PROMPTS, SETTINGS, counts, sampler_of
 from vllm_stand_in import Asked, completions, echoing, serving
 
-from maxent_grpo.rollout.generation_error import GenerationServiceError
+from maxent_grpo.rollout.vllm.failures import GenerationServiceError
 
 
 def test_two_ranks_get_their_own_groups_of_a_server_that_answers_for_both(
@@ -40,7 +40,7 @@ def test_a_server_without_echo_is_refused_at_the_start_under_the_strict_policy(t
         with pytest.raises(
             GenerationServiceError,
             match=r"does not echo client_tag='rank-0-of-2' \(policy strict\); start vLLM with `--middleware "
-            r"maxent_grpo\.rollout\.client_tag\.EchoMiddleware`, or put maxent-grpo-vllm-proxy in front",
+            r"maxent_grpo\.rollout\.vllm\.client_tag\.EchoMiddleware`, or put maxent-grpo-vllm-proxy in front",
         ):
             sampler.check()
         assert len(server.requests) == 1  # fails fast

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from maxent_grpo.rollout.vllm_responses import (
+from maxent_grpo.rollout.vllm.responses import (
     Limits,
     MissingLogprobs,
     Output,

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from maxent_grpo.study.cells import cells_of
-from maxent_grpo.study.plan import Plan, plan_of
+from maxent_grpo.study.plan import Plan
+from maxent_grpo.study.plan_file import plan_of
 
 PLAN: dict[str, Any] = {
     "question": "Does it?",

@@ -11,7 +11,7 @@ from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.study import study
 from maxent_grpo.study.cells import cells_of, config_of
 from maxent_grpo.study.identity import changes, identity_of
-from maxent_grpo.study.plan import read_plan
+from maxent_grpo.study.plan_file import read_plan
 from maxent_grpo.study.store import State, is_trained, open_cell, refuse_changes, state_of, try_lock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,10 +164,10 @@ def test_slurm_without_slurm_is_one_line(smoke, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prosesses": 2}, r"study.prosesses: unknown; did you mean processes\?"),
+        ({"prosesses": 2}, r"study.prosesses: unknown \(did you mean processes\?\)"),
         ({"processes": 0}, "study.processes=0: an integer of at least 1"),
         ({"dry_run": 1}, "study.dry_run=1: true or false"),
-        ({"arms": ["titled"]}, r"study.arms: no arm is called 'titled'; did you mean tilted\?"),
+        ({"arms": ["titled"]}, r"study.arms: no arm is called 'titled' \(did you mean tilted\?\)"),
         ({"index": 9}, "study.index=9: the plan has no such run"),
         ({"slurm": True, "index": 1}, "study.slurm submits all runs"),
     ],
@@ -181,9 +181,7 @@ def test_an_arm_that_this_version_cannot_run_stops_the_study_before_it_starts(sm
     plan = tmp_path / "plan.yaml"
     text = SMOKE.read_text().replace("maxent_tau: 0.05", "maxent_tua: 0.05")
     plan.write_text(text)
-    message = (
-        r"1 arm\(s\) cannot run .*unknown key 'maxent_tua'; did you mean maxent_tau\?.*study.arms=\[dr_grpo\]"
-    )
+    message = r"1 arm\(s\) cannot run .*unknown key 'maxent_tua' \(did you mean maxent_tau\?\).*study.arms=\[dr_grpo\]"
     with pytest.raises(UsageError, match=message):
         study.run_study({"plan": str(plan), "output_dir": str(smoke.output_dir)})
     assert not smoke.output_dir.exists()

@@ -6,7 +6,7 @@ import pytest
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.study.cells import cells_of, config_of, refused_arms
-from maxent_grpo.study.plan import plan_of, read_plan
+from maxent_grpo.study.plan_file import plan_of, read_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,14 +40,18 @@ def change(tree, path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("sedes", [0], r"sedes: unknown key; did you mean seeds\?"),
-        ("arms.other.overides", {}, r"arms.other.overides: unknown key; did you mean overrides\?"),
+        ("sedes", [0], r"sedes: unknown key \(did you mean seeds\?\)"),
+        ("arms.other.overides", {}, r"arms.other.overides: unknown key \(did you mean overrides\?\)"),
         (
             "arms.other.command",
             "train-baselin",
             "arms.other.command: 'train-baselin' is not one of train-base",
         ),
-        ("arms.aa.same_as", "dr_gpro", r"arms.aa.same_as: no arm 'dr_gpro' above it; did you mean dr_grpo\?"),
+        (
+            "arms.aa.same_as",
+            "dr_gpro",
+            r"arms.aa.same_as: no arm 'dr_gpro' above it \(did you mean dr_grpo\?\)",
+        ),
         ("arms.aa.seed_offset", 3, "arms.aa.seed_offset: seed 3 would be a run of the baseline as well"),
         (
             "arms.aa.seed_offset",
@@ -61,13 +65,13 @@ def change(tree, path, value):
             "arms.other.overrides.seed: not for a plan to override: the pla",
         ),
         ("arms.other.recipe", None, "arms.other.recipe: None is not a text"),
-        ("baseline", "dr-grpo", r"baseline: no arm is called 'dr-grpo'; did you mean dr_grpo\?"),
+        ("baseline", "dr-grpo", r"baseline: no arm is called 'dr-grpo' \(did you mean dr_grpo\?\)"),
         ("seeds", [0, 0], r"seeds: \[0, 0\] names a value twice"),
         ("seeds", 3, "seeds: 3 is not a list"),
         ("budget.steps", 0, "budget.steps: 0 is not an integer of at least 1"),
-        ("budget.stpes", 3, r"budget.stpes: unknown key; did you mean steps\?"),
+        ("budget.stpes", 3, r"budget.stpes: unknown key \(did you mean steps\?\)"),
         ("evaluation.temperatures", [0.0], "evaluation.temperatures: 0.0 is not a number above 0"),
-        ("judgement.primary", "covrage", r"unknown outcome 'covrage'; did you mean coverage\?"),
+        ("judgement.primary", "covrage", r"unknown outcome 'covrage' \(did you mean coverage\?\)"),
         ("judgement.outcomes", ["mean"], "judgement.primary: coverage is not among judgement.outcomes"),
         ("judgement.margin", {"coverage": -1}, "judgement.margin.coverage: -1 is not a number above 0"),
         ("tasks", {"a/b": None}, "tasks: 'a/b' is no name: letters, digits"),

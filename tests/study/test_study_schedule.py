@@ -13,7 +13,7 @@ from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.study import schedule, study
 from maxent_grpo.study.cells import cells_of, config_of
 from maxent_grpo.study.estimate import Forecast
-from maxent_grpo.study.plan import read_plan
+from maxent_grpo.study.plan_file import read_plan
 from maxent_grpo.study.schedule import duration_text, run_cells, train_command
 from maxent_grpo.study.store import State, durations, open_cell, state_of, try_lock
 

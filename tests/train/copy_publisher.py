@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from maxent_grpo.rollout.publisher import PublishFailed, Weights
+from maxent_grpo.rollout.publish.publisher import PublishFailed, Weights
 
 
 class CopyPublisher:

@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = str(Path(__file__).parent)
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["maxent_grpo.grpo", "maxent_grpo.train.run", "maxent_grpo.train.fsdp2", "peft", "deepspeed"]
+    ["maxent_grpo.grpo", "maxent_grpo.train.run", "maxent_grpo.train.strategies.fsdp2", "peft", "deepspeed"]
 )
 
 

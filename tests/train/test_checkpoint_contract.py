@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from maxent_grpo.config.checkpointing import ALLOW, MODE, PREFER, SKIP, SOURCE, CheckpointSettings
 from maxent_grpo.errors import UsageError
-from maxent_grpo.train.metadata import find_source, paired_run, save_metadata
+from maxent_grpo.train.checkpoint_metadata import find_source, paired_run, save_metadata
 from maxent_grpo.train.run import train
 
 pytestmark = pytest.mark.xdist_group("ranks")  # one worker: ranks fork from one process, runs are shared

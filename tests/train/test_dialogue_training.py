@@ -9,10 +9,11 @@ import torch
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.objectives.catalog import CATALOG, Objective
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
+from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.checkpoint import group_from_json
 from maxent_grpo.train.collate import collate
-from maxent_grpo.train.run import Given, train
+from maxent_grpo.train.run import train
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
 from maxent_grpo.types import Denominators, Forward, Group, Knobs

@@ -14,11 +14,12 @@ from maxent_grpo import GRPOConfig, GRPOTrainer
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
+from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.checkpoint import load_checkpoint
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.micro_batches import MicroBatch
-from maxent_grpo.train.run import Given, train
+from maxent_grpo.train.run import train
 from maxent_grpo.train.step import step
 
 INFOSEED = {
@@ -134,7 +135,7 @@ def test_each_term_has_the_policy_gradient_of_a_finite_difference(make_run, term
         forward = run.learner.forward(batch)
         return run.objective.loss(forward, batch, signal, knobs, run.learner.denominators(batch))[0].item()
 
-    start, head = vector(parameters), run.learner.seed_head
+    start, head = vector(parameters), run.learner.policy.seed_head
     untrained = None if head is None else {name: value.clone() for name, value in head.state_dict().items()}
     direction = moved(run, micro_groups=1, every=False)
     if head is not None:
@@ -208,7 +209,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(configure, tmp_path, monkeypatc
 
 def test_the_seed_head_is_trained_saved_and_no_part_of_the_policy(configure, tmp_path):
     config = configure(**INFOSEED, info_seed_loss_type="ce", max_steps=2)
-    start = assemble(config, Given(), start_accelerator(config), tmp_path).learner.seed_head
+    start = assemble(config, Given(), start_accelerator(config), tmp_path).learner.policy.seed_head
     train(config)
     saved = load_file(tmp_path / "run" / "checkpoint-2" / "seed_head.safetensors")
     assert saved["weight"].shape == (3, 64)
@@ -216,13 +217,15 @@ def test_the_seed_head_is_trained_saved_and_no_part_of_the_policy(configure, tmp
     assert not any("seed" in name for name in load_file(tmp_path / "run" / "model.safetensors"))
     again = assemble(config, Given(), start_accelerator(config), tmp_path)
     load_checkpoint(again, tmp_path / "run" / "checkpoint-2")
-    assert torch.equal(again.learner.seed_head.weight, saved["weight"])
+    assert torch.equal(again.learner.policy.seed_head.weight, saved["weight"])
 
 
 def test_resuming_with_other_seeds_is_refused(configure):
     train(configure(**INFOSEED, info_seed_loss_type="ce", max_steps=2))
     changed = INFOSEED | {"info_seed_num_seeds": 4, "info_seed_loss_type": "ce"}
-    with pytest.raises(UsageError, match=r"checkpoint-2 has no seed head for 4 seeds"):
+    with pytest.raises(
+        UsageError, match=r"checkpoint-2 has a seed head for 3 seeds, and this run trains a seed head for 4"
+    ):
         train(configure(**changed, resume_from_checkpoint=True))
 
 

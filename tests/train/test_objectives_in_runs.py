@@ -9,9 +9,10 @@ from maxent_grpo.controllers.entropy import EntropySettings, kl_factor
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.objectives.catalog import CATALOG
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
+from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.collate import collate
-from maxent_grpo.train.run import Given, train
+from maxent_grpo.train.run import train
 from maxent_grpo.types import Group, Prompt, Rollout
 
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.policy import decoder_layers
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly import assemble, start_accelerator
-from maxent_grpo.train.run import Given, train
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
+from maxent_grpo.train.assembly.inputs import Given
+from maxent_grpo.train.run import train
 from maxent_grpo.train.step import step
 
 peft = pytest.importorskip("peft")

@@ -16,11 +16,11 @@ from maxent_grpo.config.plan import VLLM_TIS_CAP, objective_spec
 from maxent_grpo.errors import RunError
 from maxent_grpo.objectives.corrections import truncated_importance
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.train import assembly
+from maxent_grpo.train.assembly import assemble
+from maxent_grpo.train.assembly.samplers import SamplerParts
 from maxent_grpo.train.published_weights import PolicyWeights
 from maxent_grpo.train.publishing import Publishing, make_probe
 from maxent_grpo.train.run import train
-from maxent_grpo.train.samplers import SamplerParts
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def publish_to_a_copy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Pub
             )
             return sampler, made[0]
 
-        monkeypatch.setattr(assembly, "make_sampler", make)
+        monkeypatch.setattr(assemble, "make_sampler", make)
         return made
 
     return install

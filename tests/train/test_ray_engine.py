@@ -12,11 +12,10 @@ from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.errors import RunError
 from maxent_grpo.models.loading import load_tokenizer
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
+from maxent_grpo.train.assembly.inputs import Given, training_prompts
+from maxent_grpo.train.assembly.policies import model_source
 from maxent_grpo.train.collate import collate
-from maxent_grpo.train.inputs import training_prompts
-from maxent_grpo.train.policies import model_source
-from maxent_grpo.train.run import Given
 from maxent_grpo.types import Prompt
 
 pytest.importorskip("ray")

@@ -9,10 +9,11 @@ import pytest
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.evaluate.exploration import exploration_metrics
 from maxent_grpo.observe.console import Progress
-from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
+from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.drivers import sample_rollouts, seed_libraries, update
 from maxent_grpo.train.journal import RunLogs
-from maxent_grpo.train.run import Given, open_journal, train
+from maxent_grpo.train.run import open_journal, train
 
 pytest.importorskip("ray")
 

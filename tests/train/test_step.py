@@ -8,9 +8,10 @@ import torch
 from maxent_grpo.errors import RunError
 from maxent_grpo.objectives.catalog import Objective
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
+from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.learner import Learner
-from maxent_grpo.train.run import Given, train
+from maxent_grpo.train.run import train
 from maxent_grpo.train.step import step
 
 

@@ -207,7 +207,7 @@ def test_a_wrong_request_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_a_forged_index_of_shards_is_refused(tmp_path):
-    from maxent_grpo.train.fsdp2 import GuardedReader
+    from maxent_grpo.train.strategies.fsdp2 import GuardedReader
 
     (tmp_path / ".metadata").write_bytes(pickle.dumps(os.system))
     with pytest.raises(UsageError, match=r"names posix\.system: it is damaged or forged"):
@@ -215,7 +215,7 @@ def test_a_forged_index_of_shards_is_refused(tmp_path):
 
 
 def test_the_sampling_copy_owns_no_memory_between_rollouts(policy):
-    from maxent_grpo.train.sampling_copy import SamplingCopy
+    from maxent_grpo.train.strategies.sampling_copy import SamplingCopy
 
     copied = SamplingCopy(policy)
     prompt = torch.tensor([[1, 2, 3]])

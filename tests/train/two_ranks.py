@@ -13,7 +13,7 @@ from maxent_grpo.train.learner import Learner
 from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ranks import gathered, on_first_rank, own_part, refuse_disagreement, together
 from maxent_grpo.train.schedule import LearningRate
-from maxent_grpo.train.strategy import Replicated
+from maxent_grpo.train.strategies.replicated import Replicated
 from maxent_grpo.types import Batch, Signal, extreme_stat, mean_stat
 
 

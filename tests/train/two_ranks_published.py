@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from maxent_grpo.config.checkpointing import CheckpointSettings
 from maxent_grpo.models.policy import PolicyForward
-from maxent_grpo.train.fsdp2 import FullyShardedStrategy
 from maxent_grpo.train.published_weights import PolicyWeights
-from maxent_grpo.train.zero import ZeroStrategy
+from maxent_grpo.train.strategies.fsdp2 import FullyShardedStrategy
+from maxent_grpo.train.strategies.zero import ZeroStrategy
 
 
 def main() -> None:

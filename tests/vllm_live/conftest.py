@@ -10,12 +10,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from maxent_grpo.rollout.vllm_process import VLLMProcess, free_port
+from maxent_grpo.rollout.vllm.process import VLLMProcess, free_port
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 
 HERE = Path(__file__).parent
-OPTIONS = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--no-enable-chunked-prefill")
-ECHO = ("--middleware", "maxent_grpo.rollout.client_tag.EchoMiddleware")
+OPTIONS = (
+    *("--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--no-enable-chunked-prefill"),
+    *("--middleware", "maxent_grpo.rollout.vllm.client_tag.EchoMiddleware"),
+    *("--weight-transfer-config", '{"backend": "gloo"}'),
+)
+"""Float32 and eager, the tag echo, and weights by gloo or by disk."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,22 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="vLLM is not installed here: make test-vllm"))
 
 
-def server_options() -> tuple[str, ...]:
-    """Options of a server for these tests: float32 and eager, the tag echo, and weights by gloo or by disk."""
-    tags = ECHO if importlib.util.find_spec("maxent_grpo.rollout.client_tag") is not None else ()
-    transfer = (
-        ("--weight-transfer-config", '{"backend": "gloo"}')
-        if importlib.util.find_spec("maxent_grpo.rollout.gloo_engine") is not None
-        else ()
-    )
-    return (*OPTIONS, *tags, *transfer)
-
-
 @pytest.fixture(scope="session")
 def vllm_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMProcess]:
     """The server's process. Its weights are whatever the last test left: use `vllm_server`."""
     log = tmp_path_factory.mktemp("vllm") / "serve.log"
-    with VLLMProcess(bundled_policy_path(), log, options=server_options()) as process:
+    with VLLMProcess(bundled_policy_path(), log, options=OPTIONS) as process:
         yield process
 
 
@@ -62,7 +55,7 @@ def vllm_server(vllm_process: VLLMProcess) -> VLLMProcess:
 def proxy(vllm_server: VLLMProcess) -> Iterator[str]:
     """The address of a maxent-grpo-vllm-proxy in front of the server."""
     port = free_port()
-    command = [sys.executable, "-m", "maxent_grpo.rollout.vllm_proxy", vllm_server.url, "--port", str(port)]
+    command = [sys.executable, "-m", "maxent_grpo.rollout.vllm.proxy", vllm_server.url, "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -2,7 +2,7 @@
 
 import httpx
 
-from maxent_grpo.rollout.vllm_process import VLLMProcess
+from maxent_grpo.rollout.vllm.process import VLLMProcess
 
 
 def test_server_answers_with_token_ids(vllm_server: VLLMProcess) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.errors import RunError
-from maxent_grpo.rollout.vllm_process import VLLMProcess, free_port
+from maxent_grpo.rollout.vllm.process import VLLMProcess, free_port
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 from maxent_grpo.train.run import train
 

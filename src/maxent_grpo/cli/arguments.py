@@ -6,14 +6,13 @@ by the typed configuration, with a better message, so every plain ``key=value`` 
 and config groups (``hydra/launcher=…``).
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from maxent_grpo.config.shipped import HOMES, shipped
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 
 PRESET_DIRECTORY = Path("configs/recipes/hydra")
 """Where ``--config-name`` looks when no directory is given: below the working directory, then in the shipped files."""
@@ -175,9 +174,8 @@ def _preset_home(name: str, directories: list[Path]) -> Path:
         if (directory / file_name).is_file():
             return directory
     there = sorted(path.stem for directory in directories for path in directory.glob("*.yaml"))
-    near = difflib.get_close_matches(name, there, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
     where = " or ".join(str(directory) for directory in directories if directory.is_dir())
+    hint = did_you_mean(name, there)
     raise UsageError(
         f"--config-name {name}: not in {where}{hint}, which holds {', '.join(there) or 'no preset'}"
     )

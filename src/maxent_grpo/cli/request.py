@@ -8,15 +8,14 @@ alone, as in a recipe; the names of TorchRL's scripts (`config.dialect`); ``run`
 would not read is refused.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from maxent_grpo.cli.arguments import TRAIN
 from maxent_grpo.cli.compose import Composed
 from maxent_grpo.config import dialect
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 
 SECTIONS = {"train-baseline": "baseline", "train-maxent": "maxent", "train-infoseed": "infoseed"}
 """Training command → its section of the tree."""
@@ -102,7 +101,7 @@ def _training_request(composed: Composed, command: str) -> Request:
     for key in section:
         if key not in ("recipe", *GROUPS):
             raise UsageError(
-                f"{name}.{key}: unknown key{_nearest(key, ('recipe', *GROUPS))}; write {name}.training.KEY"
+                f"{name}.{key}: unknown key{did_you_mean(key, ('recipe', *GROUPS))}; write {name}.training.KEY"
             )
     dry_run, recipe = tree.get("dry_run", False), section.get("recipe")
     if not isinstance(dry_run, bool):
@@ -119,7 +118,7 @@ def _command(composed: Composed, default_command: str | None) -> str:
     if command is None:
         raise UsageError(f"no command: add command=… with one of {', '.join(COMMANDS)} (see --help)")
     if command not in COMMANDS:
-        near = _nearest(str(command), COMMANDS)
+        near = did_you_mean(str(command), COMMANDS)
         raise UsageError(f"Unsupported command: {command}{near}; commands: {', '.join(COMMANDS)}")
     if default_command not in (None, command) and "command" not in composed.given:
         raise UsageError(
@@ -185,8 +184,3 @@ def _mapping(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise UsageError(f"{name}={value}: settings are needed ({name}.KEY=VALUE)")
     return dict(value)
-
-
-def _nearest(word: str, candidates: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(candidates), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""

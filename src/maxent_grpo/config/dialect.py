@@ -5,13 +5,12 @@ task of one turn the two are the same. `ALIASES` holds every name with its conve
 ``env.dataset`` stands for. Standard library only: the command line sorts its arguments with this module.
 """
 
-import difflib
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 
 Known = Mapping[str, Any]
 """Setting → its value, as far as it is settled."""
@@ -245,7 +244,7 @@ def split(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         rest["model"] = {key: value for key, value in model.items() if key != "name"}
     for name in found:
         if name not in NAMES:
-            raise UsageError(f"unknown key {name}{_nearest(name, NAMES)}")
+            raise UsageError(f"unknown key {name}{did_you_mean(name, NAMES)}")
     return rest, {name: value for name, value in found.items() if value is not None}
 
 
@@ -312,7 +311,7 @@ def _settled(setting: str, claims: list[Claim]) -> Any:
 def _environment(name: Any) -> Mapping[str, Any]:
     if name not in ENVIRONMENTS:
         raise UsageError(
-            f"{DATASET}: {name!r} is not one of {', '.join(ENVIRONMENTS)}{_nearest(str(name), ENVIRONMENTS)}; name "
+            f"{DATASET}: {name!r} is not one of {', '.join(ENVIRONMENTS)}{did_you_mean(str(name), ENVIRONMENTS)}; name "
             "other data by dataset_name, with reward_funcs"
         )
     return ENVIRONMENTS[name]
@@ -325,8 +324,3 @@ def table() -> str:
     known = ", ".join(f"`{name}`" for name in ENVIRONMENTS)
     lines.append(f"| `{DATASET}` | data, columns, reward, system prompt | {known} |")
     return "\n".join(lines)
-
-
-def _nearest(word: str, candidates: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(candidates), n=1)
-    return f"; did you mean {near[0]}?" if near else ""

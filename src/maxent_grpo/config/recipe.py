@@ -14,8 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maxent_grpo.config.schema import SECTION_FIELDS, SECTIONS
-from maxent_grpo.config.validation import closest
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 
 Layer = dict[str, dict[str, Any]]
 """Section → key → value, from one source."""
@@ -86,7 +85,7 @@ def route(values: Mapping[str, Any], source: str) -> Layer:
     for key, value in values.items():
         section = section_of(key)
         if section is None:
-            raise UsageError(f"{source}: unknown key {key!r}{closest(key, _known_keys())}")
+            raise UsageError(f"{source}: unknown key {key!r}{did_you_mean(key, _known_keys())}")
         layer[section][key] = value
     return _canonical(layer, source)
 
@@ -101,8 +100,8 @@ def sectioned(values: Mapping[str, Mapping[str, Any]], source: str) -> Layer:
             owner = section_of(key)
             if owner is not None:
                 raise UsageError(f"{source}: {section}.{key} is misplaced; write {owner}.{key}")
-            near = closest(key, SECTION_FIELDS[section])
-            raise UsageError(f"{source}: unknown key {section}.{key}{near}")
+            hint = did_you_mean(key, SECTION_FIELDS[section])
+            raise UsageError(f"{source}: unknown key {section}.{key}{hint}")
     return _canonical(layer, source)
 
 

@@ -1,8 +1,6 @@
 """What makes settings impossible. Every check gives one ``key: what is wrong and what to do`` per problem."""
 
-import difflib
 import math
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
@@ -93,12 +91,6 @@ CHOICES = {
     "advantage": ("centred", "rloo", "maxrl", "pass_at_k", "risk_sensitive"),
     "surrogate": ("clip", "unclipped", "cispo", "sapo", "vespo"),
 }
-
-
-def closest(word: str, known: Collection[str]) -> str:
-    """``"; did you mean x?"`` for the known word nearest to ``word``, or nothing."""
-    matches = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def family(spec: ObjectiveSpec) -> str:

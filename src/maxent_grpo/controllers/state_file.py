@@ -1,11 +1,11 @@
 """The one place where controller state meets the disk."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.whole_files import replace_file
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -13,13 +13,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
     Raises ``ValueError`` if the state holds a number that JSON has no word for (NaN, infinity).
     """
-    text = json.dumps(state, indent=2, allow_nan=False) + "\n"
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    replace_file(path, json.dumps(state, indent=2, allow_nan=False) + "\n")
 
 
 def read_state(path: Path) -> dict[str, Any]:

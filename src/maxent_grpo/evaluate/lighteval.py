@@ -1,7 +1,7 @@
 """Figures from LightEval's result files."""
 
 import json
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,17 @@ METRICS = (
 """Names under which a task's accuracy may stand, the first found counts; variants such as ``acc_norm`` do not."""
 
 
-def lighteval_scores(path: Path) -> Iterator[tuple[str, str, float]]:
-    """(model, data set, accuracy in 0…1) for every task of a LightEval ``results_*.json``.
+@dataclass(frozen=True)
+class LightEvalResults:
+    """One result file."""
+
+    model: str
+    accuracies: tuple[tuple[str, float], ...]  # (data set, accuracy in 0…1) of every task that has one
+    unknown: tuple[str, ...]  # "task: figure" of every figure whose name is none of `METRICS`
+
+
+def read_lighteval(path: Path) -> LightEvalResults:
+    """What a LightEval ``results_*.json`` says.
 
     Tasks are called ``suite|task|shots`` or ``task|shots``; the average over tasks (``all``) is left out.
     Raises `UsageError` where the file is not one of LightEval's, or has no figure of a known name.
@@ -33,14 +42,21 @@ def lighteval_scores(path: Path) -> Iterator[tuple[str, str, float]]:
         general.get("model_name") or (general.get("model_config") or {}).get("model_name") or path.parent.name
     )
     found = [(task, value) for task, figures in tasks if (value := _accuracy(figures)) is not None]
+    named = [(task, name) for task, figures in tasks for name in figures if not name.endswith("_stderr")]
     if not found:
-        names = sorted({name for _, figures in tasks for name in figures if not name.endswith("_stderr")})
+        names = sorted({name for _, name in named})
         raise UsageError(
             f"{path}: no accuracy among its figures ({', '.join(names) or 'none'}); read are {', '.join(METRICS)}"
         )
-    for task, value in found:
-        if task != "all":
-            yield str(model), dataset_of(task), value
+    return LightEvalResults(
+        model=str(model),
+        accuracies=tuple((dataset_of(task), value) for task, value in found if task != "all"),
+        unknown=tuple(
+            f"{task}: {name}"
+            for task, name in named
+            if task != "all" and name.partition(":")[0] not in METRICS
+        ),
+    )
 
 
 def dataset_of(task: str) -> str:

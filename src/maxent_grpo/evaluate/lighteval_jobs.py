@@ -184,7 +184,7 @@ def plan_benchmark_jobs(
                 spec,
                 model,
                 revision,
-                RESULTS / _safe(model) / _safe(revision) / name,
+                results_folder(model, revision, name),
                 backend=backend,
                 trust_remote_code=trust_remote_code,
                 system_prompt=system_prompt,
@@ -315,5 +315,11 @@ def _refuse_missing_program(job: BenchmarkJob, where: Where) -> None:
         raise UsageError(f"{SCRIPT}: not here; submit from the root of the repository")
 
 
-def _safe(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)
+def results_folder(model: str, revision: str, benchmark: str) -> Path:
+    """Where a job leaves its results."""
+    return RESULTS.joinpath(*(file_name(part) for part in (model, revision, benchmark)))
+
+
+def file_name(text: str) -> str:
+    """``text`` as the name of a file: what could not be one is an underscore."""
+    return re.sub(r"[^\w.-]+", "_", text)

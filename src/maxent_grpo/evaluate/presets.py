@@ -1,6 +1,5 @@
 """Benchmarks by name: where the rows are, which columns hold problem and gold, and how answers are judged."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Literal
 
 from maxent_grpo.config.conversion import convert, field_types
 from maxent_grpo.data.sources import FILE_BUILDERS, TASK_PREFIX
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 
 MATH_SYSTEM_PROMPT = """\
 You are an expert mathematician. Work through the problem step by step inside <think> and </think>, and check your
@@ -115,8 +114,7 @@ def resolve_benchmark(name: str, overrides: Mapping[str, Any]) -> Benchmark:
         kind: Literal["math", "task"] = "task" if data.startswith(TASK_PREFIX) else "math"
         benchmark = Benchmark(name, data, grader=kind)
     else:
-        close = difflib.get_close_matches(key, [*PRESETS, *ALIASES], n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = did_you_mean(key, [*PRESETS, *ALIASES])
         raise UsageError(
             f"Unknown inference dataset '{name}'{hint}. Supported presets: {', '.join(PRESETS)}; "
             "or name a data set with inference.eval.dataset_name"
@@ -133,8 +131,7 @@ def _checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
     for given, value in overrides.items():
         key = _OVERRIDE_ALIASES.get(given, given)
         if key not in _OVERRIDABLE:
-            close = difflib.get_close_matches(str(given), _OVERRIDABLE, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
+            hint = did_you_mean(str(given), _OVERRIDABLE)
             raise UsageError(f"inference.eval.{given}: unknown{hint}; it takes {', '.join(_OVERRIDABLE)}")
         if key in changes:
             raise UsageError(f"inference.eval.{given} and inference.eval.{key} are both given: keep one")

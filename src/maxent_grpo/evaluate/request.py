@@ -1,12 +1,11 @@
 """From the ``inference`` section of a command line or a preset file to a checked `EvaluationRequest`."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from maxent_grpo.config.conversion import convert, field_types
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.evaluate.settings import ArtifactSettings, EvaluationRequest, InferenceModelSpec
 
 _TYPES: dict[str, Any] = {
@@ -89,9 +88,7 @@ def _read(cls: Any, settings: Mapping[str, Any], where: str) -> Any:
 
 def _converted(where: str, key: str, value: Any, types: Mapping[str, Any]) -> Any:
     if key not in types:
-        close = difflib.get_close_matches(key, types, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UsageError(f"{where}: unknown{hint}; it takes {', '.join(types)}")
+        raise UsageError(f"{where}: unknown{did_you_mean(key, types)}; it takes {', '.join(types)}")
     try:
         return convert(value, types[key])
     except ValueError as error:

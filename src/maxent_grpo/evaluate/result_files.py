@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from maxent_grpo.evaluate.intervals import CONFIDENCE, Estimate, shown
 from maxent_grpo.evaluate.passk import DEFINITIONS
 from maxent_grpo.evaluate.results import MathEvalResult
 from maxent_grpo.observe.metrics_log import strict_json
+from maxent_grpo.whole_files import replace_file
 
 SUMMARY_JSON, SUMMARY_CSV, PAGE = "summary.json", "summary.csv", "report.html"
 ESTIMATE_FIELDS = tuple(field.name for field in fields(Estimate))
@@ -34,9 +34,7 @@ def write_results(result: MathEvalResult) -> list[Path]:
         PAGE: completions_page(result, records),
     }
     for name, text in texts.items():
-        replacement = folder / f"{name}.new"
-        replacement.write_bytes(text.encode("utf-8", "backslashreplace"))
-        os.replace(replacement, folder / name)
+        replace_file(folder / name, text.encode("utf-8", "backslashreplace"))
     return [folder / name for name in texts]
 
 

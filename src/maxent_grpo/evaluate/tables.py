@@ -12,7 +12,7 @@ from pathlib import Path
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.artifacts import read_records
-from maxent_grpo.evaluate.lighteval import lighteval_scores
+from maxent_grpo.evaluate.lighteval import read_lighteval
 from maxent_grpo.evaluate.passk import avg_at, pass_at
 from maxent_grpo.evaluate.records import scored_samples
 
@@ -41,6 +41,7 @@ class Scores:
     """Row → data set → table → one value per seed."""
 
     values: dict[Row, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  # figures of result files that no table shows, and why
 
     def add(self, row: Row, dataset: str, table: str, value: float) -> None:
         self.values.setdefault(row, {}).setdefault(dataset, {}).setdefault(table, []).append(value)
@@ -67,8 +68,11 @@ def read_scores(root: Path) -> Scores:
     for path in sorted(root.rglob("seed_*.jsonl")):
         _add_artifact(scores, path)
     for path in sorted(root.rglob("results*.json")):
-        for model, dataset, value in lighteval_scores(path):
-            scores.add(row_of(model, "lighteval", "", UNKNOWN, None), dataset, PASS_1, value)
+        results = read_lighteval(path)
+        for dataset, value in results.accuracies:
+            scores.add(row_of(results.model, "lighteval", "", UNKNOWN, None), dataset, PASS_1, value)
+        if results.unknown:
+            scores.left_out.append(f"{path}: not known as an accuracy: {', '.join(results.unknown)}")
     if not scores.values:
         raise UsageError(
             f"{root}: no artifacts (seed_*.jsonl) and no LightEval results (results*.json) below it"

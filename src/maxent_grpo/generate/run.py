@@ -4,7 +4,6 @@ Read `generate` top to bottom: check everything, lock the file, complete what is
 """
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from maxent_grpo.generate.prompts import EmptyPrompt, Prompts
 from maxent_grpo.generate.settings import GenerateSettings
 from maxent_grpo.observe.console import Ticker
 from maxent_grpo.observe.row_file import RowFile, read_rows
+from maxent_grpo.whole_files import replace_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -194,9 +194,7 @@ def _write_failures(path: Path, failures: dict[int, str]) -> None:
         path.unlink(missing_ok=True)
         return
     lines = [json.dumps({"row": row, "error": error}) for row, error in sorted(failures.items())]
-    replacement = path.with_name(path.name + ".new")
-    replacement.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(replacement, path)
+    replace_file(path, "\n".join(lines) + "\n")
 
 
 def _failed_line(settings: GenerateSettings, failures: dict[int, str], rows: int) -> str:

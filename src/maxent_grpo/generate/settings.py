@@ -1,6 +1,5 @@
 """What a generation is asked to do; every field is ``generate.args.NAME`` and ``--name-with-dashes``."""
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from typing import Any, Literal
 
 from maxent_grpo.config.conversion import convert, field_types
 from maxent_grpo.config.fields import setting
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 
 PROMPT_COLUMNS = ("prompt", "problem", "question", "instruction")
 """Read, in this order, where ``prompt_column`` is not given."""
@@ -134,8 +133,7 @@ def read_settings(given: Mapping[str, Any]) -> GenerateSettings:
     values = {}
     for key, value in given.items():
         if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
+            hint = did_you_mean(str(key), names)
             raise UsageError(f"generate.args.{key}: unknown{hint}; --help lists what there is")
         try:
             values[key] = convert(value, types[key])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.launch.arguments import Values
 
 NO_GPU = ("", "-1", "NoDevFiles")
 """Entries of CUDA_VISIBLE_DEVICES that name no device."""
@@ -40,9 +41,18 @@ def read_allocation(environ: Mapping[str, str], devices: Path = Path("/dev")) ->
     )
 
 
-def imagined(nodes: int, gpus_per_node: int) -> Allocation:
-    """An allocation to plan with before there is one."""
-    return Allocation(tuple(f"node{i}" for i in range(nodes)), tuple(map(str, range(gpus_per_node))), "JOB")
+def imagined(values: Values) -> Allocation | None:
+    """The allocation of ``--nodes`` and ``--gpus-per-node``, to plan with before there is a job; None without them.
+
+    Raises `UsageError` where this is no dry run.
+    """
+    if not (values["nodes"] or values["gpus-per-node"]):
+        return None
+    if not values.on("dry-run"):
+        raise UsageError("--nodes and --gpus-per-node plan a job that is not there yet: add --dry-run")
+    nodes = values.number("nodes") if values["nodes"] else 1
+    gpus = values.number("gpus-per-node", least=0) if values["gpus-per-node"] else 0
+    return Allocation(tuple(f"node{i}" for i in range(nodes)), tuple(map(str, range(gpus))), "JOB")
 
 
 def visible_gpus(environ: Mapping[str, str], devices: Path = Path("/dev")) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from maxent_grpo.launch.allocation import Allocation
 from maxent_grpo.launch.split import Share
 
-ECHO_TAGS = "maxent_grpo.rollout.client_tag.EchoMiddleware"
+ECHO_TAGS = "maxent_grpo.rollout.vllm.client_tag.EchoMiddleware"
 """Makes vLLM's own server copy a rank's client tag into its answers."""
 
 SERVER_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {"native": {"VLLM_SERVER_DEV_MODE": "1"}, "trl": {}}

@@ -3,7 +3,6 @@
 import base64
 import binascii
 import json
-import re
 import shlex
 import shutil
 import sys
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.evaluate.lighteval_jobs import RESULTS, lighteval_command
+from maxent_grpo.evaluate.lighteval_jobs import file_name, lighteval_command, results_folder
 from maxent_grpo.launch import commands
 from maxent_grpo.launch.allocation import read_allocation
 from maxent_grpo.launch.arguments import Flag, Values, read_flags, words_of
@@ -148,7 +147,7 @@ def math_eval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
         Step(
             name,
             tuple(math_eval_command(values, name, sys.executable)),
-            LOGS / f"infer_{job}_{_safe(name)}.log",
+            LOGS / f"infer_{job}_{file_name(name)}.log",
         )
         for name in names
     )
@@ -181,7 +180,7 @@ def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
     except (binascii.Error, UnicodeDecodeError) as error:
         raise UsageError(f"SYSTEM_PROMPT_BASE64 is not base64 of a text ({error})") from error
     allocation = read_allocation(environ)
-    output = RESULTS / _safe(model) / _safe(revision) / _safe(benchmark)
+    output = results_folder(model, revision, benchmark)
     command = lighteval_command(
         shlex.split(environ.get("LIGHTEVAL", "lighteval")),
         tasks,
@@ -194,7 +193,7 @@ def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
         gpus=max(1, len(allocation.gpus)),
     )
     step = Step(
-        benchmark, tuple(command), LOGS / f"lighteval_{allocation.job or 'local'}_{_safe(benchmark)}.log"
+        benchmark, tuple(command), LOGS / f"lighteval_{allocation.job or 'local'}_{file_name(benchmark)}.log"
     )
     rows = [("benchmark", benchmark), ("GPUs", gpu_names(allocation.gpus)), ("results", str(output))]
     print(table("LightEval", [*rows, ("command", shown_words(command, environ))]), flush=True)
@@ -207,7 +206,3 @@ def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
     environment = job_environment(environ, Path.cwd())
     make_folders(environment)
     return run_queue(Queue((step,), (allocation.gpus,)), environment, allocation.job)
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)

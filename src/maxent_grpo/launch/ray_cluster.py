@@ -286,19 +286,13 @@ def ray_cluster(words: Sequence[str], environ: Mapping[str, str], root: Path) ->
     """Carry out ``launch ray [options] -- COMMAND …``. Raises `UsageError` and `RunError`."""
     own, driver = (list(words), []) if "--" not in words else _cut(words)
     values = read_flags(FLAGS, own, environ)
-    dry = values.on("dry-run")
-    if (values["nodes"] or values["gpus-per-node"]) and not dry:
-        raise UsageError("--nodes and --gpus-per-node plan a job that is not there yet: add --dry-run")
-    if values["nodes"] or values["gpus-per-node"]:
-        nodes = values.number("nodes") if values["nodes"] else 1
-        gpus = values.number("gpus-per-node", least=0) if values["gpus-per-node"] else 0
-        plan = plan_ray(
-            values, driver, imagined(nodes, gpus), sys.executable, resolve=lambda node: f"({node})"
-        )
+    allocation = imagined(values)
+    if allocation is not None:
+        plan = plan_ray(values, driver, allocation, sys.executable, resolve=lambda node: f"({node})")
     else:
         plan = plan_ray(values, driver, read_allocation(environ), sys.executable)
     print(ray_table(plan, environ), flush=True)
-    if dry:
+    if values.on("dry-run"):
         return 0
     environment = with_token(RAY_SETTINGS | job_environment(environ, Path.cwd()))
     make_folders(environment)

@@ -345,18 +345,10 @@ def _ask_to_stop(stop: Path) -> None:
 def train(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
     """Carry out ``launch train``. Raises `UsageError` and `RunError`."""
     values = read_flags(FLAGS, words, environ)
-    dry = values.on("dry-run")
-    if not dry and (values["nodes"] or values["gpus-per-node"]):
-        raise UsageError("--nodes and --gpus-per-node plan a job that is not there yet: add --dry-run")
-    if values["nodes"] or values["gpus-per-node"]:
-        nodes = values.number("nodes") if values["nodes"] else 1
-        gpus = values.number("gpus-per-node", least=0) if values["gpus-per-node"] else 0
-        allocation = imagined(nodes, gpus)
-    else:
-        allocation = read_allocation(environ)
+    allocation = imagined(values) or read_allocation(environ)
     plan = plan_training(values, allocation, root, sys.executable)
     print(training_table(plan, environ), flush=True)
-    if dry:
+    if values.on("dry-run"):
         if not LOGS.is_dir():
             print(f"\nBefore sbatch: mkdir -p {LOGS} (Slurm does not make the folder of its own log files)")
         return 0

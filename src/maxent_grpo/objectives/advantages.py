@@ -65,11 +65,6 @@ def grpo(utilities: Tensor) -> Tensor:
     return scaled(dr_grpo(utilities), utilities, "group")
 
 
-def batch_scaled(utilities: Tensor, batch_std: Tensor | None = None) -> Tensor:
-    """``(U − mean(U)) / (std of the batch + 1e-4)``; see `scaled`."""
-    return scaled(dr_grpo(utilities), utilities, "batch", batch_std)
-
-
 def rloo(utilities: Tensor) -> Tensor:
     """``U_i − mean of the other utilities`` (RLOO, Ahmadian et al. 2024, arXiv 2402.14740).
 

@@ -4,10 +4,9 @@
 ``module:NAME``, an `ObjectiveSpec` of somebody else's module: docs/guides/new_objective.md shows how to write one.
 """
 
-import difflib
 import importlib
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.objectives.metrics import METRIC_DEFINITIONS
 from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.objectives.spec import ObjectiveSpec
@@ -88,10 +87,9 @@ def find_objective(name: str) -> ObjectiveSpec:
         return CATALOG[name]
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
-        near = difflib.get_close_matches(name, sorted(CATALOG), n=1, cutoff=0.6)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, CATALOG)
         raise UsageError(
-            f"objective: there is no {name!r}{hint} (known: {', '.join(CATALOG)}; your own: module:NAME)"
+            f"objective: there is no {name!r}{hint}; known: {', '.join(CATALOG)}; your own: module:NAME"
         )
     try:
         loaded = importlib.import_module(module)

@@ -7,7 +7,6 @@ of an uninterrupted one.
 
 import json
 import math
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.whole_files import replace_file
 
 
 def strict_json(value: Any) -> Any:
@@ -48,14 +48,8 @@ class JsonlLog:
         if not self.path.exists():
             return
         kept = b"".join(line + b"\n" for line, record in _records(self.path) if record["step"] <= step)
-        if kept == self.path.read_bytes():
-            return
-        replacement = self.path.with_name(self.path.name + ".cut")
-        with replacement.open("wb") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        replacement.replace(self.path)
+        if kept != self.path.read_bytes():
+            replace_file(self.path, kept)
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:

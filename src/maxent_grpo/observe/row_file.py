@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.observe.metrics_log import strict_json
+from maxent_grpo.whole_files import replace_file
 
 Fingerprint = Mapping[str, Any]
 """Dotted name → JSON value."""
@@ -72,7 +73,7 @@ class RowFile:
         else:
             self._file.truncate(0)
         if self._file.seek(0, os.SEEK_END) == 0:
-            _write_atomically(self.fingerprint_path, fingerprint)
+            replace_file(self.fingerprint_path, _json(fingerprint) + "\n")
             return
         self._refuse_other(fingerprint)
 
@@ -149,15 +150,6 @@ def read_rows(
                 )
             seen.add(row[key])
             yield row
-
-
-def _write_atomically(path: Path, fingerprint: Fingerprint) -> None:
-    replacement = path.with_name(path.name + ".new")
-    with replacement.open("w", encoding="utf-8") as file:
-        file.write(_json(fingerprint) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    replacement.replace(path)
 
 
 def _json(fingerprint: Fingerprint) -> str:

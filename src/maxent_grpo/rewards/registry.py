@@ -3,7 +3,6 @@
 Worker processes import this module: it must not import torch.
 """
 
-import difflib
 import functools
 import importlib
 import math
@@ -11,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -169,10 +168,9 @@ def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptio
     module, colon, attribute = path.partition(":")
     if not (colon and module and attribute):
         known = ", ".join(sorted(BUILTIN_REWARDS))
-        close = difflib.get_close_matches(spec, BUILTIN_REWARDS, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
+        hint = did_you_mean(spec, BUILTIN_REWARDS)
         raise UsageError(
-            f"unknown reward function '{spec}': {hint}known are {known}; your own is 'module:function'"
+            f"unknown reward function '{spec}'{hint}: known are {known}; your own is 'module:function'"
         )
     function = _import(spec, module, attribute)
     if builtin is None:

@@ -1,11 +1,10 @@
 """Environments: who answers the policy between its turns."""
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.types import Prompt
 
 BUILTIN_ENVIRONMENTS = {"countdown_feedback": "maxent_grpo.tasks.feedback:CountdownFeedback"}
@@ -37,10 +36,9 @@ def load_environment(name: str) -> Environment:
     path = BUILTIN_ENVIRONMENTS.get(name, name)
     module, colon, attribute = path.partition(":")
     if not (module and colon and attribute):
-        close = difflib.get_close_matches(name, BUILTIN_ENVIRONMENTS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(name, BUILTIN_ENVIRONMENTS)
         raise UsageError(
-            f"environment: {name!r} is unknown: {hint}known are {', '.join(BUILTIN_ENVIRONMENTS)}; your own is "
+            f"environment: {name!r} is unknown{hint}: known are {', '.join(BUILTIN_ENVIRONMENTS)}; your own is "
             "module:NAME"
         )
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maxent_grpo.config.loading import RunConfig, resolve
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.study.plan import Arm, Plan, StudyTask
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -95,11 +95,9 @@ def refused_arms(plan: Plan) -> dict[str, str]:
 
 def only_arms(plan: Plan, names: Sequence[str]) -> list[Cell]:
     """The cells of the named arms and of the baseline; all where ``names`` is empty."""
-    from maxent_grpo.config.validation import closest
-
     known = [arm.name for arm in plan.arms]
     for name in names:
         if name not in known:
-            raise UsageError(f"study.arms: no arm is called {name!r}{closest(name, known)}")
+            raise UsageError(f"study.arms: no arm is called {name!r}{did_you_mean(name, known)}")
     wanted = {plan.baseline, *names} if names else set(known)
     return [cell for cell in cells_of(plan) if cell.arm.name in wanted]

@@ -34,7 +34,7 @@ class Records:
             self._runs.setdefault((cell.task.name, cell.arm.name), []).append(load_run(cell.directory))
 
     def curve(self, task: str, arm: str, metric: str) -> Curve | None:
-        """The curve of a metric whose whole name matches ``metric``, smoothed; None where no run logged it."""
+        """The curve of a metric whose whole name matches ``metric``; None where no run logged it."""
         found = [next(iter(run.matching(metric)), None) for run in self._runs.get((task, arm), [])]
         logged = [series for series in found if series is not None and len(series.steps)]
         return average(logged) if logged else None

@@ -21,9 +21,8 @@ from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.study.identity import evaluation_identity
 from maxent_grpo.study.plan import EvaluationPlan
 from maxent_grpo.study.store import CELL, EVALUATION, IDENTITY_KEY, RECIPE
-from maxent_grpo.train.inputs import evaluation_prompts
-from maxent_grpo.train.policies import model_source
-from maxent_grpo.train.run import Given
+from maxent_grpo.train.assembly.inputs import Given, evaluation_prompts
+from maxent_grpo.train.assembly.policies import model_source
 from maxent_grpo.types import Group
 
 Row = dict[str, Any]

@@ -1,6 +1,7 @@
 """The figures of a study, each with one message, as PNG for reading and SVG for papers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,14 +37,43 @@ DIFFERENCE: Final = {
 }
 """Outcome → what its difference counts, for an axis."""
 
-CURVE_NOTES: Final = {
-    "reward": "",
-    "coverage": "Coverage within a training group: different right answers found, over all that the prompt has.",
-    "weights": "1 weighs all completions of a group alike, 0 one alone; arms without weights are left out.",
-    "gradient": "Arms whose norms differ by factors differ in step size as well as in method, unless the optimiser "
-    "normalises it, as Adam does.",
-}
-"""What a reader must know of a figure of curves."""
+
+@dataclass(frozen=True)
+class TrainingCurves:
+    """A figure of one metric of the training batches over the steps, a panel per arm."""
+
+    metric: str
+    heading: str
+    unit: str
+    stem: str  # of the file's name, after the task's
+    note: str = ""  # what a reader must know of it
+
+
+TRAINING_CURVES: Final = (
+    TrainingCurves(names.REWARD, "Reward while training", "mean reward", "reward"),
+    TrainingCurves(
+        names.COVERAGE,
+        "Coverage while training",
+        "share of modes",
+        "coverage",
+        "Coverage within a training group: different right answers found, over all that the prompt has.",
+    ),
+    TrainingCurves(
+        "train/weight_entropy_norm",
+        "Entropy of the weights",
+        "H(w) / ln G",
+        "weights",
+        "1 weighs all completions of a group alike, 0 one alone; arms without weights are left out.",
+    ),
+    TrainingCurves(
+        "train/grad_norm",
+        "Gradient norm before clipping",
+        "L2 norm",
+        "gradient",
+        "Arms whose norms differ by factors differ in step size as well as in method, unless the optimiser normalises "
+        "it, as Adam does.",
+    ),
+)
 
 SHADES: Final = ("#e8e8e8", "#c6dbef", "#9ecae1", "#6baed6", "#3182bd", "#08519c")  # one hue, light to dark
 
@@ -62,37 +92,7 @@ def draw_figures(
             _forest(plan, task, effects, out),
             _trajectory(plan, task, records, out),
             _modes(plan, task, here, out),
-            _curves(plan, task, records, names.REWARD, "Reward while training", "mean reward", "reward", out),
-            _curves(
-                plan,
-                task,
-                records,
-                names.COVERAGE,
-                "Coverage while training",
-                "share of modes",
-                "coverage",
-                out,
-            ),
-            _curves(
-                plan,
-                task,
-                records,
-                "train/weight_entropy_norm",
-                "Entropy of the weights",
-                "H(w) / ln G",
-                "weights",
-                out,
-            ),
-            _curves(
-                plan,
-                task,
-                records,
-                "train/grad_norm",
-                "Gradient norm before clipping",
-                "L2 norm",
-                "gradient",
-                out,
-            ),
+            *(_curves(plan, task, records, shown, out) for shown in TRAINING_CURVES),
         ]
     return [figure for figure in drawn if figure is not None]
 
@@ -276,7 +276,7 @@ def _modes(plan: Plan, task: StudyTask, rows: pd.DataFrame, out: Path) -> Drawn 
         axes.spines["left"].set_visible(False)
         title = f"Different right answers per prompt on {task.label}"
         draw_heading(figure, title, left=0.1 / width)
-        _legend_of_shades(figure, top, plan.evaluation.k, left / width, 1 - 0.42 / height)
+        _legend_of_shades(figure, top, left / width, 1 - 0.42 / height)
         figure.subplots_adjust(left=left / width, right=0.97, top=1 - 0.78 / height, bottom=0.62 / height)
     caption = (
         f"{title}: how many of a prompt's right answers {plan.evaluation.k} samples of the final policy find. Darker "
@@ -285,7 +285,7 @@ def _modes(plan: Plan, task: StudyTask, rows: pd.DataFrame, out: Path) -> Drawn 
     return drawn_at(out / f"{task.name}_modes", title, caption)
 
 
-def _legend_of_shades(figure: "Figure", top: int, k: int, left: float, height: float) -> None:
+def _legend_of_shades(figure: "Figure", top: int, left: float, height: float) -> None:
     from matplotlib.patches import Patch
 
     handles = [
@@ -305,13 +305,11 @@ def _legend_of_shades(figure: "Figure", top: int, k: int, left: float, height: f
     )
 
 
-def _curves(
-    plan: Plan, task: StudyTask, records: Records, metric: str, heading: str, unit: str, stem: str, out: Path
-) -> Drawn | None:
+def _curves(plan: Plan, task: StudyTask, records: Records, shown: TrainingCurves, out: Path) -> Drawn | None:
     """One small panel per arm that has logged the metric, with the baseline behind it in grey."""
     from matplotlib.ticker import MaxNLocator
 
-    curves = {arm.name: records.curve(task.name, arm.name, metric) for arm in plan.arms}
+    curves = {arm.name: records.curve(task.name, arm.name, shown.metric) for arm in plan.arms}
     baseline = curves[plan.baseline]
     arms = [arm for arm in plan.arms if curves[arm.name] is not None and arm.name != plan.baseline]
     if not arms:
@@ -319,7 +317,7 @@ def _curves(
     columns = min(COLUMNS, len(arms))
     lines = -(-len(arms) // columns)
     width, height = max(2.75 * columns + 0.5, 6.0), 2.15 * lines + 0.9
-    with saved_figure(width, height, out / f"{task.name}_{stem}") as figure:
+    with saved_figure(width, height, out / f"{task.name}_{shown.stem}") as figure:
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         for position, axes in enumerate(grid.flat):
             if position >= len(arms):
@@ -332,20 +330,20 @@ def _curves(
             _band(axes, curve, charts.INK if arm.is_aa else colour_of(plan, arm))
             axes.set_title(arm.label, fontsize=10, fontweight="bold")
             if position % columns == 0:
-                axes.set_ylabel(unit)
+                axes.set_ylabel(shown.unit)
             if position + columns >= len(arms):
                 axes.set_xlabel("optimiser step")
                 axes.tick_params(labelbottom=True)
                 axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        title = f"{heading}, {task.label}"
+        title = f"{shown.heading}, {task.label}"
         draw_heading(figure, title, left=0.015)
         figure.tight_layout(rect=(0, 0, 1, 1 - 0.42 / height))
     behind = f"; {plan.arm(plan.baseline).label} in grey behind" if baseline is not None else ""
     caption = (
         f"{title}: mean over seeds of the training batches, smoothed, with the 95% t interval over runs{behind}. "
-        f"{CURVE_NOTES[stem]}"
+        f"{shown.note}"
     )
-    return drawn_at(out / f"{task.name}_{stem}", title, caption)
+    return drawn_at(out / f"{task.name}_{shown.stem}", title, caption)
 
 
 def _band(axes: "Axes", curve: Curve, colour: str) -> None:

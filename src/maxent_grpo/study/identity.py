@@ -11,9 +11,8 @@ from maxent_grpo import __version__
 from maxent_grpo.config.loading import RunConfig, resolved
 from maxent_grpo.models.loading import load_tokenizer
 from maxent_grpo.study.plan import EvaluationPlan
-from maxent_grpo.train.inputs import evaluation_prompts, training_prompts
-from maxent_grpo.train.policies import model_source
-from maxent_grpo.train.run import Given
+from maxent_grpo.train.assembly.inputs import Given, evaluation_prompts, training_prompts
+from maxent_grpo.train.assembly.policies import model_source
 from maxent_grpo.types import Prompt
 
 Identity = Mapping[str, Any]

@@ -143,7 +143,7 @@ def try_lock(directory: Path) -> int | None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``path`` so that it has its old contents or the new ones, never a part."""
+    """`replace_file` for a file that several jobs of an array may write at the same time."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

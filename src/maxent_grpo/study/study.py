@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.config.shipped import shipped
-from maxent_grpo.config.validation import closest
-from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.errors import RunError, UsageError, did_you_mean
 from maxent_grpo.study.cells import Cell, only_arms, refused_arms
-from maxent_grpo.study.plan import Plan, read_plan
+from maxent_grpo.study.plan import Plan
+from maxent_grpo.study.plan_file import read_plan
 from maxent_grpo.study.store import EVALUATION, State, refuse_changes, state_of, write_atomically
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def read_options(given: Mapping[str, Any]) -> StudyOptions:
     for key in given:
         if key not in known:
             names = ", ".join(f"study.{name}" for name in known)
-            raise UsageError(f"study.{key}: unknown{closest(key, known)}; the command takes {names}")
+            raise UsageError(f"study.{key}: unknown{did_you_mean(key, known)}; the command takes {names}")
     values = {key: value for key, value in given.items() if value is not None}
     if not isinstance(values.get("plan"), str):
         raise UsageError("study needs a plan: study.plan=FILE (configs/study has some)")

@@ -1,11 +1,10 @@
 """The tasks by name: rows for a data loader, grading for an evaluation, a reward function for a trainer."""
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.tasks.arithmetic import Arithmetic
 from maxent_grpo.tasks.countdown import Countdown
 from maxent_grpo.tasks.graph_coloring import GraphColoring
@@ -82,13 +81,8 @@ def _text(completion: Completion) -> str:
 
 def _task(name: str) -> Task:
     if name not in TASKS:
-        raise UsageError(f"no task {name!r}{_suggestion(name, TASKS)}: the tasks are {', '.join(TASKS)}")
+        raise UsageError(f"no task {name!r}{did_you_mean(name, TASKS)}: the tasks are {', '.join(TASKS)}")
     return TASKS[name]
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _settings(task: Task, config: str) -> dict[str, Any]:
@@ -101,7 +95,7 @@ def _settings(task: Task, config: str) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"{where} is not key=value: the keys are {', '.join(keys)}")
         if key not in keys:
-            raise UsageError(f"{where}: unknown key{_suggestion(key, keys)}: the keys are {', '.join(keys)}")
+            raise UsageError(f"{where}: unknown key{did_you_mean(key, keys)}: the keys are {', '.join(keys)}")
         if key in settings:
             raise UsageError(f"{where}: {key} is given twice: keep one")
         settings[key] = (

@@ -2,12 +2,11 @@
 
 A ``checkpoint-<step>`` folder is complete by construction: a run killed while writing leaves a ``.partial`` folder
 that nothing reads and the next save removes. Inside: the policy and tokenizer as ``save_pretrained`` writes them (of a
-LoRA run, the adapter), the strategy's training state (``optimizer.safetensors`` with ``optimizer.json`` where ranks
-hold the policy whole; see `train.fsdp2` and `train.zero` for the rest), ``controller_state.json``,
-``trainer_state.json`` (position of run and prompt stream), InfoSeed's ``seed_head.safetensors`` where one is trained,
-between two updates of one rollout the groups of all ranks and, with a Ray driver, ``buffer.json``: the prompts that
-were drawn and not trained on, with their groups. Nothing else is pickled. Randomness is keyed, never saved. Ranks must
-share the output directory.
+LoRA run, the adapter); the strategy's training state (``optimizer.safetensors`` with ``optimizer.json`` where ranks
+hold the policy whole, and InfoSeed's ``seed_head.safetensors`` where one is trained; see `train.strategies` for the
+rest); ``controller_state.json``; ``trainer_state.json`` (position of run and prompt stream); between two updates of one
+rollout the groups of all ranks; and with a Ray driver ``buffer.json``: the prompts that were drawn and not trained on,
+with their groups. Nothing else is pickled. Randomness is keyed, never saved. Ranks must share the output directory.
 """
 
 import json
@@ -19,22 +18,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import nn
-
 from maxent_grpo.config.checkpointing import SKIP
 from maxent_grpo.controllers.state_file import read_state, write_state
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.adapters import is_adapted
-from maxent_grpo.train.metadata import save_metadata
+from maxent_grpo.train.checkpoint_metadata import save_metadata
 from maxent_grpo.train.ranks import gathered, own_part
-from maxent_grpo.train.saved_state import write_json
 from maxent_grpo.train.state import Run
-from maxent_grpo.train.strategy import NO_STATE
+from maxent_grpo.train.strategies.saved_state import write_json
+from maxent_grpo.train.strategies.strategy import NO_STATE
 from maxent_grpo.types import Group, Prompt, Rollout
 
 MANIFEST = "manifest.json"
-SEED_HEAD = "seed_head.safetensors"
 BUFFER = "buffer.json"
 NAMES = {"replicated": "ddp, or of one process", "accelerate": "zero2 or zero3"}
 """Kinds of training state whose name is not the setting's."""
@@ -62,8 +57,6 @@ def save_checkpoint(run: Run) -> Path:
     rollout = in_stream_order(run) if run.updates_left > 0 else []
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if run.learner.seed_head is not None:
-            save_file(run.learner.seed_head.state_dict(), partial / SEED_HEAD)
         write_state(partial / "controller_state.json", run.controllers.state_dict())
         write_json(partial / "trainer_state.json", _trainer_state(run, kind))
         if rollout:
@@ -157,7 +150,7 @@ def find_checkpoint(output_dir: Path, resume: bool | str) -> Path | None:
 def load_checkpoint(run: Run, path: Path) -> None:
     """Put ``run`` where ``path`` left it: parameters, optimiser, controllers, prompt stream, rollout, position."""
     state = json.loads((path / "trainer_state.json").read_text())
-    strategy, kind = run.learner.strategy, state.get("training_state", "replicated")
+    strategy, kind = run.learner.strategy, state["training_state"]
     if kind == NO_STATE:
         raise UsageError(
             f"resume_from_checkpoint: {path} was saved without training state ({SKIP} was true), so it cannot be "
@@ -173,9 +166,12 @@ def load_checkpoint(run: Run, path: Path) -> None:
             f"resume_from_checkpoint: {path} was written by {state['ranks']} ranks, and {kind} resumes on as many "
             f"only, not {run.plan.ranks}; use distributed=fsdp2 to change the number"
         )
+    if state["seeds"] != run.learner.seeds:
+        raise UsageError(
+            f"resume_from_checkpoint: {path} has {_seed_head(state['seeds'])}, and this run trains "
+            f"{_seed_head(run.learner.seeds)}; resume with the info_seed_loss_type and info_seed_num_seeds of that run"
+        )
     strategy.load(path)
-    if run.learner.seed_head is not None:
-        _load_seed_head(run.learner.seed_head, path / SEED_HEAD)
     controller_file = path / "controller_state.json"
     run.controllers = run.controllers.load_state_dict(
         read_state(controller_file), source=str(controller_file)
@@ -232,20 +228,13 @@ def _trainer_state(run: Run, kind: str) -> dict[str, Any]:
         "skipped_in_a_row": run.skipped_in_a_row,
         "training_state": kind,
         "ranks": run.plan.ranks,
+        "seeds": run.learner.seeds,
         "stream": run.stream.state_dict(),
     }
 
 
-def _load_seed_head(head: nn.Linear, path: Path) -> None:
-    stored = load_file(path) if path.is_file() else {}
-    if {name: tensor.shape for name, tensor in stored.items()} != {
-        name: tensor.shape for name, tensor in head.state_dict().items()
-    }:
-        raise UsageError(
-            f"resume_from_checkpoint: {path.parent} has no seed head for {head.out_features} seeds; resume with the "
-            "info_seed_loss_type and info_seed_num_seeds of that run"
-        )
-    head.load_state_dict(stored)
+def _seed_head(seeds: int | None) -> str:
+    return "no seed head" if seeds is None else f"a seed head for {seeds} seeds"
 
 
 def group_from_json(stored: dict[str, Any]) -> Group:
@@ -260,8 +249,8 @@ def group_from_json(stored: dict[str, Any]) -> Group:
             finish_reasons=tuple(rollout["finish_reasons"]),
             policy_version=rollout["policy_version"],
             seed_prompts=tuple(map(_prompt_from_json, rollout["seed_prompts"])),
-            policy_masks=tuple(map(tuple, rollout.get("policy_masks", ()))),
-            transcripts=tuple(rollout.get("transcripts", ())),
+            policy_masks=tuple(map(tuple, rollout["policy_masks"])),
+            transcripts=tuple(rollout["transcripts"]),
         ),
         rewards={name: tuple(scores) for name, scores in stored["rewards"].items()},
         utilities=tuple(stored["utilities"]),
@@ -269,8 +258,7 @@ def group_from_json(stored: dict[str, Any]) -> Group:
 
 
 def _prompt_from_json(stored: dict[str, Any]) -> Prompt:
-    tuples = {name: tuple(stored.get(name, ())) for name in ("token_ids", "branch")}
-    return Prompt(**(stored | tuples))
+    return Prompt(**(stored | {name: tuple(stored[name]) for name in ("token_ids", "branch")}))
 
 
 def _verify(path: Path) -> None:

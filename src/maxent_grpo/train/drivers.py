@@ -18,10 +18,10 @@ from maxent_grpo.evaluate.exploration import exploration_metrics
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.rollout.seeded import with_seeded
+from maxent_grpo.train.assembly.samplers import sampling_metrics
 from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.journal import Journal
 from maxent_grpo.train.ranks import gathered, own_part, share
-from maxent_grpo.train.samplers import sampling_metrics
 from maxent_grpo.train.seed_evaluation import evaluate_seeds
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step

@@ -17,7 +17,7 @@ from maxent_grpo.models.lm_head import EntropyMode
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train.micro_batches import MicroBatch, scoring_batches
 from maxent_grpo.train.schedule import LearningRate
-from maxent_grpo.train.strategy import Strategy
+from maxent_grpo.train.strategies.strategy import Strategy
 from maxent_grpo.types import Batch, Denominators, Forward, Signal
 
 Reference = Callable[[Batch], tuple[Tensor, ...]]
@@ -57,9 +57,10 @@ class Learner:
         return self.strategy.policy
 
     @property
-    def seed_head(self) -> nn.Linear | None:
-        """InfoSeed's classifier of pooled states, where its loss has one."""
-        return self.strategy.policy.seed_head
+    def seeds(self) -> int | None:
+        """How many seeds InfoSeed's classifier of pooled states tells apart, where its loss has one."""
+        head = self.strategy.policy.seed_head
+        return None if head is None else head.out_features
 
     @property
     def device(self) -> torch.device:

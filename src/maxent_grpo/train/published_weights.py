@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.adapters import is_adapted
-from maxent_grpo.rollout.publisher import WeightInfo
+from maxent_grpo.rollout.publish.publisher import WeightInfo
 
 Value = TypeVar("Value")
 

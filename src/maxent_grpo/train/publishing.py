@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.rollout.publisher import Publisher, PublishFailed, Weights
+from maxent_grpo.rollout.publish.publisher import Publisher, PublishFailed, Weights
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.meter import Meter

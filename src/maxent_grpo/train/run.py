@@ -2,13 +2,10 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.config.checkpointing import VARIABLES, CheckpointSettings
 from maxent_grpo.config.loading import RunConfig, resolved, write_resolved
@@ -16,7 +13,8 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.observe import names
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.observe.trackers import Trackers
-from maxent_grpo.train.assembly import assemble, run_header, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, run_header, start_accelerator
+from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.checkpoint import (
     find_checkpoint,
     load_checkpoint,
@@ -29,17 +27,6 @@ from maxent_grpo.train.ranks import naming_lost_ranks, on_first_rank
 from maxent_grpo.train.state import Run
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Given:
-    """Objects that a caller from Python brings instead of names in the configuration; None: as configured."""
-
-    model: PreTrainedModel | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
-    reward_funcs: Sequence[Callable[..., Any] | str] | None = None
-    train_rows: Sequence[Mapping[str, Any]] | None = None
-    eval_rows: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConf
 from maxent_grpo.config.unsupported import refuse_unsupported
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.loading import ModelSource, load_tokenizer
-from maxent_grpo.train.run import Given, TrainResult, train
+from maxent_grpo.train.assembly.inputs import Given
+from maxent_grpo.train.run import TrainResult, train
 
 Rows = Sequence[str] | Sequence[Mapping[str, Any]]
 Reward = str | Callable[..., Sequence[float | None]]

@@ -5,7 +5,7 @@ For runs that want TRL's trainer itself. Paired comparisons set ``force_custom_l
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset
@@ -16,15 +16,11 @@ from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.models.loading import load_policy, load_tokenizer
 from maxent_grpo.observe import names
 from maxent_grpo.observe.metrics_log import JsonlLog
-from maxent_grpo.rewards.registry import load_rewards
-from maxent_grpo.train.inputs import evaluation_prompts, reward_options, training_prompts
-from maxent_grpo.train.policies import model_source
+from maxent_grpo.train.assembly.inputs import Given, evaluation_prompts, training_prompts, training_rewards
+from maxent_grpo.train.assembly.policies import model_source
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
 from maxent_grpo.train.trl import MaxEntGRPOTrainer
 from maxent_grpo.types import Prompt
-
-if TYPE_CHECKING:
-    from maxent_grpo.train.run import Given
 
 # What TRL calls otherwise: one name for one thing in every metrics.jsonl.
 RENAMED = {
@@ -41,7 +37,7 @@ def find_trl_checkpoint(output_dir: Path, resume: str) -> Path | None:
     return None if newest is None else Path(newest)
 
 
-def train_with_trl(config: RunConfig, given: "Given", output_dir: Path, checkpoint: Path | None) -> int:
+def train_with_trl(config: RunConfig, given: Given, output_dir: Path, checkpoint: Path | None) -> int:
     """Train with `MaxEntGRPOTrainer`, which for plain GRPO is TRL's own; returns the optimiser steps done.
 
     Policy and records land in ``output_dir``.
@@ -51,11 +47,7 @@ def train_with_trl(config: RunConfig, given: "Given", output_dir: Path, checkpoi
     """
     source = model_source(config)
     tokenizer = given.tokenizer or load_tokenizer(source)
-    rewards = load_rewards(
-        given.reward_funcs or config.script.reward_funcs,
-        config.training.reward_weights,
-        reward_options(config),
-    )
+    rewards = training_rewards(config, given)
     training_set = _dataset(training_prompts(config, given, tokenizer))
     held_out = evaluation_prompts(config, given, tokenizer)
     trainer = MaxEntGRPOTrainer(

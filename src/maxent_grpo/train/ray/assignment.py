@@ -10,7 +10,7 @@ from maxent_grpo.config.loading import Command, RunConfig, resolved
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConfig
 from maxent_grpo.data.sources import RetryPolicy
 from maxent_grpo.errors import RunError
-from maxent_grpo.train.run import Given
+from maxent_grpo.train.assembly.inputs import Given
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.models.policy import PolicyForward
-from maxent_grpo.train.inputs import sampling_settings
-from maxent_grpo.train.policies import model_source
+from maxent_grpo.train.assembly.inputs import sampling_settings
+from maxent_grpo.train.assembly.policies import model_source
+from maxent_grpo.train.assembly.samplers import coarser, engine_here
 from maxent_grpo.train.published_weights import PolicyWeights
 from maxent_grpo.train.publishing import Publishing, make_probe
-from maxent_grpo.train.samplers import coarser, engine_here
 from maxent_grpo.types import Batch, Prompt
 
 

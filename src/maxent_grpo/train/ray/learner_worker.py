@@ -17,7 +17,7 @@ from maxent_grpo.evaluate.exploration import exploration_metrics
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.rewards.scoring import group_metrics
-from maxent_grpo.train.assembly import assemble, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
 from maxent_grpo.train.checkpoint import BUFFER, group_from_json, load_checkpoint, save_final
 from maxent_grpo.train.drivers import evaluate, next_groups, seed_libraries, update
 from maxent_grpo.train.journal import RunLogs

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.models.loading import load_policy
-from maxent_grpo.train.assembly import start_accelerator
-from maxent_grpo.train.policies import make_reference, model_source
+from maxent_grpo.train.assembly.assemble import start_accelerator
+from maxent_grpo.train.assembly.policies import make_reference, model_source
 from maxent_grpo.train.ray.assignment import Assignment
 from maxent_grpo.types import Batch
 

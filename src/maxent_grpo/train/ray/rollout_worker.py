@@ -10,23 +10,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.models.adapters import with_adapter
 from maxent_grpo.models.loading import load_policy, load_tokenizer, with_pad_token
-from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
-from maxent_grpo.rewards.registry import load_rewards
 from maxent_grpo.rewards.scoring import Scorer, group_metrics
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import Sampler
-from maxent_grpo.train.assembly import start_accelerator
+from maxent_grpo.train.assembly.assemble import start_accelerator
+from maxent_grpo.train.assembly.inputs import (
+    make_seeds,
+    reward_isolation,
+    sampling_settings,
+    training_rewards,
+)
+from maxent_grpo.train.assembly.policies import model_source
+from maxent_grpo.train.assembly.samplers import configured
 from maxent_grpo.train.drivers import sample_rollouts
-from maxent_grpo.train.inputs import make_seeds, reward_options, sampling_settings
 from maxent_grpo.train.meter import Meter
-from maxent_grpo.train.policies import model_source
 from maxent_grpo.train.publishing import Publishing
 from maxent_grpo.train.ray.assignment import Assignment
 from maxent_grpo.train.ray.engine import publishing_to_engine
-from maxent_grpo.train.samplers import configured
 from maxent_grpo.types import Group, Metrics, Prompt
 
 Weights = Mapping[str, Tensor]
@@ -72,7 +74,12 @@ class RolloutWorker:
         accelerator = start_accelerator(config)
         source = model_source(config)
         tokenizer = with_pad_token(given.tokenizer) if given.tokenizer is not None else load_tokenizer(source)
-        self._scorer = make_scorer(config, self._assignment)
+        self._scorer = Scorer(
+            training_rewards(config, given),
+            training.zero_truncated_completion_rewards,
+            reward_isolation(config),
+            self._assignment.total_steps,
+        )
         self._seeds = make_seeds(config, tokenizer, None, config.script.dataset_prompt_column)
         device = torch.device("cpu") if training.use_vllm else accelerator.device
         model = given.model if given.model is not None else load_policy(source)
@@ -121,19 +128,6 @@ class RolloutWorker:
         self._meter.add({name: stat for name, stat in metrics.items() if name not in of_groups})
         for group in groups:
             yield Sampled(group, self._meter.taken())
-
-
-def make_scorer(config: RunConfig, assignment: Assignment) -> Scorer:
-    training = config.training
-    functions = load_rewards(
-        assignment.given.reward_funcs or config.script.reward_funcs,
-        training.reward_weights,
-        reward_options(config),
-    )
-    isolation = Isolation(
-        IsolationSettings(training.reward_timeout, training.reward_memory_mb, training.reward_workers)
-    )
-    return Scorer(functions, training.zero_truncated_completion_rewards, isolation, assignment.total_steps)
 
 
 @torch.no_grad()

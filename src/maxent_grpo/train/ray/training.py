@@ -12,10 +12,10 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.models.loading import load_tokenizer, with_pad_token
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.observe.metrics_log import JsonlLog
-from maxent_grpo.train.assembly import make_cadence
-from maxent_grpo.train.inputs import training_prompts
+from maxent_grpo.train.assembly.assemble import make_cadence
+from maxent_grpo.train.assembly.inputs import Given, training_prompts
+from maxent_grpo.train.assembly.policies import model_source, needs_reference
 from maxent_grpo.train.journal import RunLogs
-from maxent_grpo.train.policies import model_source, needs_reference
 from maxent_grpo.train.ray.assignment import Assignment
 from maxent_grpo.train.ray.buffer import Bounds, GroupBuffer
 from maxent_grpo.train.ray.cluster import Places, cluster
@@ -23,7 +23,7 @@ from maxent_grpo.train.ray.crew import Crew
 from maxent_grpo.train.ray.drivers import train_async, train_sync
 from maxent_grpo.train.ray.learner_worker import TICKETS_FILE
 from maxent_grpo.train.ray.rollout_worker import Sampled
-from maxent_grpo.train.run import Given, run_title, start_records
+from maxent_grpo.train.run import run_title, start_records
 from maxent_grpo.train.stopping import stopping_on_signal
 
 

@@ -1,0 +1,67 @@
+"""The server's half of weights by gloo. Imported by vLLM alone, when a server asks for it by name.
+
+Written against vLLM 0.30: its NCCL engine does the same with another communicator.
+"""
+
+import socket
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from maxent_grpo.rollout.publish.gloo_group import GlooGroup
+from maxent_grpo.rollout.publish.gloo_messages import GlooInit, GlooUpdate
+
+
+class Init(GlooInit, WeightTransferInitInfo):
+    """As vLLM wants it typed."""
+
+
+class Update(GlooUpdate, WeightTransferUpdateInfo):
+    """As vLLM wants it typed."""
+
+
+class GlooEngine(WeightTransferEngine[Init, Update]):
+    """Receives checkpoint-format parameters, one broadcast each, and loads them layer by layer."""
+
+    init_info_cls = Init
+    update_info_cls = Update
+    _group: GlooGroup | None = None
+
+    def init_transfer_engine(self, init_info: Init) -> None:
+        """Join the trainer's group. A group of an earlier trainer is given up."""
+        parallel = self.parallel_config
+        rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
+        trainer, port = init_info.master_address, init_info.master_port
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((trainer, port))  # sends nothing, and tells which interface leads there
+            own_address = probe.getsockname()[0]
+        self._group = GlooGroup(trainer, port, rank, init_info.world_size, own_address)
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """As the base class, without waiting for an accelerator: there may be none."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: Update) -> None:
+        if self._group is None:
+            raise RuntimeError("weights by gloo: no trainer has connected; call init_transfer_engine first")
+        for name, dtype, shape in zip(
+            update_info.names, update_info.dtype_names, update_info.shapes, strict=True
+        ):
+            weight = torch.empty(shape, dtype=getattr(torch, dtype))
+            self._group.broadcast(weight)
+            self.model.load_weights([(name, weight)])
+
+    def shutdown(self) -> None:
+        self._group = None
