@@ -56,7 +56,7 @@ def assert_same_policy(one: Path, other: Path) -> None:
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module", params=["zero2", "zero3"])
+@pytest.fixture(scope="module", params=["zero2", pytest.param("zero3", marks=pytest.mark.nightly)])
 def shallow(request, tmp_path_factory) -> tuple[str, Path]:
     """A stage, and its run with DeepSpeed's own state in shallow checkpoints."""
     directory = tmp_path_factory.mktemp(request.param)

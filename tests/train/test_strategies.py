@@ -176,7 +176,9 @@ def test_two_killed_ranks_resume_to_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distributed", ["ddp", "fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "distributed", ["ddp", "zero2", *(pytest.param(s, marks=pytest.mark.nightly) for s in ("fsdp2", "zero3"))]
+)
 def test_a_non_finite_loss_on_one_rank_is_stepped_on_none(tmp_path, distributed):
     if distributed.startswith("zero"):
         pytest.importorskip("deepspeed")
