@@ -176,7 +176,7 @@ def test_without_the_package_the_extra_is_named(data, tmp_path, monkeypatch):
         generate(settings_here("http://127.0.0.1:9/v1", data, tmp_path), progress=False)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_distilabel
 def test_killed_and_started_again_every_row_is_there_exactly_once_and_no_process_is_left(data, tmp_path):
     flags = (
