@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
 from safetensors.torch import load_file
 from test_resume import Stopped, contents, stop_at
 
@@ -20,6 +19,7 @@ from maxent_grpo.train.collate import collate
 from maxent_grpo.train.micro_batches import MicroBatch
 from maxent_grpo.train.run import Given, train
 from maxent_grpo.train.step import step
+from ranks import run_ranks, running
 
 INFOSEED = {
     "command": "train-infoseed",
@@ -245,7 +245,7 @@ def test_evaluation_asks_with_every_seed(configure, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_contrast_as_one(tmp_path):
     program = Path(__file__).with_name("two_ranks_contrast.py")
-    ended = run_ranks(tmp_path, [str(tmp_path)], program=program)
+    ended = run_ranks(tmp_path, [str(tmp_path)], call=running(program))
     assert ended.codes == [0, 0], ended.errors
     assert len(list(tmp_path.glob("rank-*"))) == 2
 

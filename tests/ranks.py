@@ -3,6 +3,7 @@
 import runpy
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -25,16 +26,15 @@ def start_ranks(
     arguments: list[str],
     processes: int = 2,
     environ: dict[str, str] | None = None,
-    program: Path | None = None,
+    call: Callable[[list[str]], int] = main,
 ) -> list[BaseProcess]:
-    """``python -m maxent_grpo.grpo arguments`` in each of ``processes`` ranks, with torchrun's environment.
+    """``call(arguments)`` in each of ``processes`` ranks, with torchrun's environment; ``environ`` is added to it.
 
-    ``environ`` is added to it. ``program``: a file to run instead.
+    The call is that of ``python -m maxent_grpo.grpo`` where none is named.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    call = main if program is None else partial(_run_file, str(program))
     torchrun = {
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
@@ -59,10 +59,10 @@ def run_ranks(
     processes: int = 2,
     timeout: float = 600,
     environ: dict[str, str] | None = None,
-    program: Path | None = None,
+    call: Callable[[list[str]], int] = main,
 ) -> Ended:
     """The same, waiting for their end; after ``timeout`` seconds they are killed."""
-    ranks = start_ranks(directory, arguments, processes, environ, program)
+    ranks = start_ranks(directory, arguments, processes, environ, call)
     for process in ranks:
         process.join(timeout)
         if process.is_alive():
@@ -72,7 +72,12 @@ def run_ranks(
     return Ended([-1 if process.exitcode is None else process.exitcode for process in ranks], errors)
 
 
+def running(program: Path) -> Callable[[list[str]], int]:
+    """The call that runs a file with the arguments; what it raises ends the rank with 1."""
+    return partial(_run_file, str(program))
+
+
 def _run_file(program: str, arguments: list[str]) -> int:
     sys.argv = [program, *arguments]
-    runpy.run_path(program, run_name="__main__")  # what it raises ends this rank with 1
+    runpy.run_path(program, run_name="__main__")
     return 0
