@@ -6,6 +6,7 @@ from maxent_grpo.cli import demo
 from maxent_grpo.errors import RunError, UsageError
 
 
+@pytest.mark.slow
 def test_the_demo_trains_both_methods_and_compares_them(tmp_path, capsys):
     demo.run_demo({"steps": 2, "seed": 1, "output_dir": str(tmp_path / "demo")})
     out = capsys.readouterr().out
