@@ -1,4 +1,7 @@
-"""Processes of a command, forked from one that has imported everything: starting one costs no second import."""
+"""Processes of a command, forked from one that has imported everything: starting one costs no second import.
+
+Tests that use it carry ``xdist_group("forked")``: on one worker, so that the import is made once.
+"""
 
 import multiprocessing
 import os

@@ -14,6 +14,7 @@ LIMIT = 8
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 def test_killed_twice_the_evaluation_ends_as_if_left_alone(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(command(whole, LIMIT)[3:]) == 0

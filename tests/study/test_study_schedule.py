@@ -130,6 +130,7 @@ def study_of_five_steps(arguments: list[str]) -> int:
     return len(failed)
 
 
+@pytest.mark.xdist_group("forked")
 def test_a_killed_study_goes_on_with_the_runs_that_were_under_way(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     output = tmp_path / "study"

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import Ended, run_ranks
 from safetensors.torch import load_file
 from test_strategies import arguments
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,8 +19,9 @@ from maxent_grpo.config.checkpointing import ALLOW, MODE, PREFER, SKIP, SOURCE, 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.train.metadata import find_source, paired_run, save_metadata
 from maxent_grpo.train.run import train
+from ranks import Ended, run_ranks
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one worker: ranks fork from one process, runs are shared
+pytestmark = pytest.mark.xdist_group("forked")  # one worker: ranks fork from one process, runs are shared
 
 SHORT = {
     "max_steps": 2,

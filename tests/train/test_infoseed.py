@@ -243,6 +243,7 @@ def test_evaluation_asks_with_every_seed(configure, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 def test_two_ranks_contrast_as_one(tmp_path):
     program = Path(__file__).with_name("two_ranks_contrast.py")
     ended = run_ranks(tmp_path, [str(tmp_path)], call=running(program))

@@ -12,7 +12,7 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.train.published_weights import PolicyWeights
 from ranks import run_ranks, running
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one worker: ranks fork from one process, runs are shared
+pytestmark = pytest.mark.xdist_group("forked")  # one worker: ranks fork from one process, runs are shared
 
 
 def weights_of(model: Any) -> PolicyWeights:

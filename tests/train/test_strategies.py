@@ -24,7 +24,7 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.grpo import main
 from ranks import run_ranks, start_ranks
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one worker: ranks fork from one process, runs are shared
+pytestmark = pytest.mark.xdist_group("forked")  # one worker: ranks fork from one process, runs are shared
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "configs" / "recipes" / "tiny" / "grpo" / "config_graph_coloring.yaml"
