@@ -72,11 +72,12 @@ types: $(INSTALLED)  ## type check
 unit: $(INSTALLED)  ## the tests, on two workers of one thread each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not nightly'
 
-test-nightly: $(INSTALLED)  ## proofs that take minutes each, which unit leaves out
+test-nightly: $(INSTALLED) $(INSTALLED_VLLM)  ## proofs that unit and test-vllm leave out, in both environments
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
+	@OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest -m 'vllm and nightly' tests/vllm_live
 
 test-vllm: $(INSTALLED_VLLM)  ## the tests that need a live vLLM, in its own environment
-	@OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest -m vllm tests/vllm_live
+	@OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest -m 'vllm and not nightly' tests/vllm_live
 
 format: $(INSTALLED)  ## rewrite files in the project's style
 	@$(BIN)/ruff check --fix

@@ -25,6 +25,11 @@ def pytest_configure(config: pytest.Config) -> None:
             config.addinivalue_line(name, line)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: with several workers, none waits at the end for a long test that another began last."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -52,7 +52,7 @@ def test_a_step_is_compared_phase_by_phase(
         assert f"ours 48, {peer} 48" in shown.out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_several_workloads_are_rows_of_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     sampler.main([*TINY, "--peer", "none", "--precision", "float32", "bf16"])
     head, *rows = cells(capsys.readouterr().out)
@@ -70,7 +70,7 @@ def test_an_update_alone_is_compared_and_every_repeat_kept(
     assert lines[0].endswith("system,repeat,phase,cpu_s,wall_s,tokens")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bf16_systems_agree() -> None:
     # The precision is a state of the process (Accelerate's), so that it is not mixed with float32 in one.
     command = [sys.executable, "-m", "benchmarks.update", *TINY, "--precision", "bf16", "--no-memory"]

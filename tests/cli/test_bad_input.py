@@ -10,18 +10,6 @@ from maxent_grpo.cli.main import maxent
 from maxent_grpo.objectives.catalog import Objective
 
 
-def raises(completions, **_):
-    raise ValueError("no such unit")
-
-
-def tells_apart(completions, **columns):
-    return [float(i) for i in range(len(completions))]
-
-
-def gives_nan(completions, **_):
-    return [float("nan")] * len(completions)
-
-
 @pytest.fixture
 def run_cli(
     tmp_path: Path, policy_dir: Path, capfd: pytest.CaptureFixture[str]
@@ -36,7 +24,7 @@ def run_cli(
         settings: dict[str, object] = {
             "model_name_or_path": policy_dir,
             "dataset_name": tmp_path / "rows.jsonl",
-            "reward_funcs": f"[{__name__}:gives_nan]",
+            "reward_funcs": "[wrong_rewards:gives_nan]",
             "output_dir": tmp_path / "run",
             "maxent_tau": 0.05,
             "beta": 0.1,
@@ -67,8 +55,8 @@ def run_cli(
         ({"model_name_or_path": "/no/such/model"}, 2, ["/no/such/model"]),
         ({"output_dir": "/proc/no/run"}, 2, ["output_dir", "/proc/no/run", "choose another directory"]),
         ({"reward_funcs": "[acuracy]"}, 2, ["acuracy", "pure_accuracy_math"]),
-        ({"reward_funcs": f"[{__name__}:gives_nan]"}, 1, ["gives_nan", "step 1"]),
-        ({"reward_funcs": f"[{__name__}:raises]"}, 1, ["raises", "ValueError: no such unit", "step 1"]),
+        ({"reward_funcs": "[wrong_rewards:gives_nan]"}, 1, ["gives_nan", "step 1"]),
+        ({"reward_funcs": "[wrong_rewards:raises]"}, 1, ["raises", "ValueError: no such unit", "step 1"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -88,7 +76,7 @@ def test_an_empty_dataset_is_named(run_cli, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"reward_funcs": f"[{__name__}:tells_apart]"},
+        {"reward_funcs": "[wrong_rewards:tells_apart]"},
         {"reward_funcs": "[task_reward]", "dataset_name": "task:arithmetic"},  # no other gradient
     ],
 )

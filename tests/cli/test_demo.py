@@ -6,6 +6,7 @@ from maxent_grpo.cli import demo
 from maxent_grpo.errors import RunError, UsageError
 
 
+@pytest.mark.slow
 def test_the_demo_trains_both_methods_and_compares_them(tmp_path, capsys):
     demo.run_demo({"steps": 2, "seed": 1, "output_dir": str(tmp_path / "demo")})
     out = capsys.readouterr().out
@@ -25,8 +26,8 @@ def test_the_demo_trains_both_methods_and_compares_them(tmp_path, capsys):
 
 
 def test_a_failing_arm_is_told_with_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "METHODS", {"Dr. GRPO": ("train-baseline", "baseline", "nowhere")})
-    with pytest.raises(RunError, match=r"Dr\. GRPO failed: .*there is no such recipe.*train\.log"):
+    monkeypatch.setattr(demo, "METHODS", {"Dr. GRPO": ("train-nowhere", "baseline", "grpo")})
+    with pytest.raises(RunError, match=r"Dr\. GRPO failed: .*Unsupported command: train-nowhere.*train\.log"):
         demo.run_demo({"steps": 2, "output_dir": str(tmp_path / "demo")})
 
 

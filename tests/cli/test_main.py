@@ -116,13 +116,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_dry_run_prints_settings_route_and_plan_and_writes_nothing(
-    recipe: Callable[[str], Path], tmp_path: Path
+    recipe: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe("maxent")
-    arguments = ("command=train-maxent", "maxent.recipe=maxent.yaml", "training.max_steps=7", "dry_run=true")
-    done = _process(*arguments, "training.vllm_url=http://me:hunter2@host:1/generate", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    printed: dict[str, Any] = yaml.safe_load(done.stdout)
+    arguments = ["command=train-maxent", "maxent.recipe=maxent.yaml", "training.max_steps=7", "dry_run=true"]
+    assert scripts.main([*arguments, "training.vllm_url=http://me:hunter2@host:1/generate"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    printed: dict[str, Any] = yaml.safe_load(out)
     assert printed["route"] == "native"
     assert printed["route_reason"] == "maxent is a MaxEnt objective"
     assert printed["plan"] == {
@@ -138,7 +139,7 @@ def test_dry_run_prints_settings_route_and_plan_and_writes_nothing(
     }
     assert "var/data/out/metrics.jsonl" in printed["writes"]
     assert printed["settings"]["training"]["learning_rate"] == 1e-6
-    assert "hunter2" not in done.stdout
+    assert "hunter2" not in out
     assert [path.name for path in tmp_path.iterdir()] == ["maxent.yaml"]
 
 

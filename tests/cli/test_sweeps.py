@@ -41,7 +41,7 @@ def test_a_sweep_of_two_learning_rates_trains_two_policies(
     assert policies[0] != policies[1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_joblib_launcher_runs_the_jobs_in_processes_of_their_own(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = [

@@ -1,24 +1,32 @@
 """An evaluation killed in the middle and started again holds each prompt once, with the figures of one left alone."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
-from benchmarks.kill_evaluation import differences, finish, kill, lines_written, start, wait_for_lines
+from benchmarks.kill_evaluation import command, differences, lines_written
 
-LIMIT = 12
+from forked import start
+from maxent_grpo.cli.main import main
+
+LIMIT = 8
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 def test_killed_twice_the_evaluation_ends_as_if_left_alone(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(whole, LIMIT))
+    assert main(command(whole, LIMIT)[3:]) == 0
     for lines in (2, LIMIT + 2):  # under the first seed and under the second
-        process = start(killed, LIMIT)
-        assert wait_for_lines(process, killed, lines)
-        kill(process)
+        process = start(main, command(killed, LIMIT)[3:], tmp_path / "written")
+        while lines_written(killed) < lines:
+            assert process.is_alive(), (tmp_path / "written").read_text()
+            time.sleep(0.01)
+        process.kill()
+        process.join()
         assert lines <= lines_written(killed) < 2 * LIMIT
-    finish(start(killed, LIMIT))
+    assert main(command(killed, LIMIT)[3:]) == 0
     assert differences(whole, killed, LIMIT) == []
 
 

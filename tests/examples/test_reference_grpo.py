@@ -30,7 +30,7 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_package_equals_the_one_file_specification(reference, method, tmp_path):
-    settings = reference.Settings(method=method, steps=3, prompts_per_step=4, num_generations=6, seed=3)
+    settings = reference.Settings(method=method, steps=2, prompts_per_step=4, num_generations=6, seed=3)
     expected, losses = reference.train(settings, report=lambda line: None)
     command, objective = METHODS[method]
     own = {

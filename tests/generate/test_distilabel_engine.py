@@ -9,8 +9,10 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from generation_files import lines, settings_of
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.generate.run import generate
@@ -32,17 +34,9 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def settings_of(url: str, data: Path, tmp_path: Path, **changes) -> GenerateSettings:
-    settings = {
-        "hf_dataset": str(data),
-        "model": "served",
-        "vllm_server_url": url,
-        "output_dir": str(tmp_path / "out"),
-        "input_batch_size": 4,
-        "timeout": 5.0,
-        "retries": 0,
-    }
-    return GenerateSettings(**(settings | HONOURED | changes))
+def settings_here(url: str, data: Path, tmp_path: Path, **changes: Any) -> GenerateSettings:
+    """Settings that this engine honours; what fails is not asked again."""
+    return settings_of(url, data, tmp_path, **({"retries": 0} | HONOURED | changes))
 
 
 def as_json(reply: Reply) -> Reply:
@@ -57,14 +51,10 @@ def answered(request: Request, tokens: int = 7) -> Reply:
     return as_json(Reply(json.dumps(body).encode()))
 
 
-def lines(tmp_path: Path, name: str = "rows.jsonl") -> list[dict]:
-    return [json.loads(line) for line in (tmp_path / "out" / name).read_text().splitlines()]
-
-
 @needs_distilabel
 def test_every_row_is_asked_as_the_settings_say(data, tmp_path):
     with serving(lambda request: replace(answered(request), delay=0.05)) as server:
-        settings = settings_of(
+        settings = settings_here(
             server.url, data, tmp_path, num_generations=3, max_new_tokens=99, system_prompt="be brief",
             prompt_template="{{ instruction }}\n", client_replicas=2,
         )  # fmt: skip
@@ -96,7 +86,7 @@ def test_a_failing_row_takes_no_other_with_it_and_is_tried_again_by_the_next_cal
         "question 4": as_json(chat(None)),
     }
     with serving(lambda request: faults.get(request.question) or answered(request)) as server:
-        settings = settings_of(server.url, data, tmp_path)
+        settings = settings_here(server.url, data, tmp_path)
         with pytest.raises(
             RunError, match=rf"4 of {ROWS} rows have no completion \(row 1: endpoint "
         ) as error:
@@ -125,7 +115,7 @@ def test_its_client_tries_passing_faults_again(data, tmp_path):
 
     with serving(answer) as server:
         generate(
-            settings_of(server.url, data, tmp_path, retries=1, input_batch_size=1, limit=3), progress=False
+            settings_here(server.url, data, tmp_path, retries=1, input_batch_size=1, limit=3), progress=False
         )
     assert len(server.requests) == 6
 
@@ -139,7 +129,7 @@ def test_what_every_request_would_be_told_ends_the_call(data, tmp_path, monkeypa
         return Reply(f"no: {request.headers['authorization']}".encode(), status=status)
 
     with serving(answer) as server, pytest.raises(RunError, match=rf"HTTP {status}.*no: Bearer \*\*\*"):
-        generate(settings_of(server.url, data, tmp_path, api_key_env="MY_KEY"), progress=False)
+        generate(settings_here(server.url, data, tmp_path, api_key_env="MY_KEY"), progress=False)
     assert len(server.requests) == 4
     assert not any("sk-secret" in path.read_text() for path in (tmp_path / "out").iterdir())
 
@@ -149,13 +139,13 @@ def test_a_server_that_is_gone_is_named(data, tmp_path):
     with serving(lambda request: chat("x")) as server:
         url = server.url
     with pytest.raises(RunError, match=r"row 0: endpoint http.*APIConnectionError: Connection error"):
-        generate(settings_of(url, data, tmp_path), progress=False)
+        generate(settings_here(url, data, tmp_path), progress=False)
 
 
 @needs_distilabel
 def test_engines_are_not_mixed_in_a_folder(data, tmp_path):
     with serving(answered) as server:
-        settings = settings_of(server.url, data, tmp_path, limit=1)
+        settings = settings_here(server.url, data, tmp_path, limit=1)
         generate(settings, progress=False)
         with pytest.raises(UsageError, match="engine: distilabel in the file, unknown here"):
             generate(replace(settings, engine="builtin"), progress=False)
@@ -173,7 +163,7 @@ def test_engines_are_not_mixed_in_a_folder(data, tmp_path):
 )
 def test_what_it_cannot_do_is_refused_before_anything_is_asked(data, tmp_path, changes, message):
     with serving(answered) as server, pytest.raises(UsageError, match=message):
-        generate(settings_of(server.url, data, tmp_path, **changes), progress=False)
+        generate(settings_here(server.url, data, tmp_path, **changes), progress=False)
     assert server.requests == []
 
 
@@ -183,10 +173,10 @@ def test_without_the_package_the_extra_is_named(data, tmp_path, monkeypatch):
         importlib.util, "find_spec", lambda name: None if name == "distilabel" else find_spec(name)
     )
     with pytest.raises(UsageError, match=r"not installed; pip install 'maxent-grpo\[distilabel\]'"):
-        generate(settings_of("http://127.0.0.1:9/v1", data, tmp_path), progress=False)
+        generate(settings_here("http://127.0.0.1:9/v1", data, tmp_path), progress=False)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_distilabel
 def test_killed_and_started_again_every_row_is_there_exactly_once_and_no_process_is_left(data, tmp_path):
     flags = (

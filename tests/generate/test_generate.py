@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from generation_files import lines, settings_of
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.generate.engine import BuiltinEngine
@@ -35,25 +36,8 @@ def counted(text: str, tokens: int) -> Reply:
     )
 
 
-def settings_of(url: str, data: Path, tmp_path: Path, **changes) -> GenerateSettings:
-    settings = {
-        "hf_dataset": str(data),
-        "model": "served",
-        "vllm_server_url": url,
-        "output_dir": str(tmp_path / "out"),
-        "input_batch_size": 4,
-        "timeout": 5.0,
-        "retries": 1,
-    }
-    return GenerateSettings(**(settings | changes))
-
-
 def run(settings: GenerateSettings):
     return generate(settings, engine=BuiltinEngine(settings, first_pause=0.01), progress=False)
-
-
-def lines(tmp_path: Path, name: str = "rows.jsonl") -> list[dict]:
-    return [json.loads(line) for line in (tmp_path / "out" / name).read_text().splitlines()]
 
 
 def test_every_row_is_asked_as_the_settings_say_and_kept_with_its_columns(data, tmp_path):

@@ -118,7 +118,7 @@ def test_what_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> Non
     state = subprocess.run(
         ["ps", "-o", "stat=", "-p", log.read_text().strip()], capture_output=True, text=True, check=False
     )
-    assert state.stdout.strip()[:1] in ("", "Z")  # under nice "ZN"
+    assert state.stdout.strip()[:1] in ("", "Z")  # "ZN" where the tests run niced
 
 
 def test_variables_that_a_step_must_not_see_are_gone(tmp_path: Path) -> None:

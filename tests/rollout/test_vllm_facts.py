@@ -55,6 +55,14 @@ def test_what_is_found_out_at_the_start(tokenizer: Any) -> None:
         assert sampler_of(server.url, tokenizer).check().protocol == "trl"
 
 
+def test_a_server_without_the_echo_is_refused_at_the_start(tokenizer: Any) -> None:
+    refusal = r"does not echo client_tag='mine' \(policy strict\); start vLLM with `--middleware"
+    with serving(completions) as server:
+        with pytest.raises(GenerationServiceError, match=refusal):
+            sampler_of(server.url, tokenizer, client_tag="mine", tag_policy="strict").check(SETTINGS)
+        sampler_of(server.url, tokenizer, client_tag="mine", tag_policy="lenient").check(SETTINGS)
+
+
 def processed(asked: Asked) -> dict[str, Any]:
     """A server with --logprobs-mode processed_logprobs: one token left to choose from has log-prob 0."""
     reply = completions(asked)

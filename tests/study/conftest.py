@@ -36,12 +36,18 @@ def tree() -> dict[str, Any]:
     return json.loads(json.dumps(PLAN))
 
 
-@pytest.fixture
-def plan(tree: dict[str, Any], tmp_path: Path) -> Plan:
-    return replace(plan_of(tree), output_dir=tmp_path / "study")
+@pytest.fixture(scope="session")
+def plan_in() -> Callable[[Path], Plan]:
+    """The plan, with its runs below a directory."""
+    return lambda directory: replace(plan_of(json.loads(json.dumps(PLAN))), output_dir=directory / "study")
 
 
 @pytest.fixture
+def plan(plan_in: Callable[[Path], Plan], tmp_path: Path) -> Plan:
+    return plan_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
 def make_rows() -> Callable[..., pd.DataFrame]:
     """Evaluation rows of 20 prompts: ``effects`` (arm → shift of coverage), ``run_sd`` between runs."""
 
@@ -79,7 +85,7 @@ def make_rows() -> Callable[..., pd.DataFrame]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def finish() -> Callable[[Plan, pd.DataFrame], None]:
     """Leaves the files of finished runs that hold ``rows``, with records of four steps each."""
 

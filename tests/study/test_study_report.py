@@ -13,16 +13,23 @@ from maxent_grpo.study.curves import average
 from maxent_grpo.study.study import report_study
 
 
-@pytest.fixture
-def plan_file(tmp_path):
-    path = tmp_path / "plan.yaml"
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "plan.yaml"
     path.write_text("question: <b>Does it?</b>\n")
     return path
 
 
-def test_the_report_carries_its_numbers_figures_and_plan(plan, plan_file, make_rows, finish):
+@pytest.fixture(scope="module")
+def reported(plan_in, plan_file, make_rows, finish, tmp_path_factory):
+    """A plan whose arm "other" is better, and the files of its report."""
+    plan = plan_in(tmp_path_factory.mktemp("reported"))
     finish(plan, make_rows(plan, {"other": 0.1}))
-    paths = report_study(plan, plan_file, cells_of(plan))
+    return plan, report_study(plan, plan_file, cells_of(plan))
+
+
+def test_the_report_carries_its_numbers_figures_and_plan(reported):
+    plan, paths = reported
     assert {path.name for path in paths} >= {"runs.parquet", "effects.csv", "report.html"}
     page = (plan.output_dir / "report.html").read_text()
     effects = pd.read_csv(plan.output_dir / "effects.csv").set_index(["outcome", "arm"])
@@ -57,9 +64,9 @@ def test_the_head_warns_of_missing_runs_and_too_few_seeds(plan, plan_file, make_
     assert "With 4 seeds the smallest p that the permutation test can give is .125" in head
 
 
-def test_equal_runs_give_equal_files(plan, plan_file, make_rows, finish):
-    finish(plan, make_rows(plan, {"other": 0.1}))
-    first = {path: path.read_bytes() for path in report_study(plan, plan_file, cells_of(plan))}
+def test_equal_runs_give_equal_files(reported, plan_file):
+    plan, paths = reported
+    first = {path: path.read_bytes() for path in paths}
     again = {path: path.read_bytes() for path in report_study(plan, plan_file, cells_of(plan))}
     assert first == again
 

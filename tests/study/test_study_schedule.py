@@ -1,6 +1,7 @@
 """Scheduling, with commands of milliseconds in place of training: what is started, waited for and left alone."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from forked import finish, start
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.study import schedule, study
 from maxent_grpo.study.cells import cells_of, config_of
@@ -103,6 +105,51 @@ def test_a_run_whose_process_outlived_its_study_is_waited_for(smoke):
     assert time.monotonic() - started > 0.5
     assert lines == ["waiting   graph_coloring/dr_grpo/seed-0: a process of an earlier start is still at it"]
     assert left.read_text() == "orphan"
+
+
+FIVE_STEPS = """
+import pathlib, sys, time
+run = pathlib.Path(sys.argv[1])
+log = run / "metrics.jsonl"
+done = len(log.read_text().splitlines()) if log.exists() else 0
+for step in range(done, 5):
+    with log.open("a") as file:
+        file.write(f"{step}\\n")
+    time.sleep(0.2)
+(run / "model.safetensors").touch()
+"""
+
+
+def study_of_five_steps(arguments: list[str]) -> int:
+    """A study, its runs in five steps of a fifth of a second that go on where their records end."""
+    schedule.train_command = lambda cell: [sys.executable, "-c", FIVE_STEPS, str(cell.directory)]
+    schedule.evaluate_command = lambda cell, evaluation: touch(cell.directory / "evaluation.parquet")
+    plan = replace(read_plan(SMOKE), output_dir=Path(arguments[0]))
+    failed, lines = run(plan, cells_of(plan))
+    print("\n".join(lines))
+    return len(failed)
+
+
+@pytest.mark.xdist_group("forked")
+def test_a_killed_study_goes_on_with_the_runs_that_were_under_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    output = tmp_path / "study"
+    first, second, *_ = cells_of(replace(read_plan(SMOKE), output_dir=output))
+    killed = start(study_of_five_steps, [str(output)], tmp_path / "killed")
+    while not all((cell.directory / "metrics.jsonl").exists() for cell in (first, second)):
+        assert killed.is_alive(), (tmp_path / "killed").read_text()
+        time.sleep(0.01)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    killed.kill()
+    os.kill(int(children[0]), signal.SIGKILL)  # one of the two runs; the other goes on, an orphan
+    killed.join()
+    said = finish(study_of_five_steps, [str(output)], tmp_path / "said")
+    assert f"resumed   {first.name}" in said
+    assert said.count("started") == 2
+    for cell in cells_of(replace(read_plan(SMOKE), output_dir=output)):
+        assert state_of(cell.directory) is State.DONE
+        assert (cell.directory / "metrics.jsonl").read_text().split() == ["0", "1", "2", "3", "4"]
+    assert "done" not in finish(study_of_five_steps, [str(output)], tmp_path / "again")
 
 
 def test_an_index_runs_one_run_and_no_report(smoke):

@@ -1,12 +1,10 @@
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from local_ray import ray_of_this_machine
 from maxent_grpo.config.loading import RunConfig, resolve
 from maxent_grpo.train.run import train
 
@@ -44,15 +42,8 @@ def configure(policy_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """One Ray for the session, with more logical processors than there are."""
-    ray = pytest.importorskip("ray")
-    from maxent_grpo.train.ray.cluster import start_here
-
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    session = tempfile.mkdtemp(prefix="ray-")  # short: the paths of Unix sockets below it are limited
-    start_here(session, num_cpus=6)
-    yield
-    ray.shutdown()
-    shutil.rmtree(session, ignore_errors=True)
+    with ray_of_this_machine(num_cpus=6):
+        yield
 
 
 def tiny(directory: Path, **settings: Any) -> RunConfig:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import Ended, run_ranks
 from safetensors.torch import load_file
 from test_strategies import arguments
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,8 +19,9 @@ from maxent_grpo.config.checkpointing import ALLOW, MODE, PREFER, SKIP, SOURCE, 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.train.checkpoint_metadata import find_source, paired_run, save_metadata
 from maxent_grpo.train.run import train
+from ranks import Ended, run_ranks
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one worker: ranks fork from one process, runs are shared
+pytestmark = pytest.mark.xdist_group("forked")  # one worker: ranks fork from one process, runs are shared
 
 SHORT = {
     "max_steps": 2,
@@ -56,7 +56,7 @@ def assert_same_policy(one: Path, other: Path) -> None:
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module", params=["zero2", "zero3"])
+@pytest.fixture(scope="module", params=["zero2", pytest.param("zero3", marks=pytest.mark.nightly)])
 def shallow(request, tmp_path_factory) -> tuple[str, Path]:
     """A stage, and its run with DeepSpeed's own state in shallow checkpoints."""
     directory = tmp_path_factory.mktemp(request.param)

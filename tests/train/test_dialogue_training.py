@@ -42,40 +42,18 @@ def configured(tmp_path, **settings):
     return resolve("train-baseline", None, {"flat": flat}, environ={})
 
 
-@pytest.fixture
-def run(tmp_path) -> Run:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
     """A run in float64 with a rollout of two prompts, one SGD step of rate 1 away from its gradient."""
     plain = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_grad_norm": 1e9}
-    config = configured(tmp_path, **plain)
-    made = assemble(config, Given(), start_accelerator(config), tmp_path)
+    directory = tmp_path_factory.mktemp("dialogue")
+    config = configured(directory, **plain)
+    made = assemble(config, Given(), start_accelerator(config), directory)
     made.learner.model.double()
     drivers.collect(made)
     spread = tuple(float(i) for i in range(8))  # whatever was right: every completion teaches
     made.rollout = [replace(group, utilities=spread) for group in made.rollout]
     return made
-
-
-def test_the_gradient_is_that_of_a_loop_over_rows(run: Run) -> None:
-    model = run.learner.model
-    assert any(False in mask for group in run.rollout for mask in group.rollout.policy_masks)
-    loss = torch.zeros((), dtype=torch.float64)
-    for group in run.rollout:
-        mean = sum(group.utilities) / len(group.utilities)
-        rows = zip(group.rollout.token_ids, group.rollout.policy_masks, group.utilities, strict=True)
-        for ids, written, utility in rows:
-            prompt = group.rollout.prompt.token_ids
-            logps = model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(dim=-1)
-            for t, (token, own) in enumerate(zip(ids, written, strict=True)):
-                if own:
-                    loss = loss - (utility - mean) * logps[len(prompt) + t - 1, token]
-    loss = loss / (16 * 24)  # Dr. GRPO: completions × longest
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-
-    before = torch.cat([p.detach().flatten() for p in model.parameters()])
-    step(run, run.rollout)
-    moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
-    error = float((moved + expected).norm() / expected.norm())
-    assert error < 1e-6  # the model's norms compute in float32
 
 
 @pytest.mark.parametrize("name", ["dapo", "gspo", "maxent", "tilted", "top_entropy"])
@@ -118,6 +96,30 @@ def test_denominators_count_the_policys_tokens(run: Run) -> None:
 def test_a_checkpoints_rollout_keeps_the_turns(run: Run) -> None:
     for group in run.rollout:
         assert group_from_json(json.loads(json.dumps(asdict(group)))) == group
+
+
+def test_the_gradient_is_that_of_a_loop_over_rows(run: Run) -> None:
+    """Moves the parameters of ``run``, whose rollout the other tests read."""
+    model = run.learner.model
+    assert any(False in mask for group in run.rollout for mask in group.rollout.policy_masks)
+    loss = torch.zeros((), dtype=torch.float64)
+    for group in run.rollout:
+        mean = sum(group.utilities) / len(group.utilities)
+        rows = zip(group.rollout.token_ids, group.rollout.policy_masks, group.utilities, strict=True)
+        for ids, written, utility in rows:
+            prompt = group.rollout.prompt.token_ids
+            logps = model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(dim=-1)
+            for t, (token, own) in enumerate(zip(ids, written, strict=True)):
+                if own:
+                    loss = loss - (utility - mean) * logps[len(prompt) + t - 1, token]
+    loss = loss / (16 * 24)  # Dr. GRPO: completions × longest
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    step(run, run.rollout)
+    moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+    error = float((moved + expected).norm() / expected.norm())
+    assert error < 1e-6  # the model's norms compute in float32
 
 
 def test_the_tiny_policy_trains_on_countdown_with_feedback(tmp_path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
 from safetensors.torch import load_file
 from test_resume import Stopped, contents, stop_at
 
@@ -21,6 +20,7 @@ from maxent_grpo.train.collate import collate
 from maxent_grpo.train.micro_batches import MicroBatch
 from maxent_grpo.train.run import train
 from maxent_grpo.train.step import step
+from ranks import run_ranks, running
 
 INFOSEED = {
     "command": "train-infoseed",
@@ -56,33 +56,29 @@ def vector(parameters) -> torch.Tensor:
     return torch.cat([p.detach().double().flatten() for p in parameters])
 
 
-def moved(run, micro_groups: int = 4, every: bool = True) -> torch.Tensor:
-    """How far one SGD step of rate 1 moves the parameters: the negative gradient."""
+def stepped(run, micro_groups: int = 4, every: bool = True) -> tuple[torch.Tensor, dict[str, float]]:
+    """How far one SGD step of rate 1 moves the parameters (the negative gradient), and the step's metrics."""
     run.plan = replace(run.plan, micro_groups=micro_groups)
     trained = run.learner.policy.parameters if every else run.learner.model.parameters
     before = vector(trained())
-    step(run, run.rollout)
-    return vector(trained()) - before
+    metrics = step(run, run.rollout).metrics
+    return vector(trained()) - before, metrics
+
+
+def moved(run, micro_groups: int = 4, every: bool = True) -> torch.Tensor:
+    return stepped(run, micro_groups, every)[0]
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_gradient_does_not_depend_on_the_micro_batch_size(make_run, name):
-    whole = moved(make_run(**LOSSES[name]), micro_groups=4)
-    for micro_groups in (1, 2, 3):
-        parts = moved(make_run(**LOSSES[name]), micro_groups=micro_groups)
-        assert (parts - whole).norm() <= 1e-6 * whole.norm()
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_metrics_do_not_depend_on_the_micro_batch_size(make_run, name):
-    results = []
-    for micro_groups in (1, 4):
-        run = make_run(**LOSSES[name])
-        run.plan = replace(run.plan, micro_groups=micro_groups)
-        results.append(step(run, run.rollout).metrics)
-    assert results[0] == pytest.approx(results[1], rel=1e-5, abs=1e-7)
-    assert results[0]["loss/seed"] > 0.1
-    assert {"seed/seed_pred_acc", "seed/seed_pred_acc_aug", "seed/seed_diversity_l2"} <= results[0].keys()
+def test_gradient_and_metrics_do_not_depend_on_the_micro_batch_size(make_run, name):
+    steps = [stepped(make_run(**LOSSES[name]), micro_groups=count) for count in (4, 1, 3)]
+    movements, metrics = zip(*steps, strict=True)
+    for parts in movements[1:]:
+        assert (parts - movements[0]).norm() <= 1e-6 * movements[0].norm()
+    for found in metrics[1:]:
+        assert found == pytest.approx(metrics[0], rel=1e-5, abs=1e-7)
+    assert metrics[0]["loss/seed"] > 0.1
+    assert {"seed/seed_pred_acc", "seed/seed_pred_acc_aug", "seed/seed_diversity_l2"} <= metrics[0].keys()
 
 
 def test_with_dropout_the_contrast_sees_the_states_that_are_differentiated(make_run):
@@ -250,9 +246,10 @@ def test_evaluation_asks_with_every_seed(configure, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 def test_two_ranks_contrast_as_one(tmp_path):
     program = Path(__file__).with_name("two_ranks_contrast.py")
-    ended = run_ranks(tmp_path, [str(tmp_path)], program=program)
+    ended = run_ranks(tmp_path, [str(tmp_path)], call=running(program))
     assert ended.codes == [0, 0], ended.errors
     assert len(list(tmp_path.glob("rank-*"))) == 2
 

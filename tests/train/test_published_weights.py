@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from ranks import run_ranks
 from transformers import Qwen2ForCausalLM
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.train.published_weights import PolicyWeights
+from ranks import run_ranks, running
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one worker: ranks fork from one process, runs are shared
+pytestmark = pytest.mark.xdist_group("forked")  # one worker: ranks fork from one process, runs are shared
 
 
 def weights_of(model: Any) -> PolicyWeights:
@@ -80,6 +80,6 @@ def test_shards_are_published_whole_and_one_at_a_time(policy_dir: Path, tmp_path
     if kind == "zero3":
         pytest.importorskip("deepspeed")
     program = Path(__file__).with_name("two_ranks_published.py")
-    ended = run_ranks(tmp_path, [str(policy_dir), kind, str(tmp_path)], program=program)
+    ended = run_ranks(tmp_path, [str(policy_dir), kind, str(tmp_path)], call=running(program))
     assert ended.codes == [0, 0], ended.errors
     assert len(list(tmp_path.glob("rank-*"))) == 2

@@ -50,7 +50,7 @@ def test_async_without_staleness_gives_the_parameters_of_the_inline_driver(
     assert numbers == list(range(20))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_several_updates_per_rollout_with_controllers_are_the_inline_ones(ray_here, configure, tmp_path):
     """MaxEnt's listwise loss reads the sampler's log-probs, which are the same bits where one worker samples all."""
     settings = {
@@ -73,7 +73,7 @@ def test_several_updates_per_rollout_with_controllers_are_the_inline_ones(ray_he
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distributed", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("distributed", ["ddp", pytest.param("fsdp2", marks=pytest.mark.nightly)])
 def test_two_learner_ranks_with_and_without_a_reference_worker_learn_what_one_process_does(
     ray_here, configure, tmp_path, distributed
 ):

@@ -143,7 +143,7 @@ def two_nodes() -> Iterator[str]:
     shutil.rmtree(session, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_driver_resumes_on_two_nodes_to_the_parameters_of_the_inline_driver(
     two_nodes: str, configure_tiny: Callable, tmp_path: Path
 ):

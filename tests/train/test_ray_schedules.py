@@ -67,7 +67,9 @@ def assert_the_same_run(mine: Path, expected: Path, policy: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("driver", ["sync with overlap", "async, every second step"])
+@pytest.mark.parametrize(
+    "driver", ["sync with overlap", pytest.param("async, every second step", marks=pytest.mark.nightly)]
+)
 def test_stale_groups_are_trained_as_one_process_trains_them(ray_here, configure, tmp_path, driver):
     """One worker samples in order, so that the schedule is known: versions by rollout."""
     settings, versions = {
@@ -98,7 +100,7 @@ def test_stale_groups_are_trained_as_one_process_trains_them(ray_here, configure
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_adapter_and_seeds_train_as_they_do_inline(ray_here, configure, tmp_path):
     """LoRA with dropout and a reference that is the policy without it; InfoSeed with a head that is trained too."""
     lora = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.1, "lora_target_modules": ["q_proj", "v_proj"]}

@@ -1,5 +1,10 @@
 """A live `vllm serve` of the bundled tiny policy, one for the whole test session."""
 
+import os
+
+# vLLM compiles some functions of its sampler even where it is told to be eager: a minute of C++ on a fresh machine.
+os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+
 import importlib.util
 import subprocess
 import sys

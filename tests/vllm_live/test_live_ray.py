@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from local_ray import ray_of_this_machine
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.train.run import train
 
@@ -37,24 +36,8 @@ RIGHT = 1e-4  # nats, in float32
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
     """A Ray whose workers' engines take a GiB for their cache, with as many logical processors as two workers need."""
-    ray = pytest.importorskip("ray")
-    variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    session = tempfile.mkdtemp(prefix="ray-")  # short: the paths of Unix sockets below it are limited
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        for attempt in range(3):  # Ray gives a node 30 s to come up, whatever else the machine does
-            try:
-                ray.init(num_cpus=2, _node_ip_address="127.0.0.2", _temp_dir=session, **quiet)
-                break
-            except Exception:  # what Ray raises there
-                ray.shutdown()
-                if attempt == 2:
-                    raise
+    with ray_of_this_machine(num_cpus=2, VLLM_CPU_KVCACHE_SPACE="1"):
         yield
-        ray.shutdown()
-    shutil.rmtree(session, ignore_errors=True)
 
 
 def trained_on_ray(output_dir: Path, **settings: Any) -> list[dict[str, float]]:
@@ -65,7 +48,7 @@ def trained_on_ray(output_dir: Path, **settings: Any) -> list[dict[str, float]]:
 
 
 def trained_inline(output_dir: Path, **settings: Any) -> list[dict[str, float]]:
-    """The same in a process of its own, with its engine."""
+    """The same by the command, in a process that has the engine."""
     output_dir.mkdir()
     recipe = output_dir / "recipe.yaml"
     given = SMALL | {"output_dir": str(output_dir)} | settings
@@ -89,8 +72,9 @@ def largest_difference(steps: list[dict[str, float]]) -> float:
 def test_an_engine_in_the_rollout_worker_trains_as_one_in_the_trainer(ray_here: None, tmp_path: Path) -> None:
     inline = trained_inline(tmp_path / "inline")
     on_ray = trained_on_ray(tmp_path / "async", driver="async", max_staleness=0)
-    assert [step["train/sampling/publishes"] for step in on_ray] == [1.0] * 4
-    assert largest_difference(on_ray) < RIGHT
+    for steps in (inline, on_ray):
+        assert [step["train/sampling/publishes"] for step in steps] == [1.0] * 4
+        assert largest_difference(steps) < RIGHT
     for one, other in zip(inline, on_ray, strict=True):
         shared = {name: other[name] for name in one if name in other}
         assert {"train/loss", "train/grad_norm", "train/sampling/ratio/max"} <= shared.keys()
@@ -99,7 +83,7 @@ def test_an_engine_in_the_rollout_worker_trains_as_one_in_the_trainer(ray_here: 
     assert max(float((policies[0][name] - policies[1][name]).abs().max()) for name in policies[0]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_adapter_is_merged_for_the_engine(ray_here: None, tmp_path: Path) -> None:
     """The first publication is of an adapter that changes nothing yet, the second of one that a step has moved."""
     adapter = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "learning_rate": 1e-2}

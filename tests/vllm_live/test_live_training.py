@@ -1,9 +1,6 @@
 """Runs that sample from a live vLLM: the weights are right after every publication, whatever happens to the server."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,9 +12,11 @@ from safetensors.torch import load_file
 
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.errors import RunError
+from maxent_grpo.maxent_grpo import main
 from maxent_grpo.rollout.vllm.process import VLLMProcess, free_port
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 from maxent_grpo.train.run import train
+from ranks import run_ranks
 
 RECIPE = Path(__file__).parents[2] / "configs/recipes/tiny/maxent-grpo/config_graph_coloring.yaml"
 OPTIONS = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--no-enable-chunked-prefill")
@@ -94,7 +93,7 @@ def test_an_adapter_is_merged_for_the_server(vllm_server: VLLMProcess, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("through", ["middleware", "proxy"])
+@pytest.mark.parametrize("through", ["middleware", pytest.param("proxy", marks=pytest.mark.nightly)])
 def test_two_ranks_share_a_server(
     through: str, request: pytest.FixtureRequest, vllm_server: VLLMProcess, tmp_path: Path
 ) -> None:
@@ -108,10 +107,8 @@ def test_two_ranks_share_a_server(
         settings["vllm_server_base_url"] = request.getfixturevalue("proxy")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(yaml.safe_load(RECIPE.read_text()) | settings))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(free_port()), "-m", "maxent_grpo.maxent_grpo", "--config", str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended = run_ranks(tmp_path, ["--config", str(recipe)], call=main)
+    assert ended.codes == [0, 0], ended.errors
     steps = records(tmp_path / "run")
     assert largest_difference(steps) < RIGHT
     probes, completions = 2 * 4, 32  # over both ranks, each step
@@ -121,7 +118,7 @@ def test_two_ranks_share_a_server(
     assert all(step["train/generation/client_tag_errors"] == 0 for step in steps)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_server_without_the_echo_is_refused_before_the_first_step(tmp_path: Path) -> None:
     refusal = r"does not echo client_tag='mine' \(policy strict\); start vLLM with `--middleware"
     with (
@@ -170,18 +167,3 @@ def test_a_server_that_is_killed_and_started_again(vllm_server: VLLMProcess, tmp
     assert tokens == [step["train/num_tokens"] for step in again]  # nothing was lost, and nothing came twice
     whole, cut = (load_file(folder / "model.safetensors") for folder in (tmp_path / "again", output_dir))
     assert max(float((whole[name] - cut[name]).abs().max()) for name in whole) < 1e-4
-
-
-@pytest.mark.slow
-def test_a_colocated_engine_trains(tmp_path: Path) -> None:
-    settings = SMALL | {"output_dir": str(tmp_path / "run"), "max_steps": 3}
-    settings |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": 512}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(yaml.safe_load(RECIPE.read_text()) | settings))
-    command = [sys.executable, "-m", "maxent_grpo.maxent_grpo", "--config", str(recipe)]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    steps = records(tmp_path / "run")
-    assert [step["train/sampling/publishes"] for step in steps] == [1.0] * 3
-    assert largest_difference(steps) < RIGHT
