@@ -103,7 +103,9 @@ def test_two_ranks_share_a_server(
         "per_device_train_batch_size": 16,
     }
     settings |= sampled_by(vllm_server)
-    if through == "proxy":
+    if through == "middleware":
+        settings["distributed"] = "fsdp2"
+    else:
         settings["vllm_server_base_url"] = request.getfixturevalue("proxy")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(yaml.safe_load(RECIPE.read_text()) | settings))
