@@ -15,11 +15,11 @@ MODULES = [
     "maxent_grpo.cli.compose",
     "maxent_grpo.cli.start",
     "maxent_grpo.evaluate.math_eval",
-    "maxent_grpo.train.fsdp2",
+    "maxent_grpo.train.strategies.fsdp2",
     "maxent_grpo.train.run",
 ]
 if find_spec("deepspeed") is not None:
-    MODULES += ["deepspeed.runtime.zero.muon.muon_optimizer", "maxent_grpo.train.zero"]
+    MODULES += ["deepspeed.runtime.zero.muon.muon_optimizer", "maxent_grpo.train.strategies.zero"]
 
 for module in MODULES:
     import_module(module)

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ranks import run_ranks
 from safetensors.torch import load_file
 
 import maxent_grpo.infoseed
 from maxent_grpo.infoseed import main
+from ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
