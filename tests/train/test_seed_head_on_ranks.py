@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-import maxent_grpo.infoseed
 from maxent_grpo.infoseed import main
 from ranks import run_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("forked")]
 
-PROGRAM = Path(maxent_grpo.infoseed.__file__)
 RECIPE = (
     Path(__file__).resolve().parents[2]
     / "configs"
@@ -47,7 +45,7 @@ def arguments(output_dir: Path, **settings) -> list[str]:
 
 
 def train_on_two_ranks(directory: Path, output_dir: Path, **settings) -> None:
-    ended = run_ranks(directory, arguments(output_dir, **settings), program=PROGRAM)
+    ended = run_ranks(directory, arguments(output_dir, **settings), call=main)
     assert ended.codes == [0, 0], ended.errors
 
 
