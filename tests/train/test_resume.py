@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from forked import finish, start
+from maxent_grpo.cli.main import main
 from maxent_grpo.config.loading import resolve, write_resolved
 from maxent_grpo.errors import UsageError
 from maxent_grpo.train import drivers
@@ -94,31 +94,21 @@ def test_the_run_goes_past_its_first_epoch_and_learns(configure, tmp_path):
     assert min(r["train/grad_norm"] for r in records[1:]) > 0
 
 
+@pytest.mark.xdist_group("forked")
 def test_a_killed_process_resumes_to_the_same_bytes(configure, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     settings = {"save_steps": 1, "max_steps": 20, "steps_per_generation": 4, "resume_from_checkpoint": True}
     write_resolved(configure(output_dir=str(tmp_path / "cut"), **settings), recipe)
     train(resolve("train-maxent", recipe, {"flat": {"output_dir": str(tmp_path / "whole")}}, environ={}))
-    command = [
-        sys.executable,
-        "-m",
-        "maxent_grpo.cli.main",
-        "command=train-maxent",
-        f"maxent.recipe={recipe}",
-    ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while (
-        not (tmp_path / "cut" / "checkpoint-5").is_dir()
-        and time.monotonic() < deadline
-        and process.poll() is None
-    ):
+    command = ["command=train-maxent", f"maxent.recipe={recipe}"]
+    killed = start(main, command, tmp_path / "killed")
+    while not (tmp_path / "cut" / "checkpoint-5").is_dir():
+        assert killed.is_alive(), (tmp_path / "killed").read_text()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    finish(main, command, tmp_path / "resumed")
     assert contents(tmp_path / "cut", 20) == contents(tmp_path / "whole", 20)
 
 
