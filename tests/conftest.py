@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from _pytest.nodeid import coerce_node_id
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -26,17 +25,9 @@ def pytest_configure(config: pytest.Config) -> None:
             config.addinivalue_line(name, line)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests first: with several workers, none waits at the end for a long test that another began last.
-
-    pytest-xdist 3.8 writes a test's group behind its name where pytest 9.2 no longer looks, and ``--dist loadgroup``
-    would group nothing: it is written again, where pytest does look.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: with several workers, none waits at the end for a long test that another began last."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    for item in items if getattr(config.option, "loadgroup", False) else []:
-        group = item.get_closest_marker("xdist_group")
-        if group is not None and "@" not in item.nodeid.rpartition("]")[2]:
-            item._id = coerce_node_id(f"{item.nodeid}@{group.args[0]}")
 
 
 CHAT_TEMPLATE = (
