@@ -16,7 +16,7 @@ from maxent_grpo.config.plan import VLLM_TIS_CAP, objective_spec
 from maxent_grpo.errors import RunError
 from maxent_grpo.objectives.corrections import truncated_importance
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.train.assembly.assemble import assemble
+from maxent_grpo.train.assembly import assemble
 from maxent_grpo.train.assembly.samplers import SamplerParts
 from maxent_grpo.train.published_weights import PolicyWeights
 from maxent_grpo.train.publishing import Publishing, make_probe
