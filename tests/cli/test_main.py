@@ -169,8 +169,8 @@ def test_dry_run_of_trls_route(recipe: Callable[[str], Path], capsys: pytest.Cap
         (["command=report", "run=absent"], "maxent-grpo: report: run=absent: no such directory"),
         (
             ["command=train-maxent", "maxent.recipe=maxent.yaml", "training.lerning_rate=1"],
-            "maxent-grpo: train-maxent | maxent.yaml: override: unknown key training.lerning_rate; "
-            "did you mean learning_rate?",
+            "maxent-grpo: train-maxent | maxent.yaml: override: unknown key training.lerning_rate "
+            "(did you mean learning_rate?)",
         ),
         (
             ["command=train-maxent", "maxent.recipe=maxent.yaml", "training.info_seed_enabled=true"],
