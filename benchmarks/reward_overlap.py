@@ -38,7 +38,7 @@ def seconds(sampler: LocalSampler, milliseconds: int, turn: int, overlapped: boo
     prompts = [Prompt(i, f"{i}", (i + 1,) * 64, {"milliseconds": milliseconds}) for i in range(8)]
     settings = SamplingSettings(num_generations=8, max_completion_length=COMPLETION)
     try:
-        scorer.score(sampler.sample(prompts[:1], SamplingSettings(1, 1), (-1,), 0), 1)  # starts the workers
+        scorer.score(sampler.sample(prompts, SamplingSettings(8, 1), (-1,), 0), 1)  # starts both workers
         began = time.perf_counter()
         begin = partial(scorer.begin, step=1) if overlapped else None
         rollouts = sampler.sample(prompts, settings, (turn,), 0, finished=begin)
