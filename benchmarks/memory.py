@@ -18,6 +18,7 @@ LENGTHS = (32, 64, 128, 256)
 
 def rows_of(options: argparse.Namespace) -> list[Workload]:
     """The workloads of the command line; unless given: 151k vocabulary, prompt 32, the lengths above, one prompt."""
+    options.memory = True  # whatever was asked: under torchrun `workloads` refuses it
     options.size = options.size or ["151k"]
     options.prompt = options.prompt or [32]
     options.completion = options.completion or list(LENGTHS)

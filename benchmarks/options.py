@@ -52,6 +52,12 @@ def parser(description: str, peers: bool = True) -> argparse.ArgumentParser:
             default="trl",
             help="what to compare with (trl; torchrl needs the extra `parity`; none: this package alone)",
         )
+        flags.add_argument(
+            "--strategy",
+            choices=("ddp", "fsdp2", "zero2", "zero3"),
+            default="ddp",
+            help="under torchrun: how this package's ranks hold the policy (ddp); a peer runs ddp",
+        )
     several = "; several values run every combination"
     flags.add_argument("--size", nargs="+", choices=SIZES, help=f"policy size (4m){several}")
     flags.add_argument("--prompt", nargs="+", type=int, help="prompt tokens (128; GPU 512)")
@@ -71,12 +77,6 @@ def parser(description: str, peers: bool = True) -> argparse.ArgumentParser:
     flags.add_argument("--micro-prompts", type=int, help="prompts per forward and backward pass (all)")
     flags.add_argument("--repeats", type=int, default=5, help="counted turns of each system (5)")
     flags.add_argument("--threads", type=int, default=1, help="CPU threads of torch (1)")
-    flags.add_argument(
-        "--strategy",
-        choices=("ddp", "fsdp2", "zero2", "zero3"),
-        default="ddp",
-        help="under torchrun: how this package's ranks hold the policy (ddp); a peer runs ddp",
-    )
     flags.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     flags.add_argument("--seed", type=int, default=0, help="of weights, prompts and completions (0)")
     flags.add_argument("--grid", action="store_true", help="the standard table, one thing varied at a time; "
@@ -97,24 +97,26 @@ def workloads(options: argparse.Namespace) -> list[Workload]:
     gpu = options.device == "cuda"
     ranks, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
     base = replace(BASE, device=options.device, threads=options.threads, seed=options.seed)
-    base = replace(base, ranks=ranks, rank=rank, strategy=options.strategy)
+    if ranks > 1:
+        _refuse_on_ranks(options)
+        base = replace(base, ranks=ranks, rank=rank, strategy=options.strategy)
     base = replace(base, size="0.5b", prompt=512, completion=1024, precision="bf16") if gpu else base
     given = {axis: getattr(options, axis) for axis in AXES if getattr(options, axis)}
     rows = _grid(base, given) if options.grid else _product(base, given)
-    if ranks > 1:
-        _refuse_on_ranks(options, rows)
-    return [_sized(row, options.prompts, options.micro_prompts) for row in rows]
-
-
-def _refuse_on_ranks(options: argparse.Namespace, rows: list[Workload]) -> None:
-    """What each process would have to do by itself."""
-    if len(rows) > 1:
+    if ranks > 1 and len(rows) > 1:
         raise SystemExit(
             "under torchrun: one workload at a time, as each of a table's has a process of its own"
         )
+    return [_sized(row, options.prompts, options.micro_prompts) for row in rows]
+
+
+def _refuse_on_ranks(options: argparse.Namespace) -> None:
+    """Exit with a message for what is measured of one process."""
+    if "strategy" not in options:
+        raise SystemExit("under torchrun: only comparisons run (benchmarks.step, .sampler, .update)")
     if options.memory:
         raise SystemExit("--memory: not under torchrun; it measures one process")
-    if getattr(options, "peer", None) == "torchrl":
+    if options.peer == "torchrl":
         raise SystemExit("--peer torchrl: its parts run in one process; under torchrun compare with trl")
 
 

@@ -125,3 +125,7 @@ def test_several_workloads_and_memory_are_not_for_ranks(monkeypatch: pytest.Monk
     ):
         with pytest.raises(SystemExit, match=named):
             step.main(flags)
+    with pytest.raises(SystemExit, match="only comparisons"):
+        profile.main([])
+    with pytest.raises(SystemExit, match="--memory"):
+        memory.main([])
