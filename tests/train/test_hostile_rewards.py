@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from maxent_grpo.train import journal
+from maxent_grpo.train import records as run_records
 from maxent_grpo.train.run import train
 
 
@@ -13,7 +13,7 @@ def children():
 
 
 def test_hangs_and_crashes_cost_completions_and_not_the_run(configure, tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "SAMPLED_GROUPS", 4)  # all of a step
+    monkeypatch.setattr(run_records, "SAMPLED_GROUPS", 4)  # all of a step
     before = children()
     config = configure(
         reward_funcs=["hostile_reward:fragile"],

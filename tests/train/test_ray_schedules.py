@@ -12,8 +12,8 @@ from maxent_grpo.observe.console import Progress
 from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
 from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.drivers import sample_rollouts, seed_libraries, update
-from maxent_grpo.train.journal import RunLogs
-from maxent_grpo.train.run import open_journal, train
+from maxent_grpo.train.records import RecordFiles, open_recorder
+from maxent_grpo.train.run import train
 
 pytest.importorskip("ray")
 
@@ -35,7 +35,7 @@ def trained_in_one_process(config: RunConfig, versions: Sequence[int]) -> Path:
     output_dir = Path(str(config.training.output_dir))
     output_dir.mkdir()
     run = assemble(config, Given(), start_accelerator(config), output_dir)
-    journal, _ = open_journal(run, config, RunLogs(output_dir), Progress(0, "", enabled=False))
+    recorder, _ = open_recorder(run, config, RecordFiles(output_dir), Progress(0, "", enabled=False))
     model, weights = run.learner.model, []
     for version in versions:
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
@@ -48,7 +48,7 @@ def trained_in_one_process(config: RunConfig, versions: Sequence[int]) -> Path:
         run.updates_done = 0
         run.meter.add(metrics | exploration_metrics([group.originals() for group in run.rollout]))
         seed_libraries(run)
-        update(run, journal, 0.0, {})
+        update(run, recorder, 0.0, {})
     run.close()
     return output_dir
 

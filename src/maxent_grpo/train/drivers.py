@@ -20,8 +20,8 @@ from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.rollout.seeded import with_seeded
 from maxent_grpo.train.assembly.samplers import sampling_metrics
 from maxent_grpo.train.checkpoint import save_checkpoint
-from maxent_grpo.train.journal import Journal
 from maxent_grpo.train.ranks import gathered, own_part, share
+from maxent_grpo.train.records import RunRecorder
 from maxent_grpo.train.seed_evaluation import evaluate_seeds
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
@@ -29,25 +29,25 @@ from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
 from maxent_grpo.types import Group, Prompt, Rollout, mean_stat
 
 
-def train_inline(run: Run, journal: Journal) -> None:
+def train_inline(run: Run, recorder: RunRecorder) -> None:
     """Train from ``run.step`` to the last step, evaluating, logging and saving on the way.
 
     Raises `RunError` after too many updates in a row were refused for a non-finite loss or gradient, and `Stopped`
     after a checkpoint that was asked for (`train.stopping`).
     """
     if run.step == 0 and run.cadence.eval_on_start:
-        evaluate(run, journal)
+        evaluate(run, recorder)
     while run.step < run.cadence.total_steps:
         started = time.perf_counter()
         seed_libraries(run)
         if run.updates_left == 0:
             collect(run)
         published = {} if run.publishing is None else {"time/publish": run.publishing.take_seconds()}
-        update(run, journal, started, {"time/sample": time.perf_counter() - started} | published)
+        update(run, recorder, started, {"time/sample": time.perf_counter() - started} | published)
     forget_request(run.output_dir, run.learner.accelerator)
 
 
-def update(run: Run, journal: Journal, started: float, timing: Mapping[str, float]) -> None:
+def update(run: Run, recorder: RunRecorder, started: float, timing: Mapping[str, float]) -> None:
     """One optimiser step on the rollout's next part, its record, and the evaluation and checkpoint that follow it.
 
     ``started``: the clock when the step's own work began, sampling included; ``timing`` is recorded beside the rest.
@@ -59,7 +59,7 @@ def update(run: Run, journal: Journal, started: float, timing: Mapping[str, floa
     tokens = tokens_of(run, groups)
     run.tokens_seen += tokens
     finished = time.perf_counter()
-    journal.step(run, groups, result, {
+    recorder.step(run, groups, result, {
         **timing,
         "time/update": finished - sampled,
         "time/step": finished - started,
@@ -72,7 +72,7 @@ def update(run: Run, journal: Journal, started: float, timing: Mapping[str, floa
         )
     last = run.step == run.cadence.total_steps
     if last or _due(run.step, run.cadence.eval_steps):
-        evaluate(run, journal)
+        evaluate(run, recorder)
     stopping = not last and stop_asked(run.output_dir, run.learner.accelerator)
     if stopping or (run.cadence.save_steps and (last or _due(run.step, run.cadence.save_steps))):
         save_checkpoint(run)
@@ -172,25 +172,25 @@ def next_groups(run: Run) -> Sequence[Group]:
     return run.rollout[part * size : (part + 1) * size]
 
 
-def evaluate(run: Run, journal: Journal) -> None:
+def evaluate(run: Run, recorder: RunRecorder) -> None:
     """Evaluate the current weights and record it."""
     if run.evaluation is None:
         return
-    journal.evaluation(run.step, run.sampled(lambda: evaluation_metrics(run, journal), newest=True))
+    recorder.evaluation(run.step, run.sampled(lambda: evaluation_metrics(run, recorder), newest=True))
 
 
-def evaluation_metrics(run: Run, journal: Journal) -> dict[str, float]:
+def evaluation_metrics(run: Run, recorder: RunRecorder) -> dict[str, float]:
     """The run's evaluation with the weights that the sampler has now."""
     assert run.evaluation is not None, "evaluate has looked"
     evaluation, accelerator = run.evaluation, run.learner.accelerator
     own = share(len(evaluation.prompts), accelerator)
     metrics: dict[str, float] = {}
     for prefix, sampling in evaluation.passes.items():
-        with journal.loop(f"{prefix}: prompt", len(evaluation.prompts[own])) as loop:
+        with recorder.loop(f"{prefix}: prompt", len(evaluation.prompts[own])) as loop:
             scores = evaluation.scores(run.sampler, sampling, run.seed, run.step, own, loop.advance)
         metrics |= summary(gathered(scores, accelerator), prefix)
     if evaluation.seeds is not None:
-        with journal.loop("seed evaluation: prompt", len(evaluation.prompts)) as loop:
+        with recorder.loop("seed evaluation: prompt", len(evaluation.prompts)) as loop:
             metrics |= evaluate_seeds(run, evaluation, evaluation.seeds, loop.advance)
     return metrics
 

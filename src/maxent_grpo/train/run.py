@@ -5,15 +5,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from maxent_grpo.config.checkpointing import VARIABLES, CheckpointSettings
-from maxent_grpo.config.loading import RunConfig, resolved, write_resolved
+from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.errors import UsageError
-from maxent_grpo.observe import names
 from maxent_grpo.observe.console import Progress
-from maxent_grpo.observe.trackers import Trackers
-from maxent_grpo.train.assembly.assemble import assemble, run_header, start_accelerator
+from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
 from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.checkpoint import (
     find_checkpoint,
@@ -22,8 +18,8 @@ from maxent_grpo.train.checkpoint import (
     save_final,
 )
 from maxent_grpo.train.drivers import train_inline
-from maxent_grpo.train.journal import Journal, RunLogs
 from maxent_grpo.train.ranks import naming_lost_ranks, on_first_rank
+from maxent_grpo.train.records import RecordFiles, last_metrics, open_recorder, run_title, start_records
 from maxent_grpo.train.state import Run
 
 logger = logging.getLogger(__name__)
@@ -51,7 +47,7 @@ def train(config: RunConfig, given: Given | None = None) -> TrainResult:
 def _train(config: RunConfig, given: Given) -> TrainResult:
     first = config.training.process_index == 0  # asking starts the process group
     output_dir, checkpoint = on_first_rank(lambda: prepare_output_dir(config), is_first=first)
-    logs = RunLogs(output_dir)
+    files = RecordFiles(output_dir)
     if config.route == "trl":
         from maxent_grpo.train.trl_route import train_with_trl
 
@@ -61,62 +57,28 @@ def _train(config: RunConfig, given: Given) -> TrainResult:
                 "TRL's trainer saves checkpoints in its own way and reads none of %s", ", ".join(VARIABLES)
             )
         if first:
-            start_records(config, logs, step)
+            start_records(config, files, step)
         steps = train_with_trl(config, given, output_dir, checkpoint)
-        return TrainResult(output_dir, steps, last_metrics(logs))
+        return TrainResult(output_dir, steps, last_metrics(files))
     if config.training.driver != "inline":
         from maxent_grpo.train.ray.training import train_on_ray
 
         step = train_on_ray(config, given, output_dir, checkpoint)
-        return TrainResult(output_dir, step, last_metrics(logs))
+        return TrainResult(output_dir, step, last_metrics(files))
     run = assemble(config, given, start_accelerator(config), output_dir)
     try:
         if checkpoint is not None:
             refuse_buffered_groups(checkpoint)
             load_checkpoint(run, checkpoint)
         if first:
-            start_records(config, logs, run.step)
-        train_and_save(run, config, logs)
+            start_records(config, files, run.step)
+        train_and_save(run, config, files)
     finally:
         run.close()
-    return TrainResult(output_dir, run.step, last_metrics(logs))
+    return TrainResult(output_dir, run.step, last_metrics(files))
 
 
-def start_records(config: RunConfig, logs: RunLogs, step: int) -> None:
-    """Write the resolved configuration, and cut the records back to ``step``; at step 0 they start with the header."""
-    path = logs.metrics.path.parent / names.CONFIG_FILE
-    if step and path.is_file():
-        for change in changed_settings(config, path):
-            logger.warning("resuming with a changed setting: %s", change)
-    write_resolved(config, path)
-    if step:
-        logs.cut_back(step)
-    else:
-        logs.cut_back(-1)
-        logs.metrics.append({"step": 0} | run_header(config))
-
-
-def changed_settings(config: RunConfig, path: Path) -> list[str]:
-    """``name: old → new`` of each setting that differs from the resolved configuration at ``path``."""
-    before, after = yaml.safe_load(path.read_text()), resolved(config)
-    return [
-        f"{name}: {before[section].get(name)} → {value}"
-        for section in ("script", "training", "model")
-        for name, value in after[section].items()
-        if before[section].get(name) != value
-        and name not in ("resume_from_checkpoint", "overwrite_output_dir")
-    ]
-
-
-def last_metrics(logs: RunLogs) -> dict[str, float]:
-    """The last recorded value of every metric."""
-    last: dict[str, float] = {}
-    for record in logs.metrics.read(logs.metrics.path)[1:]:
-        last |= {name: value for name, value in record.items() if name != "step"}
-    return last
-
-
-def train_and_save(run: Run, config: RunConfig, logs: RunLogs) -> None:
+def train_and_save(run: Run, config: RunConfig, files: RecordFiles) -> None:
     """The training itself, with console and trackers around it, and the final policy."""
     shown = run.learner.accelerator.is_main_process and not config.training.disable_tqdm
     with Progress(
@@ -124,41 +86,11 @@ def train_and_save(run: Run, config: RunConfig, logs: RunLogs) -> None:
     ) as progress:
         if run.step:
             progress.note(f"resumed after step {run.step}")
-        journal, trackers = open_journal(run, config, logs, progress)
-        train_inline(run, journal)
+        recorder, trackers = open_recorder(run, config, files, progress)
+        train_inline(run, recorder)
     save_final(run)
     run.learner.accelerator.wait_for_everyone()  # the first rank's files are whole from here on
     trackers.finish()
-
-
-def run_title(config: RunConfig, output_dir: Path) -> str:
-    """What the console calls the run."""
-    return f"{config.training.objective} → {output_dir}"
-
-
-def open_journal(run: Run, config: RunConfig, logs: RunLogs, progress: Progress) -> tuple[Journal, Trackers]:
-    """The journal of ``run``, and the trackers that it writes to, which finish as the run's last call."""
-    accelerator, training = run.learner.accelerator, config.training
-    named_project = training.project if training.project != "huggingface" else None  # Transformers' default
-    trackers = Trackers(
-        accelerator,
-        list(training.report_to or ()),
-        training.run_name or run.output_dir.name,
-        run.output_dir,
-        run_header(config) | training.to_sanitized_dict(),
-        project=training.wandb_project or named_project,
-        wandb_entity=training.wandb_entity,
-        wandb_group=training.wandb_run_group,
-    )
-    journal = Journal(
-        logs,
-        progress,
-        trackers,
-        logging_steps=run.cadence.logging_steps,
-        printed=(training.num_completions_to_print or 4) if training.log_completions else 0,
-        main=accelerator.is_main_process,
-    )
-    return journal, trackers
 
 
 def prepare_output_dir(config: RunConfig) -> tuple[Path, Path | None]:

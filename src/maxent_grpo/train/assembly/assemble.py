@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +21,6 @@ from maxent_grpo.models.adapters import with_adapter
 from maxent_grpo.models.loading import load_policy, load_tokenizer, with_pad_token
 from maxent_grpo.models.policy import AdapterOff, PolicyForward
 from maxent_grpo.objectives.catalog import Objective
-from maxent_grpo.observe.metrics_log import git_sha
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.train.assembly.inputs import (
@@ -208,15 +206,3 @@ def restored_controllers(controllers: Controllers, path: Path) -> Controllers:
             f"controller_resume_from: no file {file}; give a controller_state.json or its directory"
         )
     return controllers.load_state_dict(read_state(file), source=str(file))
-
-
-def run_header(config: RunConfig) -> dict[str, Any]:
-    """What identifies the run: the first line of metrics.jsonl, and part of every tracker's configuration."""
-    return {
-        "run/git_sha": git_sha(os.environ),
-        "run/recipe_path": None if config.recipe_path is None else str(config.recipe_path),
-        "run/command": config.command,
-        "run/objective": config.training.objective,
-        "run/model": config.model.model_name_or_path,
-        "run/seed": config.training.seed,
-    }

@@ -20,14 +20,13 @@ from maxent_grpo.rewards.scoring import group_metrics
 from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
 from maxent_grpo.train.checkpoint import BUFFER, group_from_json, load_checkpoint, save_final
 from maxent_grpo.train.drivers import evaluate, next_groups, seed_libraries, update
-from maxent_grpo.train.journal import RunLogs
 from maxent_grpo.train.learner import Reference
 from maxent_grpo.train.ranks import naming_lost_ranks, own_part
 from maxent_grpo.train.ray.assignment import Assignment
 from maxent_grpo.train.ray.buffer import Held
 from maxent_grpo.train.ray.reference_worker import RemoteReference
 from maxent_grpo.train.ray.rollout_worker import Sampled, Weights
-from maxent_grpo.train.run import open_journal
+from maxent_grpo.train.records import RecordFiles, open_recorder
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.stopping import forget_request
 from maxent_grpo.types import Batch, Group, Metrics, Stat, extreme_stat, mean_stat
@@ -133,9 +132,9 @@ class LearnerWorker:
             buffer = stored_buffer(checkpoint, run)
         self._tickets = JsonlLog(output_dir / TICKETS_FILE)
         self._relay = Relay()
-        self._journal, self._trackers = open_journal(run, config, RunLogs(output_dir), self._relay)
+        self._recorder, self._trackers = open_recorder(run, config, RecordFiles(output_dir), self._relay)
         if run.step == 0 and run.cadence.eval_on_start:
-            evaluate(run, self._journal)
+            evaluate(run, self._recorder)
         self._finished = time.perf_counter()
         return Position(run.step, run.updates_left, run.stream.state_dict(), buffer)
 
@@ -154,7 +153,7 @@ class LearnerWorker:
             while run.updates_left > 0 and run.step < run.cadence.total_steps:
                 seed_libraries(run)
                 run.meter.add(_means(lesson.metrics) | ages(run, next_groups(run)))
-                update(run, self._journal, self._finished, self._timing)
+                update(run, self._recorder, self._finished, self._timing)
                 self._finished = time.perf_counter()
                 self._timing.clear()
         return Learnt(run.step, self._relay.kept)

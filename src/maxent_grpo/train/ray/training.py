@@ -15,7 +15,6 @@ from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.train.assembly.assemble import make_cadence
 from maxent_grpo.train.assembly.inputs import Given, training_prompts
 from maxent_grpo.train.assembly.policies import model_source, needs_reference
-from maxent_grpo.train.journal import RunLogs
 from maxent_grpo.train.ray.assignment import Assignment
 from maxent_grpo.train.ray.buffer import Bounds, GroupBuffer
 from maxent_grpo.train.ray.cluster import Places, cluster
@@ -23,7 +22,7 @@ from maxent_grpo.train.ray.crew import Crew
 from maxent_grpo.train.ray.drivers import train_async, train_sync
 from maxent_grpo.train.ray.learner_worker import TICKETS_FILE
 from maxent_grpo.train.ray.rollout_worker import Sampled
-from maxent_grpo.train.run import run_title, start_records
+from maxent_grpo.train.records import RecordFiles, run_title, start_records
 from maxent_grpo.train.stopping import stopping_on_signal
 
 
@@ -39,7 +38,7 @@ def train_on_ray(config: RunConfig, given: Given, output_dir: Path, checkpoint: 
     )
     prompts = training_prompts(config, given, tokenizer)
     cadence = make_cadence(config, plan, len(prompts))
-    logs, tickets = RunLogs(output_dir), JsonlLog(output_dir / TICKETS_FILE)
+    logs, tickets = RecordFiles(output_dir), JsonlLog(output_dir / TICKETS_FILE)
 
     def cut_back(step: int) -> None:
         start_records(config, logs, step)
