@@ -67,7 +67,7 @@ lint: $(INSTALLED)  ## style, formatting, and the import contract
 	@$(BIN)/lint-imports
 
 types: $(INSTALLED)  ## type check
-	@$(BIN)/mypy -p maxent_grpo
+	@$(BIN)/mypy -p maxent_grpo -p math_answers
 
 unit: $(INSTALLED)  ## the tests, on two workers of one thread each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not nightly'

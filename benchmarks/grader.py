@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.perturbed_answers import perturbed
+from math_answers import GraderPolicy, PolicyError, Verdict, boxes, equivalent, grade, preload
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.rewards.grading.extraction import boxes
-from maxent_grpo.rewards.math_grader import GraderPolicy, Verdict, equivalent, grade, preload
 
 UNDISPUTED_AIM = 0.995
 ADJUDICATED_AIM = 0.97
@@ -255,9 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return run(options)
-    except (UsageError, RunError) as error:
+    except (UsageError, RunError, PolicyError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return 1 if isinstance(error, RunError) else 2
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from math_answers import GraderPolicy
 from maxent_grpo.evaluate.artifacts import read_records
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference
-from maxent_grpo.rewards import math_grader
 from openai_server import chat, serving
 
 
@@ -75,7 +75,7 @@ def test_another_policy_does_not_reuse_scores(shared_data, tmp_path):
 
     file = shared_data / "benchmarks" / "aime24.jsonl"
     evaluate(lambda request: chat("\\boxed{1}"), tmp_path, "aime24", file, limit=1)
-    assert MathGrader(math_grader.GraderPolicy()).fingerprint() == MathGrader().fingerprint()
-    other = MathGrader(math_grader.GraderPolicy(significant_digits=3))
+    assert MathGrader(GraderPolicy()).fingerprint() == MathGrader().fingerprint()
+    other = MathGrader(GraderPolicy(significant_digits=3))
     with pytest.raises(UsageError, match=r"grader\.policy"):
         evaluate(lambda request: chat("\\boxed{1}"), tmp_path, "aime24", file, limit=1, grader=other)

@@ -59,11 +59,12 @@ def test_the_wheel_carries_code_data_and_every_shipped_configuration(wheel):
         assert modules <= names
         for name in ("py.typed", "tasks/tiny_policy_files/model.safetensors", "evaluate/completions.html"):
             assert f"maxent_grpo/{name}" in names
+        assert "math_answers/py.typed" in names
         scripts = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     assert "maxent-grpo = maxent_grpo.cli.main:main" in scripts
     assert "maxent-grpo-generate = maxent_grpo.cli.main:generate" in scripts
     roots = {name.partition("/")[0] for name in names}
-    assert {root for root in roots if not root.endswith(".dist-info")} == {"maxent_grpo"}
+    assert {root for root in roots if not root.endswith(".dist-info")} == {"math_answers", "maxent_grpo"}
     assert wheel.stat().st_size < 10 * 2**20
 
 

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from math_answers import GraderPolicy, extract
 from maxent_grpo.evaluate.passk import RIGHT
 from maxent_grpo.evaluate.presets import Benchmark
 from maxent_grpo.evaluate.questions import Question
 from maxent_grpo.rewards.calling import CallContext
-from maxent_grpo.rewards.grading.extraction import extract
-from maxent_grpo.rewards.grading.policy import GraderPolicy
 from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
 from maxent_grpo.rewards.math_accuracy import graded
 from maxent_grpo.rewards.registry import GRADER_MODULES, Location, RewardFunction

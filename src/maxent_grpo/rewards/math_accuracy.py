@@ -16,7 +16,7 @@ def accuracy(completions: Sequence[Completion], answer: Sequence[Any], **columns
     """1.0 where the answer equals the gold, else 0.0.
 
     The answer is the last ``\\boxed{}``, else the body of ``<answer>``, else the last line that is not blank.
-    Equality is that of `maxent_grpo.rewards.math_grader.grade` with its default policy.
+    Equality is that of `math_answers.grade` with its default policy.
     """
     return [_graded(text_of(c), gold, last_line=True) for c, gold in zip(completions, answer, strict=True)]
 
@@ -27,7 +27,7 @@ def boxed_accuracy_math(
     """1.0 where the answer equals the gold, else 0.0.
 
     The answer is the last ``\\boxed{}``, else the body of ``<answer>``; a text with neither scores 0.0. Equality is
-    that of `maxent_grpo.rewards.math_grader.grade` with its default policy.
+    that of `math_answers.grade` with its default policy.
     """
     return [_graded(text_of(c), gold, last_line=False) for c, gold in zip(completions, answer, strict=True)]
 
@@ -35,11 +35,11 @@ def boxed_accuracy_math(
 def graded(
     completions: Sequence[Completion], answer: Sequence[Any], policy: Sequence[dict[str, Any]], **columns: Any
 ) -> list[float | None]:
-    """1.0 where `maxent_grpo.rewards.math_grader.grade` under the row's policy says right, else 0.0.
+    """1.0 where `math_answers.grade` under the row's policy says right, else 0.0.
 
     ``policy`` holds a `GraderPolicy` per row, as its ``as_dict`` gives it.
     """
-    from maxent_grpo.rewards.math_grader import GraderPolicy, grade
+    from math_answers import GraderPolicy, grade
 
     rows = zip(completions, answer, policy, strict=True)
     return [float(grade(text_of(c), gold, GraderPolicy.from_dict(p)).right) for c, gold, p in rows]
@@ -97,7 +97,7 @@ def _graded(text: str, gold: Any, last_line: bool) -> float | None:
     if not gold_answers(gold):
         return None
     # With sympy behind it: only workers should wait for that.
-    from maxent_grpo.rewards.math_grader import GraderPolicy, equivalent, grade
+    from math_answers import GraderPolicy, equivalent, grade
 
     policy = GraderPolicy()
     verdict = grade(text, gold, policy)

@@ -43,7 +43,7 @@ _COSINE = tuple(
     f"cosine_{name}"
     for name in ("min_value_wrong", "max_value_wrong", "min_value_correct", "max_value_correct", "max_len")
 )
-GRADER_MODULES = ("maxent_grpo.rewards.math_grader", "math_verify")
+GRADER_MODULES = ("math_answers", "math_verify")
 
 BUILTIN_REWARDS = {
     "pure_accuracy_math": Builtin("maxent_grpo.rewards.math:pure_accuracy_math"),

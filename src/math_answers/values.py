@@ -1,13 +1,15 @@
 """Whether two numbers, or two formulas in unknowns, are one value: units, percents, bases and rounding.
 
-Constants are compared exactly or to 30 digits, formulas at points (`evaluation`). What a value is counted in
-and how far a decimal may be rounded is the policy's.
+Constants are compared exactly or to 30 digits, formulas at points (`evaluation`). What a value is counted in and how
+far a decimal may be rounded is the policy's. Verdicts on many pairs are put together from verdicts on one.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import TypeAlias
 
-from maxent_grpo.rewards.grading.evaluation import (
+from math_answers.evaluation import (
     POSITIVE_POINTS,
     WHOLE_NUMBER_OPERATIONS,
     Value,
@@ -19,18 +21,176 @@ from maxent_grpo.rewards.grading.evaluation import (
     real,
     within,
 )
-from maxent_grpo.rewards.grading.expressions import (
+from math_answers.expressions import (
     CONSTANTS,
     Apply,
     Expression,
     Number,
+    Symbol,
     UnreadableError,
     has_operation,
+    mapped,
     symbols,
 )
-from maxent_grpo.rewards.grading.pairing import every
-from maxent_grpo.rewards.grading.policy import GraderPolicy
-from maxent_grpo.rewards.grading.units import is_known_unit, split_letter_unit, split_unit
+from math_answers.policy import GraderPolicy
+
+Same: TypeAlias = Callable[[Expression, Expression], bool | None]
+"""Whether the first, an answer or a part of one, says what the second, of the gold, says."""
+
+MAX_ITEMS = 100
+
+
+def every(verdicts: Iterable[bool | None]) -> bool | None:
+    """Whether all are true: false if one is false, undecided if one is undecided and none false."""
+    undecided = False
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        undecided |= verdict is None
+    return None if undecided else True
+
+
+def matched(ours: Sequence[Expression], theirs: Sequence[Expression], same: Same) -> bool | None:
+    """Whether each answer has its own partner. Being the same is transitive, so the first will do."""
+    if len(ours) != len(theirs) or len(ours) > MAX_ITEMS:
+        return False
+    left = list(ours)
+    undecided = False
+    for wanted in theirs:
+        for i, item in enumerate(left):
+            verdict = same(item, wanted)
+            undecided |= verdict is None
+            if verdict:
+                del left[i]
+                break
+        else:
+            return None if undecided else False
+    return True
+
+
+def distinct(items: Sequence[Expression], same: Same) -> list[Expression]:
+    """The items without repetitions; only as many are looked at as may be compared."""
+    found: list[Expression] = []
+    for item in items[: MAX_ITEMS + 1]:
+        if not any(same(item, other) for other in found):
+            found.append(item)
+    return found
+
+
+_UNIT_FAMILIES = """
+cm centimeter centimeters centimetre centimetres
+mm millimeter millimeters millimetre millimetres
+nm nanometer nanometers
+m meter meters metre metres
+km kilometer kilometers kilometre kilometres
+in inch inches
+ft foot feet
+yd yard yards
+mi mile miles
+g gram grams
+mg milligram milligrams
+kg kilogram kilograms
+lb lbs pound pounds
+oz ounce ounces
+s sec secs second seconds
+min mins minute minutes
+h hr hrs hour hours
+day days
+week weeks
+month months
+year years yr yrs
+$ dollar dollars usd
+cent cents
+l liter liters litre litres
+ml milliliter milliliters
+j joule joules
+kj kilojoule kilojoules
+cal calorie calories
+kcal kilocalorie kilocalories
+w watt watts
+n newton newtons
+v volt volts
+ev
+kev
+mev
+hz hertz
+k kelvin
+mol mole moles
+rad radian radians
+erg ergs
+"""
+_UNIT_NAMES = {name: line.split()[0] for line in _UNIT_FAMILIES.strip().splitlines() for name in line.split()}
+_UNIT_TOKEN = re.compile(r"[^\W\d_]+|[$]|\^\s*[{(]?\s*(-?\d{1,3})|/")
+_POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_POWER_BEHIND = {"squared": 2, "cubed": 3}
+
+
+def split_unit(expression: Expression) -> tuple[Expression, str]:
+    """An answer without units, and the unit that it ends with, by one name for all spellings."""
+    name = ""
+    match expression:
+        case Apply(operation="unit", arguments=(inner,), name=written):
+            name = _unit_name(written)
+            expression = inner
+        case Apply(operation="neg", arguments=(Apply(operation="unit", arguments=(inner,), name=written),)):
+            name = _unit_name(written)
+            expression = Apply("neg", (inner,))
+    return _unitless(expression), name
+
+
+def split_letter_unit(expression: Expression) -> tuple[Expression, str]:
+    """``5m`` beside an answer with a unit: the letter is one, too, and no unknown."""
+    match expression:
+        case Apply(operation="mul", arguments=(*factors, Symbol(name=letter))) if (
+            letter.lower() in _UNIT_NAMES
+        ):
+            written = letter
+        case Apply(
+            operation="mul",
+            arguments=(
+                *factors,
+                Apply(operation="pow", arguments=(Symbol(name=letter), Number(value=power))),
+            ),
+        ) if letter.lower() in _UNIT_NAMES:
+            written = f"{letter}^{power}"
+        case _:
+            return expression, ""
+    return (factors[0] if len(factors) == 1 else Apply("mul", tuple(factors))), _unit_name(written)
+
+
+def is_known_unit(unit: str) -> bool:
+    return bool(unit) and all(word.partition("^")[0] in _UNIT_NAMES for word in unit.split())
+
+
+def _unitless(expression: Expression) -> Expression:
+    if isinstance(expression, Apply) and expression.operation == "unit":
+        return _unitless(expression.arguments[0])
+    if not has_operation(expression, frozenset({"unit"})):
+        return expression
+    return mapped(expression, _unitless)
+
+
+def _unit_name(written: str) -> str:
+    """One name for all spellings of a unit: its words with their powers, in alphabetical order."""
+    powers: dict[str, int] = {}
+    sign, before, last = 1, 1, ""
+    for token in _UNIT_TOKEN.finditer(written.lower()):
+        word = token[0]
+        if word in ("/", "per"):
+            sign = -1
+        elif token[1]:
+            if last:
+                powers[last] += sign * (int(token[1]) - 1)
+        elif word in _POWER_BEFORE:
+            before = _POWER_BEFORE[word]
+        elif word in _POWER_BEHIND and last:
+            powers[last] += sign * (_POWER_BEHIND[word] - 1)
+        elif word not in ("unit", "units"):
+            last = _UNIT_NAMES.get(word, word)
+            powers[last] = powers.get(last, 0) + sign * before
+            before = 1
+    return " ".join(f"{word}^{power}" for word, power in sorted(powers.items()))
+
 
 _FLOAT_NOISE = Fraction(1, 10**12)  # double precision prints 0.30000000000000004
 _FLOAT_DIGITS = 12

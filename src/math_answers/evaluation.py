@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, TypeAlias
 
-from maxent_grpo.rewards.grading.expressions import (
+from math_answers.expressions import (
     Apply,
     Bracketed,
     Expression,

@@ -8,8 +8,7 @@ from answer_cases import DIFFERENT, SAME
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maxent_grpo.errors import UsageError
-from maxent_grpo.rewards.math_grader import GraderPolicy, equivalent, grade
+from math_answers import GraderPolicy, PolicyError, equivalent, grade
 
 
 def cases(by_category):
@@ -170,18 +169,18 @@ def test_a_policy_survives_json_and_its_fingerprint_tells_options_apart():
     ],
 )
 def test_a_policy_refuses_what_does_not_exist(options):
-    with pytest.raises(UsageError, match="grader policy: "):
+    with pytest.raises(PolicyError, match="grader policy: "):
         GraderPolicy.from_dict(options)
 
 
 def test_an_unknown_option_is_named():
-    with pytest.raises(UsageError, match="unknown option 'percents'"):
+    with pytest.raises(PolicyError, match="unknown option 'percents'"):
         GraderPolicy.from_dict({"percents": "value"})
 
 
 def test_plain_answers_import_no_algebra_system():
     code = (
-        "import sys; from maxent_grpo.rewards.math_grader import grade\n"
+        "import sys; from math_answers import grade\n"
         r"assert grade(r'\boxed{1,234}', '1234').right and grade(r'\boxed{\frac{1}{2}}', '0.5').right" + "\n"
         "assert grade(r'\\boxed{x^2-1}', '(x-1)(x+1)').right\n"
         "print([m for m in ('sympy', 'mpmath', 'math_verify', 'torch') if m in sys.modules])"

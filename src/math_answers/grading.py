@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from maxent_grpo.rewards.grading import symbolic
-from maxent_grpo.rewards.grading.comparison import same
-from maxent_grpo.rewards.grading.expressions import Expression, RefusedError, UnreadableError
-from maxent_grpo.rewards.grading.extraction import boxes, extract
-from maxent_grpo.rewards.grading.policy import GRADER_VERSION, GraderPolicy
-from maxent_grpo.rewards.grading.spelling import is_verbal, respell, words
-from maxent_grpo.rewards.grading.syntax import parse
-from maxent_grpo.rewards.grading.tokens import has_thousands
+from math_answers import symbolic
+from math_answers.comparison import same
+from math_answers.expressions import Expression, RefusedError, UnreadableError
+from math_answers.extraction import boxes, extract
+from math_answers.parser import parse
+from math_answers.policy import GRADER_VERSION, GraderPolicy
+from math_answers.spelling import is_verbal, respell, words
+from math_answers.tokens import has_thousands
 
 __all__ = ["GRADER_VERSION", "GraderPolicy", "Verdict", "equivalent", "grade", "preload"]
 

@@ -50,7 +50,7 @@ HOSTILE = {
 
 SCRIPT = r"""
 import json, sys
-from maxent_grpo.rewards.math_grader import GraderPolicy, grade
+from math_answers import GraderPolicy, grade
 policies = [GraderPolicy(), GraderPolicy(extraction=("boxed", "answer_tag", "phrase", "math", "last_number", "whole"))]
 for line in sys.stdin:
     name, text = json.loads(line)
@@ -74,7 +74,7 @@ def test_a_verdict_comes_back_and_it_is_no(batch):
 
 
 def test_a_hostile_answer_is_still_itself():
-    from maxent_grpo.rewards.math_grader import equivalent
+    from math_answers import equivalent
 
     for name in ("tower", "high tower", "megabyte of digits", "brackets", "huge factorial"):
         assert equivalent(HOSTILE[name], HOSTILE[name]).right

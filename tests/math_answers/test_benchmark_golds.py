@@ -7,7 +7,7 @@ import pytest
 from benchmarks.grader import gold_faults, golds, main, read_rows, score
 from benchmarks.perturbed_answers import perturbed
 
-from maxent_grpo.rewards.math_grader import GraderPolicy
+from math_answers import GraderPolicy
 
 # GSM8K's golds are whole numbers: a tenth of them says what all would. The benchmark takes all.
 STRIDE = {"gsm8k_test.jsonl": 10, "gsm8k_train.jsonl": 50}

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from fractions import Fraction
 
-from maxent_grpo.rewards.grading.expressions import (
+from math_answers.expressions import (
     Apply,
     Bracketed,
     Expression,
@@ -14,9 +14,10 @@ from maxent_grpo.rewards.grading.expressions import (
     Related,
     Symbol,
     UnreadableError,
+    number,
+    repeating,
 )
-from maxent_grpo.rewards.grading.literals import number, repeating
-from maxent_grpo.rewards.grading.tokens import Token, TokenStream
+from math_answers.tokens import Token, TokenStream
 
 _ACCENTS_WORDS = """
 dot ddot hat bar tilde vec overline underline widehat widetilde overrightarrow check

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from maxent_grpo.errors import UsageError
-
 GRADER_VERSION = 1
 """Goes up with every change that may change a verdict."""
 
@@ -26,6 +24,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+class PolicyError(ValueError):
+    """A policy has an option that does not exist, or a value that the option cannot have; the message says which."""
+
+
 @dataclass(frozen=True)
 class GraderPolicy:
     """How an answer is taken from a text, and which differences between two answers do not matter.
@@ -34,7 +36,7 @@ class GraderPolicy:
     published graders differ.
 
     Raises:
-        UsageError: an option has a value that does not exist.
+        PolicyError: an option has a value that does not exist.
     """
 
     extraction: tuple[str, ...] = ("boxed", "answer_tag")
@@ -86,20 +88,20 @@ class GraderPolicy:
             object.__setattr__(self, "extraction", tuple(self.extraction))
         unknown = [name for name in self.extraction if name not in EXTRACTORS]
         if unknown or not self.extraction:
-            raise UsageError(
+            raise PolicyError(
                 f"grader policy: extraction is {list(self.extraction)}; name one or more of {', '.join(EXTRACTORS)}"
             )
         for option, values in _CHOICES.items() | {("vectors", ("as_tuples", "distinct"))}:
             if getattr(self, option) not in values:
-                raise UsageError(
+                raise PolicyError(
                     f"grader policy: {option} is '{getattr(self, option)}'; it must be one of {', '.join(values)}"
                 )
         if not self.significant_digits >= 1:
-            raise UsageError(
+            raise PolicyError(
                 f"grader policy: significant_digits is {self.significant_digits}; it must be 1 or more"
             )
         if not 0 <= self.relative_tolerance < 1:
-            raise UsageError(
+            raise PolicyError(
                 f"grader policy: relative_tolerance is {self.relative_tolerance}; it must be in [0, 1)"
             )
 
@@ -112,12 +114,12 @@ class GraderPolicy:
         """The policy with these options, and defaults for the rest.
 
         Raises:
-            UsageError: an option that does not exist, or a value that it cannot have.
+            PolicyError: an option that does not exist, or a value that it cannot have.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
-                raise UsageError(f"grader policy: unknown option '{name}'; known are {', '.join(known)}")
+                raise PolicyError(f"grader policy: unknown option '{name}'; known are {', '.join(known)}")
         return cls(**options)
 
     def fingerprint(self) -> str:

@@ -7,9 +7,8 @@ What a run of letters is depends on what stands before it: "m" behind a number i
 import re
 from dataclasses import dataclass
 
-from maxent_grpo.rewards.grading.expressions import RefusedError, UnreadableError
-from maxent_grpo.rewards.grading.literals import REPEATING
-from maxent_grpo.rewards.grading.spelling import DEGREE, PERCENT
+from math_answers.expressions import REPEATING, RefusedError, UnreadableError
+from math_answers.spelling import DEGREE, PERCENT
 
 MAX_TOKENS = 1500
 MAX_DEPTH = 40  # of expressions inside one another

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from maxent_grpo.rewards.grading.policy import GraderPolicy
+from math_answers.policy import GraderPolicy
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BARE_BOX = re.compile(r"[^\s{}$,;.]+")
