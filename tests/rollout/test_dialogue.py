@@ -15,7 +15,7 @@ from maxent_grpo.rollout.environment import load_environment
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.parts import SamplerInParts
 from maxent_grpo.rollout.sampler import SamplingSettings
-from maxent_grpo.tasks.feedback import CountdownFeedback, what_is_wrong
+from maxent_grpo.tasks.countdown import CountdownFeedback, what_is_wrong
 from maxent_grpo.tasks.registry import load_rows
 from maxent_grpo.train.collate import collate
 from maxent_grpo.types import Group, Prompt, Rollout

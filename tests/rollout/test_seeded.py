@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from maxent_grpo.data.prompts import PromptSettings, build_prompts
-from maxent_grpo.data.seeds import SeedPrompts
+from maxent_grpo.data.prompts import PromptSettings, SeedPrompts, build_prompts
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings

@@ -6,7 +6,6 @@ from itertools import combinations
 
 import pytest
 
-from maxent_grpo.tasks.answer_keys import flat_key, tree_key
 from maxent_grpo.tasks.countdown import solutions
 from maxent_grpo.tasks.expressions import (
     Expression,
@@ -15,7 +14,9 @@ from maxent_grpo.tasks.expressions import (
     Number,
     Operation,
     evaluate,
+    flat_key,
     parse,
+    tree_key,
 )
 
 SAME = [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from maxent_grpo.tasks.clusters import answer_clusters, answer_string, mode_count
+from maxent_grpo.tasks.registry import answer_clusters, answer_string, mode_count
 
 
 @pytest.mark.parametrize(

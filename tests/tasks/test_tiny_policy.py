@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from maxent_grpo.tasks import tiny_policy, warm_start
-from maxent_grpo.tasks.quality import measure
 from maxent_grpo.tasks.registry import load_rows
-from maxent_grpo.tasks.tiny_model import build_model, build_tokenizer
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
+from maxent_grpo.tasks.warm_start import build_model, build_tokenizer, measure
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1=?"}]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from maxent_grpo.data.seeds import SeedPrompts
+from maxent_grpo.data.prompts import SeedPrompts
 from maxent_grpo.evaluate.exploration import exploration_scores, with_standard_errors
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.types import Prompt
 
-BUILTIN_ENVIRONMENTS = {"countdown_feedback": "maxent_grpo.tasks.feedback:CountdownFeedback"}
+BUILTIN_ENVIRONMENTS = {"countdown_feedback": "maxent_grpo.tasks.countdown:CountdownFeedback"}
 """Short name → the class behind it."""
 
 

@@ -5,26 +5,31 @@ does not contain. Fractions may appear on the way.
 """
 
 import itertools
+import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from typing import Any, Literal, cast
 
-from maxent_grpo.tasks.answer_keys import FlatForm, flat_key, tree_key
+from maxent_grpo.errors import UsageError
 from maxent_grpo.tasks.answers import extract_answer
 from maxent_grpo.tasks.expressions import (
     Expression,
     ExpressionError,
+    FlatForm,
     Number,
     Operation,
     Operator,
     apply,
     evaluate,
+    flat_key,
     numbers_in,
     parse,
+    tree_key,
 )
 from maxent_grpo.tasks.task import CONTROL, WARM_START, WRONG, Facts, Problem, Verdict, draw, region
+from maxent_grpo.types import Prompt
 
 SMALLEST, LARGEST = 2, 12
 MODES = range(2, 9)  # how many modes a problem of the train and eval splits has
@@ -187,3 +192,31 @@ def _trees(numbers: Numbers) -> tuple[tuple[Expression, Fraction], ...]:
                 (x, x_value), (y, y_value) = (right, left) if swapped else (left, right)
                 trees.append((Operation(operator, x, y), apply(operator, x_value, y_value)))
     return tuple(trees)
+
+
+class CountdownFeedback:
+    """An environment (`rollout.environment`) over the rows of ``task:countdown``."""
+
+    def reply(self, prompt: Prompt, turns: Sequence[str]) -> Mapping[str, str] | None:
+        """Nothing to add to a right answer; else a user's message that says what is wrong with the last one."""
+        if prompt.columns.get("task") != Countdown.name:
+            raise UsageError(
+                f"environment: countdown_feedback answers rows of task:countdown, and row {prompt.index} is none"
+            )
+        facts = json.loads(prompt.columns["facts"])
+        if Countdown().grade(turns[-1], facts).correct:
+            return None
+        return {"role": "user", "content": f"{what_is_wrong(turns[-1], facts)} Try again"}
+
+
+def what_is_wrong(response: str, facts: Facts) -> str:
+    """One sentence about a wrong answer: what it makes, which numbers it should use, or that it cannot be read."""
+    answer = extract_answer(response)
+    try:
+        expression = parse((answer or "").partition("=")[0])
+        value = evaluate(expression)
+    except ExpressionError:
+        return "That is no expression."
+    if sorted(numbers_in(expression)) != sorted(facts["numbers"]):
+        return f"Use each of {' '.join(map(str, facts['numbers']))} once."
+    return f"That makes {value}, not {facts['target']}."

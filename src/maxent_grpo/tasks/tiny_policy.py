@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from maxent_grpo.tasks.quality import Quality
+    from maxent_grpo.tasks.warm_start import Quality
 
 DEFAULT_STEPS = 600
 DEFAULT_SEED = 0
@@ -42,10 +42,8 @@ def build_policy(
     from transformers import AutoModelForCausalLM
 
     from maxent_grpo.randomness import integer_seed
-    from maxent_grpo.tasks.quality import measure
     from maxent_grpo.tasks.registry import load_rows
-    from maxent_grpo.tasks.tiny_model import build_model, build_tokenizer
-    from maxent_grpo.tasks.warm_start import train
+    from maxent_grpo.tasks.warm_start import build_model, build_tokenizer, measure, train
 
     tokenizer = build_tokenizer()
     torch.manual_seed(integer_seed(seed, "tiny policy"))

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from maxent_grpo.data.seeds import SeedPrompts
+from maxent_grpo.data.prompts import SeedPrompts
 from maxent_grpo.errors import RunError
 from maxent_grpo.evaluate.evaluation import summary
 from maxent_grpo.evaluate.exploration import exploration_metrics

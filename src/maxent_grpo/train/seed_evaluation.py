@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from maxent_grpo.data.seeds import SeedPrompts
+from maxent_grpo.data.prompts import SeedPrompts
 from maxent_grpo.evaluate.evaluation import Evaluation
 from maxent_grpo.evaluate.exploration import exploration_scores, with_standard_errors
 from maxent_grpo.objectives.infoseed import nearest_centroid, seed_distances

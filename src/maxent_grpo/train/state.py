@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from maxent_grpo.config.checkpointing import CheckpointSettings
 from maxent_grpo.config.plan import BatchPlan
 from maxent_grpo.controllers.controller import Controllers
-from maxent_grpo.data.seeds import SeedPrompts
+from maxent_grpo.data.prompts import SeedPrompts
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.evaluate.evaluation import Evaluation
 from maxent_grpo.objectives.catalog import Objective

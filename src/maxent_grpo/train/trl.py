@@ -29,7 +29,7 @@ from maxent_grpo.objectives.catalog import CATALOG
 from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.objectives.regularizers import kl_estimate
 from maxent_grpo.objectives.spec import ObjectiveSpec
-from maxent_grpo.tasks.clusters import answer_clusters
+from maxent_grpo.tasks.registry import answer_clusters
 from maxent_grpo.types import Batch, Metrics, Signal, Stat, mean_stat
 
 TRL_ONLY_TAU = 0.05

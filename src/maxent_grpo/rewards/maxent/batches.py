@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maxent_grpo.objectives import advantages, semantic
 from maxent_grpo.objectives.weights import target_log_q
-from maxent_grpo.tasks.clusters import answer_clusters
+from maxent_grpo.tasks.registry import answer_clusters
 
 
 class GenerationFn(Protocol):

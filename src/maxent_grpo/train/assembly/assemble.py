@@ -13,7 +13,7 @@ from maxent_grpo.config.loading import RunConfig, resolved
 from maxent_grpo.config.plan import BatchPlan, batch_plan, controller_settings, objective_spec
 from maxent_grpo.controllers.controller import Controllers
 from maxent_grpo.controllers.state_file import read_state
-from maxent_grpo.data.seeds import SeedPrompts
+from maxent_grpo.data.prompts import SeedPrompts
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.evaluation import Evaluation

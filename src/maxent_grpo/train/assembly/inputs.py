@@ -8,8 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.data.mixture import load_mixture
-from maxent_grpo.data.prompts import PromptSettings, build_prompts
-from maxent_grpo.data.seeds import SeedPrompts
+from maxent_grpo.data.prompts import PromptSettings, SeedPrompts, build_prompts
 from maxent_grpo.data.sources import load_rows
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.evaluation import Evaluation

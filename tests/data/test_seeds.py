@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 from test_prompts import byte_tokenizer, rows_of
 
-from maxent_grpo.data.prompts import PromptSettings, build_prompts
-from maxent_grpo.data.seeds import SeedPrompts
+from maxent_grpo.data.prompts import PromptSettings, SeedPrompts, build_prompts
 from maxent_grpo.errors import UsageError
 
 SUFFIX = "\n[seed={seed}]"
