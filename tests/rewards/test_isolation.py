@@ -14,8 +14,7 @@ import pytest
 
 from maxent_grpo.errors import RunError
 from maxent_grpo.rewards import isolation
-from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
-from maxent_grpo.rewards.pool import RewardTimeoutError, WorkerDiedError
+from maxent_grpo.rewards.isolation import Isolation, IsolationSettings, RewardTimeoutError, WorkerDiedError
 from maxent_grpo.rewards.registry import Location, RewardFunction, load_rewards
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.types import Prompt, Rollout
@@ -233,7 +232,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path, end):
         import sys, time
         sys.path.insert(0, {str(HERE)!r})
         from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
-        from maxent_grpo.rewards.calling import CallContext
+        from maxent_grpo.rewards.registry import CallContext
         from maxent_grpo.rewards.registry import load_rewards
         rewards = load_rewards(["hostile_functions:where", "hostile_functions:obey"])
         isolation = Isolation(IsolationSettings(timeout=100, workers=2))
@@ -270,7 +269,7 @@ def test_a_script_without_a_main_guard_can_use_workers(tmp_path):
         sys.path.insert(0, {str(HERE)!r})
         print("started")
         from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
-        from maxent_grpo.rewards.calling import CallContext
+        from maxent_grpo.rewards.registry import CallContext
         from maxent_grpo.rewards.registry import load_rewards
         (reward,) = load_rewards(["hostile_functions:obey"])
         isolation = Isolation(IsolationSettings())
@@ -286,7 +285,7 @@ def test_errors_tell_a_deadline_from_a_crash():
     pool = Isolation(IsolationSettings(timeout=0.3, workers=1))
     (reward,) = load_rewards(["hostile_functions:obey"])
     assert reward.location == Location("hostile_functions:obey")
-    from maxent_grpo.rewards.calling import CallContext
+    from maxent_grpo.rewards.registry import CallContext
 
     try:
         pending = pool.submit(

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.rewards.calling import TrainerState
-from maxent_grpo.rewards.registry import RewardFunction, load_rewards
+from maxent_grpo.rewards.registry import RewardFunction, TrainerState, load_rewards
 from maxent_grpo.rewards.scoring import REWARD_METRICS, Scorer
 from maxent_grpo.types import Prompt, Rollout
 

@@ -13,10 +13,9 @@ from math_answers import GraderPolicy, extract
 from maxent_grpo.evaluate.passk import RIGHT
 from maxent_grpo.evaluate.presets import Benchmark
 from maxent_grpo.evaluate.questions import Question
-from maxent_grpo.rewards.calling import CallContext
 from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
 from maxent_grpo.rewards.math_accuracy import graded
-from maxent_grpo.rewards.registry import GRADER_MODULES, Location, RewardFunction
+from maxent_grpo.rewards.registry import GRADER_MODULES, CallContext, Location, RewardFunction
 from maxent_grpo.tasks.answers import extract_answer
 from maxent_grpo.tasks.registry import grade_response
 

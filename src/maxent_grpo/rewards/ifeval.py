@@ -1,9 +1,12 @@
 """Instruction following: IFEval's verifiable instructions (Zhou et al. 2023, arXiv:2311.07911) as a reward."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from maxent_grpo.errors import UsageError
 from maxent_grpo.rewards.completions import Completion, blocks, text_of
 
 STRICT_PROMPT, STRICT_INSTRUCTIONS, LOOSE_PROMPT, LOOSE_INSTRUCTIONS = 0.4, 0.3, 0.2, 0.1
@@ -91,3 +94,40 @@ def _score(
         + ONE_ANSWER * (len(answers) == 1)
         + ONE_THOUGHT * (len(blocks(text, "<think>", "</think>")) == 1)
     )
+
+
+PACKAGES = ("lm_eval", "langdetect", "nltk", "immutabledict")
+
+_DATA = "tokenizers/punkt_tab/english"
+_BUNDLE = "core/_static/nltk_cache"  # inside the package llama_index, which carries NLTK's data in its wheel
+_REMEDY = "install maxent-grpo[ifeval]"
+
+
+def ensure_ifeval() -> None:
+    """Point NLTK to its ``punkt_tab`` data: where NLTK_DATA and its own places have them, else a wheel that does.
+
+    Raises `UsageError` with the remedy where a package or the data are missing.
+    """
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"reward ifeval: the package {package} is not installed; {_REMEDY}")
+    import nltk
+
+    for folder in ["", *_bundles()]:
+        if folder and folder not in nltk.data.path:
+            nltk.data.path.append(folder)
+        try:
+            nltk.data.find(_DATA)
+        except LookupError:
+            continue
+        return
+    raise UsageError(
+        "reward ifeval: NLTK's punkt_tab data are not here; "
+        f"{_REMEDY}, which brings them, or name their folder in NLTK_DATA"
+    )
+
+
+def _bundles() -> list[str]:
+    spec = importlib.util.find_spec("llama_index")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return [str(Path(folder) / _BUNDLE) for folder in folders]

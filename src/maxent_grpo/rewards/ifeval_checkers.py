@@ -5,7 +5,7 @@ Importing this module makes them ready. Left to itself, lm-eval would try to dow
 
 from typing import Any
 
-from maxent_grpo.rewards.ifeval_data import ensure_ifeval
+from maxent_grpo.rewards.ifeval import ensure_ifeval
 
 ensure_ifeval()
 

@@ -9,10 +9,16 @@ from typing import Any
 import torch
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.rewards.calling import Arguments, CallContext, Caller, Scores, TrainerState
-from maxent_grpo.rewards.isolation import LOST, Isolation, IsolationSettings, Pending
-from maxent_grpo.rewards.pool import RewardTimeoutError
-from maxent_grpo.rewards.registry import RewardFunction, one_line
+from maxent_grpo.rewards.isolation import LOST, Isolation, IsolationSettings, Pending, RewardTimeoutError
+from maxent_grpo.rewards.registry import (
+    Arguments,
+    CallContext,
+    Caller,
+    RewardFunction,
+    Scores,
+    TrainerState,
+    one_line,
+)
 from maxent_grpo.types import Group, Metrics, Rollout, Stat, extreme_stat, mean_stat
 
 logger = logging.getLogger(__name__)

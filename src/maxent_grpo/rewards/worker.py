@@ -20,8 +20,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from maxent_grpo.rewards.calling import Arguments, CallContext, Caller, MiscountedScoresError, Scores
-from maxent_grpo.rewards.registry import Location, one_line
+from maxent_grpo.rewards.registry import (
+    Arguments,
+    CallContext,
+    Caller,
+    Location,
+    MiscountedScoresError,
+    Scores,
+    one_line,
+)
 
 LENGTH = struct.Struct("<Q")
 _PR_SET_PDEATHSIG = 1
