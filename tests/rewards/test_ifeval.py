@@ -5,7 +5,7 @@ import json
 import pytest
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.rewards import ifeval_data
+from maxent_grpo.rewards import ifeval as ifeval_module
 from maxent_grpo.rewards.ifeval import _versions, followed, ifeval
 from maxent_grpo.rewards.registry import load_rewards
 
@@ -14,7 +14,7 @@ from maxent_grpo.rewards.registry import load_rewards
 def checkers():
     pytest.importorskip("lm_eval")
     try:
-        ifeval_data.ensure_ifeval()
+        ifeval_module.ensure_ifeval()
     except UsageError as error:
         pytest.skip(str(error))
 
@@ -82,13 +82,13 @@ def test_there_are_25_instruction_types_and_gpt4_follows_as_many_as_published(ch
 
 
 def test_what_is_missing_is_said_when_the_reward_is_named(monkeypatch):
-    monkeypatch.setattr(ifeval_data, "PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(ifeval_module, "PACKAGES", ("no_such_package",))
     with pytest.raises(
         UsageError, match=r"the package no_such_package is not installed; install maxent-grpo\[ifeval\]"
     ):
         load_rewards(["ifeval"])
-    monkeypatch.setattr(ifeval_data, "PACKAGES", ())
-    monkeypatch.setattr(ifeval_data, "_DATA", "tokenizers/no_such_data")
+    monkeypatch.setattr(ifeval_module, "PACKAGES", ())
+    monkeypatch.setattr(ifeval_module, "_DATA", "tokenizers/no_such_data")
     pytest.importorskip("nltk")
     with pytest.raises(
         UsageError, match=r"punkt_tab data are not here; install .* or name their folder in NLTK_DATA"
