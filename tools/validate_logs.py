@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maxent_grpo.observe.record_check import find_records, record_problems
+from maxent_grpo.observe.run_files import find_records, record_problems
 
 REQUIRED = ["train/loss", "train/learning_rate"]
 

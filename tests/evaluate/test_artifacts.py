@@ -9,7 +9,7 @@ import pytest
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.evaluate.artifacts import AnswerFile, read_records
-from maxent_grpo.observe.row_file import fingerprint_path
+from maxent_grpo.files import fingerprint_path
 
 FINGERPRINT = {"sampling.temperature": 0.6, "model.weights": "sha256:a"}
 
@@ -57,11 +57,20 @@ def test_each_line_is_on_the_disk_when_append_returns(tmp_path):
 def test_a_torn_last_line_is_cut_off(path, kept):
     whole = path.read_bytes()
     first = whole.index(b"\n") + 1
-    path.write_bytes(whole[:first] + whole[first:][:kept] if kept > 0 else whole[:-1])
+    path.write_bytes(whole[:first] + whole[first:][:kept])
     with AnswerFile(path) as answers:
         answers.load(FINGERPRINT, resume=True)
         assert list(answers.records) == [0]
         assert path.read_bytes() == whole[:first]
+
+
+def test_a_whole_last_line_without_its_newline_is_kept(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with AnswerFile(path) as answers:
+        answers.load(FINGERPRINT, resume=True)
+        assert list(answers.records) == [0, 1]
+        assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from maxent_grpo.evaluate import local_backend
 from maxent_grpo.evaluate.artifacts import AnswerFile, read_records
 from maxent_grpo.evaluate.exploration import exploration_scores
 from maxent_grpo.evaluate.result_files import results_table, write_results
+from maxent_grpo.files import fingerprint_path
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference
-from maxent_grpo.observe.row_file import fingerprint_path
 from maxent_grpo.tasks.registry import load_rows
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 from maxent_grpo.types import Group, Prompt, Rollout

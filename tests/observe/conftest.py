@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maxent_grpo.observe.metrics_log import JsonlLog
+from maxent_grpo.files import JsonlFile
 
 HOSTILE = "x = 3 <script>alert('owned')</script> & <img src=x onerror=alert(1)>"
 SECRET = "hf_thisisnotforanyone"
@@ -18,7 +18,7 @@ def write_run(directory: Path, steps: int = 60, collapse: bool = False, seed: in
     """A run of ``steps`` steps; ``collapse`` makes coverage and entropy fall as under plain GRPO."""
     directory.mkdir(parents=True)
     noise = np.random.default_rng(seed)
-    metrics, timings = JsonlLog(directory / "metrics.jsonl"), JsonlLog(directory / "timings.jsonl")
+    metrics, timings = JsonlFile(directory / "metrics.jsonl"), JsonlFile(directory / "timings.jsonl")
     metrics.append(
         {
             "step": 0,
@@ -76,7 +76,7 @@ def _eval_record(step: int, t: float, collapse: bool) -> dict[str, Any]:
 
 
 def _write_completions(directory: Path, steps: int) -> None:
-    log = JsonlLog(directory / "completions.jsonl")
+    log = JsonlFile(directory / "completions.jsonl")
     for step in (1, steps):
         for i in range(4):
             log.append(

@@ -4,8 +4,8 @@ import pytest
 from matplotlib.image import imread
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe.charts import moved_apart, smooth, smoothing_window
-from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.observe.plots import plot_comparison, plot_run
 from maxent_grpo.observe.run_files import load_run
 
@@ -28,14 +28,14 @@ def test_a_run_gets_every_figure_that_it_has_data_for(finished_run):
 
 
 def test_a_run_with_a_header_alone_gets_no_figure(tmp_path):
-    JsonlLog(tmp_path / "metrics.jsonl").append({"step": 0, "run/git_sha": "abc"})
+    JsonlFile(tmp_path / "metrics.jsonl").append({"step": 0, "run/git_sha": "abc"})
     assert plot_run(tmp_path, tmp_path / "plots") == []
     with pytest.raises(UsageError, match="no metric to compare"):
         plot_comparison([("a", tmp_path)], tmp_path / "c.png")
 
 
 def test_a_metric_that_is_null_throughout_is_survived(tmp_path):
-    log = JsonlLog(tmp_path / "metrics.jsonl")
+    log = JsonlFile(tmp_path / "metrics.jsonl")
     log.append({"step": 0, "run/git_sha": "abc"})
     for step in range(1, 20):
         log.append({"step": step, "train/kl": float("nan"), "train/reward": 0.0})

@@ -1,6 +1,6 @@
 import math
 
-from maxent_grpo.observe.metrics_log import JsonlLog
+from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe.samples import sample_rows
 from maxent_grpo.types import Group, Prompt, Rollout
 
@@ -34,11 +34,11 @@ def test_a_row_holds_what_the_completion_was_worth():
 
 
 def test_no_weights_and_no_score_are_null_in_the_file(tmp_path):
-    log = JsonlLog(tmp_path / "completions.jsonl")
+    log = JsonlFile(tmp_path / "completions.jsonl")
     for row in sample_rows(3, group(), advantages=[0.5, -0.5], weights=None):
         log.append(row)
-    assert JsonlLog.read(log.path)[1]["weight"] is None
-    assert JsonlLog.read(log.path)[1]["rewards"] == {"right": None}
+    assert JsonlFile.read(log.path)[1]["weight"] is None
+    assert JsonlFile.read(log.path)[1]["rewards"] == {"right": None}
 
 
 def test_the_limit_takes_the_first_completions():

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from maxent_grpo.observe.metrics_log import JsonlLog
+from maxent_grpo.files import JsonlFile
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 HEADER = {"step": 0, "run/git_sha": "abc", "run/recipe_path": "r.yaml"}
@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         path = tmp_path / "var" / "data" / name / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         for record in records:
-            JsonlLog(path).append(record)
+            JsonlFile(path).append(record)
         return path
 
     return write

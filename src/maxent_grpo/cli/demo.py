@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe import names
-from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.observe.report import SummaryTable, write_report
 
 METHODS = {
@@ -54,7 +54,7 @@ class Arm:
         merged: dict[str, Any] = {}
         for file in (names.METRICS_FILE, names.TIMINGS_FILE):
             path = self.directory / file
-            for record in JsonlLog.read(path) if path.is_file() else []:
+            for record in JsonlFile.read(path) if path.is_file() else []:
                 merged |= record
         return merged
 
@@ -185,7 +185,7 @@ def comparison(arms: Sequence[Arm]) -> SummaryTable:
     rows = []
     for arm in arms:
         evaluated = [
-            r for r in JsonlLog.read(arm.directory / names.METRICS_FILE) if f"eval/{MEASURES[0]}" in r
+            r for r in JsonlFile.read(arm.directory / names.METRICS_FILE) if f"eval/{MEASURES[0]}" in r
         ]
         for when, record in (
             ("before", evaluated[0]),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.whole_files import replace_file
+from maxent_grpo.files import replace_file
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

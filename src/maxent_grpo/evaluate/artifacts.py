@@ -1,4 +1,4 @@
-"""Artifact files: one line per prompt, on disk before the next prompt counts (`observe.row_file` says how).
+"""Artifact files: one line per prompt, on disk before the next prompt counts (`maxent_grpo.files` says how).
 
 ``seed_0.jsonl`` holds the lines, ``seed_0.fingerprint.json`` beside it what they depend on.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maxent_grpo.evaluate.records import Record
-from maxent_grpo.observe.row_file import Fingerprint, RowFile, read_rows
+from maxent_grpo.files import Fingerprint, RowFile, read_rows
 
 START_OVER = (
     "inference.artifacts.resume=false starts it over, another inference.artifacts.root_dir keeps both"
@@ -60,7 +60,7 @@ class AnswerFile(RowFile):
 
     def append(self, record: Record) -> None:
         """Write one line; it is on the disk when this returns."""
-        self.write(record)
+        super().append(record)
         self.records[record["prompt_index"]] = record
 
 

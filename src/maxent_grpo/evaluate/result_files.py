@@ -13,8 +13,7 @@ from maxent_grpo.evaluate.completions_page import completions_page
 from maxent_grpo.evaluate.intervals import CONFIDENCE, Estimate, shown
 from maxent_grpo.evaluate.passk import DEFINITIONS
 from maxent_grpo.evaluate.results import MathEvalResult
-from maxent_grpo.observe.metrics_log import strict_json
-from maxent_grpo.whole_files import replace_file
+from maxent_grpo.files import replace_file, strict_json
 
 SUMMARY_JSON, SUMMARY_CSV, PAGE = "summary.json", "summary.csv", "report.html"
 ESTIMATE_FIELDS = tuple(field.name for field in fields(Estimate))

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.data.sources import load_rows
 from maxent_grpo.errors import RunError
+from maxent_grpo.files import RowFile, read_rows, replace_file
 from maxent_grpo.generate.engine import Completed, Engine, Prompted, engine_of
 from maxent_grpo.generate.export import export, plain_row, refuse_bad_columns, refuse_unreachable_hub
 from maxent_grpo.generate.prompts import EmptyPrompt, Prompts
 from maxent_grpo.generate.settings import GenerateSettings
 from maxent_grpo.observe.console import Ticker
-from maxent_grpo.observe.row_file import RowFile, read_rows
-from maxent_grpo.whole_files import replace_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -137,7 +136,7 @@ def _complete(
 
     for completed in engine.complete(prompted()):
         if completed.error is None:
-            file.write(plain_row(settings, rows[completed.index], completed))
+            file.append(plain_row(settings, rows[completed.index], completed))
             tally.failures.pop(completed.index, None)
             tally.generated += 1
             tally.tokens += sum(reply.tokens for reply in completed.replies)

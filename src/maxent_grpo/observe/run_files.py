@@ -1,6 +1,10 @@
-"""Read a run directory back: header, records, timings, sample table, configuration."""
+"""The files of a run directory: read back (header, records, timings, samples, configuration) and checked."""
 
+import itertools
+import math
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe import names
-from maxent_grpo.observe.metrics_log import JsonlLog
 
 Record = Mapping[str, Any]
+
+HEADER_KEYS = ("run/git_sha", "run/recipe_path")
+"""What line 1 must say, so that runs can be told apart."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def load_run(directory: Path) -> RunFiles:
         raise UsageError(
             f"run={directory}: no {names.METRICS_FILE} in it; give the output_dir of a run that logged a step"
         )
-    lines = JsonlLog.read(path)
+    lines = JsonlFile.read(path)
     if not lines or not any(key.startswith("run/") for key in lines[0]):
         raise UsageError(f"{path}: line 1 is not a run header with run/… keys; give the output_dir of a run")
     return RunFiles(
@@ -91,7 +98,7 @@ def load_run(directory: Path) -> RunFiles:
 
 
 def _read_if_present(path: Path) -> list[dict[str, Any]]:
-    return JsonlLog.read(path) if path.is_file() else []
+    return JsonlFile.read(path) if path.is_file() else []
 
 
 def _read_config(path: Path) -> Mapping[str, Any] | None:
@@ -103,3 +110,85 @@ def _read_config(path: Path) -> Mapping[str, Any] | None:
     if not isinstance(config, dict):
         raise UsageError(f"{path}: not a mapping of settings; restore the file that the run wrote")
     return config
+
+
+def find_records(patterns: Sequence[str], root: Path) -> list[Path]:
+    """The files that ``patterns`` match under ``root``; of a folder its ``metrics.jsonl``."""
+    found = set()
+    for pattern in patterns:
+        anchor = Path(pattern).anchor
+        base = Path(anchor) if anchor else root
+        for path in base.glob(str(Path(pattern).relative_to(anchor)) if anchor else pattern):
+            found.add(path / names.METRICS_FILE if path.is_dir() else path)
+    return sorted(found)
+
+
+def record_problems(
+    path: Path, required: Sequence[str], *, header: Sequence[str] = HEADER_KEYS, allowed: Sequence[str] = ()
+) -> list[str]:
+    """What is wrong with the records at ``path``, one line each; none: nothing.
+
+    A metric that was NaN or infinite when it was logged is ``null`` in the file (`files.strict_json`).
+
+    Args:
+        required: metrics; ``train/…`` in every training record, any other one somewhere.
+        header: keys of line 1.
+        allowed: metrics that may be non-finite.
+    """
+    if not path.is_file():
+        return ["there is no such file"]
+    try:
+        records = JsonlFile.read(path)
+    except RunError as error:
+        return [str(error).removeprefix(f"{path}: ")]
+    if not records:
+        return ["is empty"]
+    first, *rest = records
+    problems = [f"line 1 has no {key}" for key in header if first.get(key) in (None, "")]
+    if not rest:
+        problems.append("no step was logged")
+    problems += _order(rest)
+    problems += [f"step {s}: {key} was not finite" for s, key in _non_finite(rest) if key not in allowed]
+    return [*problems, *_missing(rest, required)]
+
+
+def _order(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """An evaluation's record may share its step with the training record before it."""
+    for before, record in itertools.pairwise(records):
+        if record["step"] < before["step"]:
+            yield f"step {record['step']} comes after step {before['step']}"
+
+
+def _non_finite(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
+    for record in records:
+        for key, value in record.items():
+            if value is None or (isinstance(value, float) and not math.isfinite(value)):
+                yield record["step"], key
+
+
+def _missing(records: Sequence[Mapping[str, Any]], required: Sequence[str]) -> Iterator[str]:
+    training = [record for record in records if any(key.startswith("train/") for key in record)]
+    for key in required:
+        without = [record["step"] for record in training if key not in record]
+        if not any(key in record for record in records):
+            yield f"no record has {key}"
+        elif key.startswith("train/") and without:
+            yield f"{len(without)} training record(s) have no {key}, the first at step {without[0]}"
+
+
+def git_sha(environ: Mapping[str, str]) -> str:
+    """The commit that runs: ``MAXENT_GIT_SHA``, else that of the package's checkout, else of the directory.
+
+    "unknown" where none of the three is known, for instance for a wheel outside any repository.
+    """
+    if environ.get("MAXENT_GIT_SHA"):
+        return environ["MAXENT_GIT_SHA"]
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    for directory in (Path(__file__).parent, Path.cwd()):
+        command = [git, "-C", str(directory), "rev-parse", "--verify", "--quiet", "HEAD"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return answer.stdout.strip()
+    return "unknown"

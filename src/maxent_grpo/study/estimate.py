@@ -10,8 +10,8 @@ from pathlib import Path
 
 from maxent_grpo.config.loading import write_resolved
 from maxent_grpo.errors import RunError
+from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe import names
-from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.study.cells import Cell, config_of
 from maxent_grpo.study.identity import held_out_size
 from maxent_grpo.study.plan import Plan
@@ -106,7 +106,7 @@ def _seconds_of_one(plan: Plan, task: str) -> float:
             raise RunError(
                 f"the probe of {cell.arm.name} on {task} failed: {lines[-1] if lines else 'no output'}"
             )
-        timings = JsonlLog.read(trial.directory / names.TIMINGS_FILE)
+        timings = JsonlFile.read(trial.directory / names.TIMINGS_FILE)
     step = timings[-1]
     per_sample = step["time/sample"] / (
         training.per_device_train_batch_size * training.gradient_accumulation_steps

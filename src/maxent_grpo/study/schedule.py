@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe import names
-from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.study.cells import Cell
 from maxent_grpo.study.estimate import Forecast
 from maxent_grpo.study.plan import EvaluationPlan, Plan
@@ -202,7 +202,7 @@ def _position(worker: Worker, plan: Plan) -> str:
     if worker.stage != "train":
         return "evaluating"
     path = Path(worker.cell.directory / names.METRICS_FILE)
-    records = JsonlLog.read(path) if path.is_file() else []
+    records = JsonlFile.read(path) if path.is_file() else []
     return f"step {records[-1]['step'] if records else 0} of {plan.budget.steps}"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from maxent_grpo.config.loading import RunConfig, write_resolved
 from maxent_grpo.errors import UsageError
+from maxent_grpo.files import replace_file
 from maxent_grpo.observe import names
 from maxent_grpo.study.cells import Cell, config_of
 from maxent_grpo.study.identity import Identity, changes, evaluation_identity, identity_of
@@ -91,8 +92,10 @@ def open_cell(cell: Cell, config: RunConfig) -> None:
     if not (cell.directory / CELL).is_file():
         write_resolved(config, cell.directory / RECIPE)
         facts = {"task": cell.task.name, "arm": cell.arm.name, "seed": cell.seed, "run_seed": cell.run_seed}
-        write_atomically(
-            cell.directory / CELL, json.dumps({**facts, "identity": identity_of(config)}, indent=1)
+        replace_file(
+            cell.directory / CELL,
+            json.dumps({**facts, "identity": identity_of(config)}, indent=1),
+            shared=True,
         )
 
 
@@ -117,7 +120,7 @@ def record_duration(directory: Path, stage: str, seconds: float) -> None:
     """Keep how long an uninterrupted stage took."""
     path = directory / DURATIONS
     kept = json.loads(path.read_text()) if path.is_file() else {}
-    write_atomically(path, json.dumps({**kept, stage: round(seconds, 2)}))
+    replace_file(path, json.dumps({**kept, stage: round(seconds, 2)}), shared=True)
 
 
 def durations(directory: Path) -> dict[str, float]:
@@ -140,13 +143,6 @@ def try_lock(directory: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """`replace_file` for a file that several jobs of an array may write at the same time."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _plain(identity: Identity) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.config.shipped import shipped
 from maxent_grpo.errors import RunError, UsageError, did_you_mean
+from maxent_grpo.files import replace_file
 from maxent_grpo.study.cells import Cell, only_arms, refused_arms
 from maxent_grpo.study.plan import Plan
 from maxent_grpo.study.plan_file import read_plan
-from maxent_grpo.study.store import EVALUATION, State, refuse_changes, state_of, write_atomically
+from maxent_grpo.study.store import EVALUATION, State, refuse_changes, state_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +121,7 @@ def _run(
         )
     configs = refuse_changes(plan, cells)
     plan.output_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(plan.output_dir / PLAN, plan_file.read_text(encoding="utf-8"))
+    replace_file(plan.output_dir / PLAN, plan_file.read_text(encoding="utf-8"), shared=True)
     return run_cells(plan, cells, configs, processes, say)
 
 

@@ -10,9 +10,10 @@ import yaml
 
 from maxent_grpo.config.loading import RunConfig, resolved, write_resolved
 from maxent_grpo.controllers.state_file import write_state
+from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe import names
 from maxent_grpo.observe.console import Progress, Ticker
-from maxent_grpo.observe.metrics_log import JsonlLog, git_sha
+from maxent_grpo.observe.run_files import git_sha
 from maxent_grpo.observe.samples import sample_rows
 from maxent_grpo.observe.trackers import Trackers
 from maxent_grpo.train.state import Run
@@ -29,9 +30,9 @@ class RecordFiles:
     """The three append-only files of a run directory."""
 
     def __init__(self, output_dir: Path) -> None:
-        self.metrics = JsonlLog(output_dir / names.METRICS_FILE)
-        self.timings = JsonlLog(output_dir / names.TIMINGS_FILE)
-        self.completions = JsonlLog(output_dir / names.COMPLETIONS_FILE)
+        self.metrics = JsonlFile(output_dir / names.METRICS_FILE)
+        self.timings = JsonlFile(output_dir / names.TIMINGS_FILE)
+        self.completions = JsonlFile(output_dir / names.COMPLETIONS_FILE)
 
     def cut_back(self, step: int) -> None:
         """Drop what was recorded after ``step``; −1 drops everything."""

@@ -13,9 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import get_last_checkpoint
 
 from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.files import JsonlFile
 from maxent_grpo.models.loading import load_policy, load_tokenizer
 from maxent_grpo.observe import names
-from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.train.assembly.inputs import Given, evaluation_prompts, training_prompts, training_rewards
 from maxent_grpo.train.assembly.policies import model_source
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
@@ -57,7 +57,7 @@ def train_with_trl(config: RunConfig, given: Given, output_dir: Path, checkpoint
         train_dataset=training_set,
         eval_dataset=None if held_out is None else _dataset(held_out),
         processing_class=tokenizer,
-        callbacks=[Recorder(JsonlLog(output_dir / names.METRICS_FILE))],
+        callbacks=[Recorder(JsonlFile(output_dir / names.METRICS_FILE))],
     )
     stop = StopRequest(output_dir, trainer.accelerator)
     trainer.add_callback(stop)
@@ -72,7 +72,7 @@ def train_with_trl(config: RunConfig, given: Given, output_dir: Path, checkpoint
 class Recorder(TrainerCallback):
     """Writes what TRL logs to ``metrics.jsonl`` under this package's prefixes."""
 
-    def __init__(self, log: JsonlLog) -> None:
+    def __init__(self, log: JsonlFile) -> None:
         self._log = log
 
     def on_log(

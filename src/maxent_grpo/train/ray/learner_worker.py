@@ -14,8 +14,8 @@ import ray
 import torch
 
 from maxent_grpo.evaluate.exploration import exploration_metrics
+from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe.console import Progress
-from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.rewards.scoring import group_metrics
 from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
 from maxent_grpo.train.checkpoint import BUFFER, group_from_json, load_checkpoint, save_final
@@ -130,7 +130,7 @@ class LearnerWorker:
         if checkpoint is not None:
             load_checkpoint(run, checkpoint)
             buffer = stored_buffer(checkpoint, run)
-        self._tickets = JsonlLog(output_dir / TICKETS_FILE)
+        self._tickets = JsonlFile(output_dir / TICKETS_FILE)
         self._relay = Relay()
         self._recorder, self._trackers = open_recorder(run, config, RecordFiles(output_dir), self._relay)
         if run.step == 0 and run.cadence.eval_on_start:

@@ -9,9 +9,9 @@ from maxent_grpo.config.plan import batch_plan
 from maxent_grpo.config.workers import groups_per_rollout, steps_per_rollout
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import UsageError
+from maxent_grpo.files import JsonlFile
 from maxent_grpo.models.loading import load_tokenizer, with_pad_token
 from maxent_grpo.observe.console import Progress
-from maxent_grpo.observe.metrics_log import JsonlLog
 from maxent_grpo.train.assembly.assemble import make_cadence
 from maxent_grpo.train.assembly.inputs import Given, training_prompts
 from maxent_grpo.train.assembly.policies import model_source, needs_reference
@@ -38,7 +38,7 @@ def train_on_ray(config: RunConfig, given: Given, output_dir: Path, checkpoint: 
     )
     prompts = training_prompts(config, given, tokenizer)
     cadence = make_cadence(config, plan, len(prompts))
-    logs, tickets = RecordFiles(output_dir), JsonlLog(output_dir / TICKETS_FILE)
+    logs, tickets = RecordFiles(output_dir), JsonlFile(output_dir / TICKETS_FILE)
 
     def cut_back(step: int) -> None:
         start_records(config, logs, step)

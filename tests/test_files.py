@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.observe.metrics_log import JsonlLog, git_sha
+from maxent_grpo.files import JsonlFile
 
 
-def filled(path: Path, steps: int) -> JsonlLog:
-    log = JsonlLog(path)
+def filled(path: Path, steps: int) -> JsonlFile:
+    log = JsonlFile(path)
     log.append({"step": 0, "run/git_sha": "abc"})
     for step in range(1, steps + 1):
         log.append({"step": step, "train/loss": 1 / (3 * step), "note": "τ"})
@@ -20,13 +20,13 @@ def filled(path: Path, steps: int) -> JsonlLog:
 
 def test_floats_round_trip_exactly(tmp_path):
     values = [0.1 + 0.2, 1e-320, -0.0, 123456789.123456789, 1 / 3]
-    JsonlLog(tmp_path / "m.jsonl").append({"step": 1, "values": values})
-    assert JsonlLog.read(tmp_path / "m.jsonl")[0]["values"] == values
+    JsonlFile(tmp_path / "m.jsonl").append({"step": 1, "values": values})
+    assert JsonlFile.read(tmp_path / "m.jsonl")[0]["values"] == values
 
 
 def test_non_finite_numbers_become_null_and_the_line_is_strict_json(tmp_path):
     path = tmp_path / "m.jsonl"
-    JsonlLog(path).append({"step": 1, "a": math.nan, "b": {"c": math.inf, "d": [-math.inf, 1.0]}})
+    JsonlFile(path).append({"step": 1, "a": math.nan, "b": {"c": math.inf, "d": [-math.inf, 1.0]}})
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -58,8 +58,8 @@ def test_every_kill_point_within_the_last_line_is_survived(tmp_path):
     path = tmp_path / "m.jsonl"
     for size in range(len(two), len(whole) - 1):
         path.write_bytes(whole[:size])
-        assert [record["step"] for record in JsonlLog.read(path)] == [0, 1, 2]
-        JsonlLog(path).cut_back(3)
+        assert [record["step"] for record in JsonlFile.read(path)] == [0, 1, 2]
+        JsonlFile(path).cut_back(3)
         assert path.read_bytes() == two
 
 
@@ -73,7 +73,7 @@ def test_a_whole_last_record_without_its_newline_is_kept(tmp_path):
 
 def test_cut_back_leaves_no_temporary_file_and_accepts_a_missing_one(tmp_path):
     filled(tmp_path / "m.jsonl", 3).cut_back(1)
-    JsonlLog(tmp_path / "absent.jsonl").cut_back(1)
+    JsonlFile(tmp_path / "absent.jsonl").cut_back(1)
     assert [path.name for path in tmp_path.iterdir()] == ["m.jsonl"]
 
 
@@ -82,18 +82,13 @@ def test_damage_before_the_last_line_is_an_error_that_names_file_and_line(tmp_pa
     path = tmp_path / "m.jsonl"
     path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(RunError, match=r"m\.jsonl: line 2 ") as caught:
-        JsonlLog.read(path)
+        JsonlFile.read(path)
     assert "\n" not in str(caught.value)
-
-
-def test_git_sha_prefers_the_environment():
-    assert git_sha({"MAXENT_GIT_SHA": "cafe"}) == "cafe"
-    assert git_sha({})
 
 
 def test_the_log_is_light_to_import():
     heavy = "{'torch', 'matplotlib', 'rich', 'jinja2', 'accelerate', 'wandb'}"
-    modules = "maxent_grpo.observe.metrics_log, maxent_grpo.observe.console"
+    modules = "maxent_grpo.files, maxent_grpo.observe.console"
     code = f"import sys, {modules}; print({heavy} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
