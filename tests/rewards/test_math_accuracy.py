@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from maxent_grpo.rewards.math_accuracy import accuracy, boxed_accuracy_math, cosine, length
+from maxent_grpo.rewards.math import accuracy, boxed_accuracy_math, cosine, length
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Rows, the configuration string, and the reward in TRL's signature."""
 
 import json
+from typing import ClassVar
 
 import pytest
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.tasks.registry import TASKS, grade_response, load_rows, task_reward
+from maxent_grpo.tasks.task import Problem, Verdict
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -51,7 +53,7 @@ def test_options_reach_the_task():
             "countdwn",
             "train",
             "",
-            r"no task 'countdwn' \(did you mean countdown\?\): the tasks are countdown, gr",
+            r"task: there is no 'countdwn' \(did you mean countdown\?\); known: countdown, gr.*; your own: module:NAME",
         ),
         ("countdown", "dev", "", "task 'countdown' has no split 'dev': use one of train, eval"),
         (
@@ -98,3 +100,32 @@ def test_task_reward_reads_text_and_chats_and_ignores_other_columns():
 def test_task_reward_refuses_columns_of_another_length():
     with pytest.raises(ValueError, match="zip"):
         task_reward([], ["arithmetic"], ["{}"])
+
+
+class Parity:
+    """Is a number odd? A task that stands outside the package."""
+
+    name = "parity"
+    default_sizes: ClassVar = {"train": 4, "eval": 2, "control": 2}
+    choices: ClassVar = {}
+
+    def problems(self, split, size, seed):
+        return [Problem(f"{n}?", str(n % 2), (str(n % 2),), {"n": n}) for n in range(seed, seed + size)]
+
+    def grade(self, response, facts):
+        right = response.strip() == str(facts["n"] % 2)
+        return Verdict(right, response.strip() if right else None)
+
+    def spell(self, mode, facts):
+        return mode
+
+
+def test_a_task_of_ones_own_is_named_by_its_module():
+    name = f"{__name__}:Parity"
+    rows = load_rows(name, "train", "seed=3")
+    assert [row["answer"] for row in rows] == ["1", "0", "1", "0"]
+    assert rows[0]["task"] == name
+    texts, columns = ["1", "1", "1", "0"], {key: [row[key] for row in rows] for key in ("task", "facts")}
+    assert task_reward(texts, **columns) == [1.0, 0.0, 1.0, 1.0]
+    with pytest.raises(UsageError, match="must name a task"):
+        load_rows("json:dumps", "train")

@@ -14,7 +14,7 @@ from maxent_grpo.evaluate.passk import RIGHT
 from maxent_grpo.evaluate.presets import Benchmark
 from maxent_grpo.evaluate.questions import Question
 from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
-from maxent_grpo.rewards.math_accuracy import graded
+from maxent_grpo.rewards.math import graded
 from maxent_grpo.rewards.registry import GRADER_MODULES, CallContext, Location, RewardFunction
 from maxent_grpo.tasks.answers import extract_answer
 from maxent_grpo.tasks.registry import grade_response
@@ -25,7 +25,7 @@ TASK_GRADER_VERSION = 1
 GRADED = RewardFunction(
     "graded",
     graded,
-    location=Location("maxent_grpo.rewards.math_accuracy:graded", preload=GRADER_MODULES),
+    location=Location("maxent_grpo.rewards.math:graded", preload=GRADER_MODULES),
     rowwise=True,
 )
 

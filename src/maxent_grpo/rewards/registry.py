@@ -5,13 +5,13 @@ Worker processes import this module: it must not import torch.
 
 import asyncio
 import functools
-import importlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
-from maxent_grpo.errors import RunError, UsageError, did_you_mean
+from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.named import find_named, load_named
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Location:
 
 
 _RULES = "maxent_grpo.rewards.rules"
-_MATH = "maxent_grpo.rewards.math_accuracy"
+_MATH = "maxent_grpo.rewards.math"
 _CODE = "maxent_grpo.rewards.code"
 _COSINE = tuple(
     f"cosine_{name}"
@@ -153,58 +153,28 @@ def load_rewards(
     return rewards
 
 
-def one_line(error: Exception, limit: int = 300) -> str:
-    """An exception for use inside a message: its type and text on one line, cut at ``limit`` characters."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptions) -> RewardFunction:
     if not isinstance(spec, str):
         if not callable(spec):
             raise UsageError(f"reward_funcs: {spec!r} is neither a name nor a callable")
         return RewardFunction(_callable_name(spec), spec, weight)
     builtin = BUILTIN_REWARDS.get(spec)
-    path = builtin.path if builtin else spec
-    module, colon, attribute = path.partition(":")
-    if not (colon and module and attribute):
-        known = ", ".join(sorted(BUILTIN_REWARDS))
-        hint = did_you_mean(spec, BUILTIN_REWARDS)
-        raise UsageError(
-            f"unknown reward function '{spec}'{hint}: known are {known}; your own is 'module:function'"
-        )
-    function = _import(spec, module, attribute)
+    known = {name: entry.path for name, entry in BUILTIN_REWARDS.items()}
+    function = find_named("reward_funcs", spec, known, "a function", callable)
     if builtin is None:
-        return RewardFunction(attribute, function, weight, Location(path) if options.isolation else None)
+        location = Location(spec) if options.isolation else None
+        return RewardFunction(spec.partition(":")[2], function, weight, location)
     if builtin.check is not None:
-        checking, _, name = builtin.check.partition(":")
-        getattr(importlib.import_module(checking), name)()
+        load_named("reward_funcs", builtin.check)()
     bound = tuple((name, options.values[name]) for name in builtin.options if name in options.values)
     isolated = builtin.isolated and options.isolation
     return RewardFunction(
         spec,
         functools.partial(function, **dict(bound)) if bound else function,
         weight,
-        Location(path, bound, builtin.preload) if isolated else None,
+        Location(builtin.path, bound, builtin.preload) if isolated else None,
         builtin.rowwise,
     )
-
-
-def _import(spec: str, module: str, attribute: str) -> Callable[..., Any]:
-    try:
-        loaded = importlib.import_module(module)
-    # Importing runs somebody's module, which can raise anything: whatever it is, this name cannot be used.
-    except Exception as error:
-        raise UsageError(
-            f"reward function '{spec}': module '{module}' cannot be imported "
-            f"({one_line(error)}); is its directory on PYTHONPATH?"
-        ) from error
-    if not hasattr(loaded, attribute):
-        raise UsageError(f"reward function '{spec}': module '{module}' has no '{attribute}'")
-    function: object = getattr(loaded, attribute)
-    if not callable(function):
-        raise UsageError(f"reward function '{spec}' is a {type(function).__name__}, not a callable")
-    return function
 
 
 def _callable_name(function: Callable[..., Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.named import one_line
 from maxent_grpo.rewards.isolation import LOST, Isolation, IsolationSettings, Pending, RewardTimeoutError
 from maxent_grpo.rewards.registry import (
     Arguments,
@@ -17,7 +18,6 @@ from maxent_grpo.rewards.registry import (
     RewardFunction,
     Scores,
     TrainerState,
-    one_line,
 )
 from maxent_grpo.types import Group, Metrics, Rollout, Stat, extreme_stat, mean_stat
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from maxent_grpo.named import one_line
 from maxent_grpo.rewards.registry import (
     Arguments,
     CallContext,
@@ -27,7 +28,6 @@ from maxent_grpo.rewards.registry import (
     Location,
     MiscountedScoresError,
     Scores,
-    one_line,
 )
 
 LENGTH = struct.Struct("<Q")

@@ -3,9 +3,11 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from maxent_grpo.errors import UsageError, did_you_mean
+from maxent_grpo.named import find_named, is_path
 from maxent_grpo.tasks.answers import READ_CHARACTERS, extract_answer, last_boxed
 from maxent_grpo.tasks.arithmetic import Arithmetic
 from maxent_grpo.tasks.countdown import Countdown
@@ -25,7 +27,7 @@ def load_rows(name: str, split: str, config: str | None = None) -> list[dict[str
     """The rows of a task's split: ``problem``, ``answer``, ``modes`` (list), ``task`` and ``facts`` (a JSON string).
 
     Args:
-        name: a key of `TASKS`.
+        name: a key of `TASKS`, or ``module:NAME`` of your own.
         split: ``train``, ``eval`` (also ``test``, ``validation``) or ``control``.
         config: comma-separated ``key=value``: ``seed`` (default 0), ``train_size``, ``eval_size``, ``control_size``
             and the task's own options, such as ``numbers=4,train_size=192,eval_size=96,seed=0``. A size that is not
@@ -34,7 +36,7 @@ def load_rows(name: str, split: str, config: str | None = None) -> list[dict[str
     Raises:
         UsageError: an unknown task, split or key, a value that the key cannot take, or more problems than exist.
     """
-    task = _task(name)
+    task = find_task(name)
     if split not in SPLITS:
         raise UsageError(f"task {name!r} has no split {split!r}: use one of {', '.join(SPLITS)}")
     split = SPLITS[split]
@@ -64,7 +66,7 @@ def load_rows(name: str, split: str, config: str | None = None) -> list[dict[str
 
 def grade_response(task_name: str, response: str, facts_json: str) -> Verdict:
     """Verify one completion against the ``facts`` column of its row. Raises `UsageError` for an unknown task."""
-    return _task(task_name).grade(response, json.loads(facts_json))
+    return find_task(task_name).grade(response, json.loads(facts_json))
 
 
 def task_reward(
@@ -81,10 +83,20 @@ def _text(completion: Completion) -> str:
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
-def _task(name: str) -> Task:
-    if name not in TASKS:
-        raise UsageError(f"no task {name!r}{did_you_mean(name, TASKS)}: the tasks are {', '.join(TASKS)}")
-    return TASKS[name]
+@cache
+def find_task(name: str) -> Task:
+    """The task called ``name``: a key of `TASKS`, or ``module:NAME`` of a `Task` (an object, or a class to call).
+
+    Raises `UsageError` where there is none.
+    """
+    found = find_named(
+        "task", name, TASKS, "a task (name, default_sizes, choices, problems, grade)", _is_task
+    )
+    return found() if isinstance(found, type) else found
+
+
+def _is_task(found: object) -> bool:
+    return all(hasattr(found, name) for name in ("name", "default_sizes", "choices", "problems", "grade"))
 
 
 def _settings(task: Task, config: str) -> dict[str, Any]:
@@ -120,6 +132,7 @@ def _integer(key: str, value: str, where: str) -> int:
     return int(value)
 
 
+_OWN_TASK = re.compile(r"[\w.]+:\w+")
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -142,7 +155,8 @@ def answer_clusters(texts: Sequence[str], columns: Mapping[str, Any]) -> list[in
     A completion without an answer is a cluster of its own. Rows of a procedural task are read the way that the task
     reads them: a short plain line is an answer, too.
     """
-    read = extract_answer if columns.get("task") in TASKS else answer_string
+    task = columns.get("task")
+    read = extract_answer if isinstance(task, str) and (task in TASKS or is_path(task)) else answer_string
     numbers: dict[str, int] = {}
     clusters = []
     for text in texts:
