@@ -50,7 +50,10 @@ def test_the_reward_of_the_procedural_tasks_is_known_by_name():
             r"reward_funcs: there is no 'pure_acuracy_math' \(did you mean pure_accuracy_math\?\); known: ",
         ),
         ("zzz", r"there is no 'zzz'; known: .*task_reward, .*; your own: module:NAME"),
-        ("no_such_module:score", r"'no_such_module' of 'no_such_module:score' cannot be imported \(ModuleNotFoundError: .*PYTHONPATH"),
+        (
+            "no_such_module:score",
+            r"'no_such_module' of .* cannot be imported \(ModuleNotFoundError: .*PYTHONPATH",
+        ),
         ("math:no_such", r"module 'math' has no 'no_such'"),
         ("math:pi", r"'math:pi' must name a function, and is a float"),
         ("math:", "there is no 'math:'"),
@@ -66,7 +69,7 @@ def test_what_cannot_be_loaded_is_named_with_a_remedy(spec, said):
 def test_a_module_that_raises_on_import_is_a_usage_error(tmp_path, monkeypatch):
     (tmp_path / "broken_rewards.py").write_text("raise RuntimeError('two\\nlines')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UsageError, match=r"'broken_rewards' of 'broken_rewards:score' cannot be imported \(RuntimeError: two lines\)"):
+    with pytest.raises(UsageError, match=r"'broken_rewards' of .* cannot be imported \(RuntimeError: two\b"):
         load_rewards(["broken_rewards:score"])
 
 
