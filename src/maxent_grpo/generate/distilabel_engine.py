@@ -17,9 +17,10 @@ from distilabel.models.llms import OpenAILLM
 from distilabel.steps.tasks import TextGeneration
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.generate.client import UNUSABLE, Reply, RequestFailed, excerpt
+from maxent_grpo.generate.client import UNUSABLE, Reply, RequestFailed
 from maxent_grpo.generate.engine import Completed, Prompted, completed, endpoint_of
 from maxent_grpo.generate.settings import GenerateSettings
+from maxent_grpo.http import excerpt
 
 NO_KEY = "EMPTY"
 """Sent where the endpoint needs no key: distilabel has to have one."""
@@ -120,7 +121,7 @@ class DistilabelEngine:
         if failure is None:
             statistics = row["distilabel_metadata"][f"statistics_{_TASK}"]
             return Reply(row["generation"], UNKNOWN_REASON, statistics.get("output_tokens") or 0)
-        status, reason = failure["status"], excerpt(failure["reason"], self._key)
+        status, reason = failure["status"], excerpt(failure["reason"], [self._key])
         if status is None:
             return RequestFailed(f"{self._place}: {reason}", passing=True)
         advice = f" (the key is read from {self._settings.api_key_env})" if status in (401, 403) else ""
