@@ -27,15 +27,14 @@ from maxent_grpo.rollout.publish.gloo_transport import GlooTransport
 from maxent_grpo.rollout.publish.publisher import Publisher
 from maxent_grpo.rollout.publish.server_publisher import ServerPublisher, Transport
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
+from maxent_grpo.rollout.settings import EngineSettings, ServerSettings
 from maxent_grpo.rollout.vllm.colocate import (
     ColocatedPublisher,
-    EngineSettings,
     VLLMColocateSampler,
     start_engine,
 )
 from maxent_grpo.rollout.vllm.process import VLLMProcess
 from maxent_grpo.rollout.vllm.server import VLLMServerSampler
-from maxent_grpo.rollout.vllm.settings import ServerSettings
 from maxent_grpo.train.published_weights import PolicyWeights
 from maxent_grpo.types import Prompt
 

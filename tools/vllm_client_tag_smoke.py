@@ -21,8 +21,9 @@ from typing import Any
 import httpx
 
 from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.http import Fault, read_json
 from maxent_grpo.rollout.vllm.client_tag import FIELD, HEADER, is_tag, own_part
-from maxent_grpo.rollout.vllm.responses import Limits, ResponseError, parse, read_json
+from maxent_grpo.rollout.vllm.protocol import Limits, parse
 
 MIDDLEWARE = "maxent_grpo.rollout.vllm.client_tag.EchoMiddleware"
 STARTUP = 300.0  # seconds
@@ -183,7 +184,7 @@ def ask(options: argparse.Namespace) -> int:
             )
         if options.return_logprobs:
             parse(own.reply, len(options.prompts), options.n, Limits(2**31, MAX_TOKENS))
-    except ResponseError as error:
+    except Fault as error:
         raise RunError(f"{url}: {error}") from error
     return own.kept
 

@@ -69,11 +69,11 @@ class Retries:
     multiplier: float = 2.0
     longest: float = 60.0
 
-    def after(self, fault: Fault, jitter: float | None = None) -> float:
-        """Seconds to wait after ``fault``; ``jitter`` is in [0, 1)."""
+    def after(self, attempt: int, asked: float = 0.0, jitter: float | None = None) -> float:
+        """Seconds to wait after attempt number ``attempt``: at least those ``asked`` for; ``jitter`` is in [0, 1)."""
         share = random.SystemRandom().random() if jitter is None else jitter
-        grown = self.pause * self.multiplier ** (fault.attempt - 1) * (1 + share / 2)
-        return min(self.longest, max(grown, fault.pause))
+        grown = self.pause * self.multiplier ** (attempt - 1) * (1 + share / 2)
+        return min(self.longest, max(grown, asked))
 
 
 async def with_retries(
@@ -96,7 +96,8 @@ async def with_retries(
             fault.attempt = number
             if not fault.passing or number == retries.attempts:
                 raise
-            await (recover(fault) if recover is not None else asyncio.sleep(retries.after(fault)))
+            pause = retries.after(number, fault.pause)
+            await (asyncio.sleep(pause) if recover is None else recover(fault))
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -107,6 +108,7 @@ class HTTPClient:
         base_url: what paths are appended to; a user and password in it are used and never shown.
         secrets: texts that no message may contain, should a server repeat them.
         key_source: where the key is read from, for the message of a 401 or 403.
+        timeout_remedy: what helps against a deadline that passed, for its message.
         trust_env: send requests through the proxies of the environment, which then see prompts and keys.
     """
 
@@ -117,11 +119,13 @@ class HTTPClient:
         headers: Mapping[str, str] | None = None,
         secrets: Sequence[str] = (),
         key_source: str = "",
+        timeout_remedy: str = "",
         connections: int | None = None,
         max_bytes: int = MAX_BYTES,
         trust_env: bool = False,
     ) -> None:
         self._secrets, self._key_source, self._max_bytes = secrets, key_source, max_bytes
+        self._timeout_remedy = f" ({timeout_remedy})" if timeout_remedy else ""
         self._client = httpx.AsyncClient(
             base_url=base_url,
             headers=headers,
@@ -166,7 +170,7 @@ class HTTPClient:
                         )
                 return Answer(response.status_code, b"".join(pieces), response.headers)
         except TimeoutError as error:
-            raise Fault(f"no whole answer within {timeout:g} s") from error
+            raise Fault(f"no whole answer within {timeout:g} s{self._timeout_remedy}") from error
         except httpx.TransportError as error:
             what = f"{type(error).__name__} {error}".strip()
             raise Fault(f"the connection failed ({what}): is the server running?", lost=True) from error

@@ -5,7 +5,7 @@ import pytest
 from maxent_grpo.config.schema import GRPOConfig
 from maxent_grpo.config.vllm import server_settings
 from maxent_grpo.errors import UsageError
-from maxent_grpo.rollout.vllm.settings import ServerSettings
+from maxent_grpo.rollout.settings import ServerSettings
 
 
 def settings_of(

@@ -3,8 +3,8 @@
 from typing import Any
 
 from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.rollout.settings import ServerSettings
 from maxent_grpo.rollout.vllm.server import VLLMServerSampler
-from maxent_grpo.rollout.vllm.settings import ServerSettings
 from maxent_grpo.types import Prompt
 
 SETTINGS = SamplingSettings(num_generations=4, max_completion_length=6)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from maxent_grpo.rollout.drawing import BLOCK, draw_tokens, inverse_cdf, truncated
 from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.rollout.token_sampling import BLOCK, draw_tokens, inverse_cdf, truncated
 
 
 def test_draws_follow_the_policys_distribution():

@@ -7,7 +7,7 @@ import pytest
 from served import KEY, PROMPTS, SETTINGS, counts, sampler_of
 from vllm_stand_in import Asked, completions, echoing, serving
 
-from maxent_grpo.rollout.vllm.failures import GenerationServiceError
+from maxent_grpo.rollout.vllm.connection import GenerationServiceError
 
 
 def test_two_ranks_get_their_own_groups_of_a_server_that_answers_for_both(
@@ -44,7 +44,7 @@ def test_a_server_without_echo_is_refused_at_the_start_under_the_strict_policy(t
         ):
             sampler.check()
         assert len(server.requests) == 1  # fails fast
-        assert sampler.facts is None
+        assert sampler.info is None
         lenient = sampler_of(server.url, tokenizer, client_tag="rank-0-of-2", tag_policy="lenient").check()
         assert lenient.echoes_tag is False
     with serving(echoing) as server:

@@ -10,7 +10,7 @@ from served import KEY, PROMPTS, SETTINGS, sampler_of
 from vllm_stand_in import Asked, completions, serving
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.rollout.vllm.failures import GenerationServiceError
+from maxent_grpo.rollout.vllm.connection import GenerationServiceError
 
 
 def test_no_server_is_an_error_that_says_what_to_do(tokenizer: Any) -> None:
@@ -44,8 +44,8 @@ def test_another_model_is_refused_at_the_start(
 
 def test_what_is_found_out_at_the_start(tokenizer: Any) -> None:
     with serving() as server:
-        facts = sampler_of(server.url, tokenizer).check(SETTINGS)
-        assert (facts.protocol, facts.model, facts.max_model_len, facts.logprobs_mode) == (
+        info = sampler_of(server.url, tokenizer).check(SETTINGS)
+        assert (info.protocol, info.model, info.max_model_len, info.logprobs_mode) == (
             "openai",
             "tiny",
             64,

@@ -18,9 +18,9 @@ from vllm_stand_in import Answer, Asked, StandIn, completions, serving
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.rollout.settings import ServerSettings
 from maxent_grpo.rollout.vllm.proxy import Backend, Proxy, backend_url, choose
 from maxent_grpo.rollout.vllm.server import VLLMServerSampler
-from maxent_grpo.rollout.vllm.settings import ServerSettings
 from maxent_grpo.types import Prompt
 
 SETTINGS = SamplingSettings(num_generations=4, max_completion_length=6)

@@ -15,7 +15,7 @@ from vllm_stand_in import LOGPS, Answer, Asked, completions, echoing, serving
 from maxent_grpo.errors import RunError
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.rollout.vllm.failures import GenerationServiceError
+from maxent_grpo.rollout.vllm.connection import GenerationServiceError
 
 
 @pytest.mark.parametrize("api", ["openai", "generate", "trl"])

@@ -18,9 +18,9 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.models.loading import stop_token_ids
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.rollout.sampler import SamplingSettings
-from maxent_grpo.rollout.vllm.failures import GenerationServiceError
+from maxent_grpo.rollout.settings import ServerSettings
+from maxent_grpo.rollout.vllm.connection import GenerationServiceError
 from maxent_grpo.rollout.vllm.server import VLLMServerSampler
-from maxent_grpo.rollout.vllm.settings import ServerSettings
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 from maxent_grpo.train.collate import collate
 from maxent_grpo.types import Group, Prompt

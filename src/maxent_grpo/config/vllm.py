@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 from maxent_grpo.config.schema import GRPOConfig
 from maxent_grpo.errors import UsageError
+from maxent_grpo.rollout.settings import ServerSettings
 from maxent_grpo.rollout.vllm.client_tag import VARIABLE as TAG_VARIABLE
 from maxent_grpo.rollout.vllm.client_tag import derive_tag
-from maxent_grpo.rollout.vllm.settings import ServerSettings
 
 ANY_ADDRESS = "0.0.0.0"  # TRL's default host: where a server listens, and this machine for whoever asks
 MOST_RETRIES = 50

@@ -11,8 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.http import Fault, fetch
 from maxent_grpo.launch.environment import without_values
 
 TAIL_LINES = 200
@@ -152,12 +151,10 @@ def wait_until(
 
 
 def answers(url: str) -> bool:
-    """Whether ``url`` answers with a success now. Proxies of the environment are not asked: it is the job's own."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """True if ``url`` answers with a success now. Proxies of the environment are not asked: it is the job's own."""
     try:
-        with opener.open(url, timeout=HEALTH_SECONDS) as reply:
-            return bool(200 <= reply.status < 300)
-    except (urllib.error.URLError, OSError):
+        return 200 <= fetch(url, timeout=HEALTH_SECONDS).status < 300
+    except Fault:
         return False
 
 

@@ -18,8 +18,8 @@ from maxent_grpo.models.decoding import start_decoding
 from maxent_grpo.models.loading import stop_token_ids
 from maxent_grpo.models.logps import left_padded
 from maxent_grpo.randomness import KeyPart, uniforms
-from maxent_grpo.rollout.drawing import draw_tokens
 from maxent_grpo.rollout.sampler import Finished, SamplingSettings
+from maxent_grpo.rollout.token_sampling import draw_tokens
 from maxent_grpo.types import Prompt, Rollout
 
 FINISHED_SHARE = 1 / 8

@@ -17,23 +17,11 @@ from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.randomness import KeyPart, integer_seed
 from maxent_grpo.rollout.publish.publisher import PublishFailed, Weights
 from maxent_grpo.rollout.sampler import Finished, SamplingSettings
+from maxent_grpo.rollout.settings import EngineSettings
 from maxent_grpo.types import Prompt, Rollout
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """The engine of one rank."""
-
-    model: str  # directory or hub id: its weights are replaced before the first sample
-    dtype: str  # float32, bfloat16 …
-    memory_fraction: float  # of the device's memory, for weights and cache together
-    max_model_len: int | None  # tokens of prompt and completion together; None: the model's own limit
-    temperature: float = 1.0  # at which its log-probs are asked for
-    sleep: bool = False  # give the cache's memory back while the learner works
-    trust_remote_code: bool = False
 
 
 def start_engine(settings: EngineSettings) -> "LLM":

@@ -14,22 +14,30 @@ from typing import NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
+from maxent_grpo.http import Fault, run_to_end
 from maxent_grpo.randomness import KeyPart
-from maxent_grpo.rollout.event_loop import run_to_end
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
-from maxent_grpo.rollout.vllm.answers import AnswerCheck
-from maxent_grpo.rollout.vllm.facts import ServerFacts, find_out, refuse_long_prompts, refuse_other_logps
-from maxent_grpo.rollout.vllm.failures import GenerationServiceError
-from maxent_grpo.rollout.vllm.http import PassingFault, Post, ServerConnection
-from maxent_grpo.rollout.vllm.requests import PATHS, Request, group_request_id, plan_requests, request_body
-from maxent_grpo.rollout.vllm.responses import Output
-from maxent_grpo.rollout.vllm.settings import ServerSettings
-from maxent_grpo.rollout.vllm.stats import GenerationStats
+from maxent_grpo.rollout.settings import ServerSettings
+from maxent_grpo.rollout.vllm.connection import (
+    GenerationServiceError,
+    GenerationStats,
+    Post,
+    ResponseCheck,
+    ServerConnection,
+)
+from maxent_grpo.rollout.vllm.probe import ServerInfo, probe_server, refuse_long_prompts, refuse_other_logps
+from maxent_grpo.rollout.vllm.protocol import (
+    PATHS,
+    CompletionRequest,
+    Output,
+    Slot,
+    group_request_id,
+    plan_requests,
+    request_body,
+)
 from maxent_grpo.types import Metrics, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
-
-Slot = tuple[int, int]  # (position of the prompt in the call, number of the completion in its group)
 
 
 @dataclass
@@ -42,28 +50,28 @@ class VLLMServerSampler:
     vocabulary: int | None = None  # rows of the model's embedding; None: token ids are not checked against it
     backfill: Sampler | None = None
     restore: Callable[[], None] | None = None
-    facts: ServerFacts | None = field(default=None, init=False)
+    info: ServerInfo | None = field(default=None, init=False)
     _stats: GenerationStats = field(default_factory=GenerationStats, init=False)
-    _answers: AnswerCheck = field(init=False)
+    _check: ResponseCheck = field(init=False)
 
     def __post_init__(self) -> None:
-        self._answers = AnswerCheck(self.settings, self._stats, self.vocabulary)
+        self._check = ResponseCheck(self.settings, self._stats, self.vocabulary)
 
     def drain_stats(self) -> Metrics:
         """``generation/…`` metrics since the last call."""
         return self._stats.drain()
 
-    def check(self, *sampling: SamplingSettings) -> ServerFacts:
+    def check(self, *sampling: SamplingSettings) -> ServerInfo:
         """Wait for the server and find out that it can serve what ``sampling`` asks for.
 
         Raises `GenerationServiceError` where it is not reachable, serves another model, gives no token ids or
         log-probs, or does not echo the tag under the strict policy; `UsageError` where its log-probs are not those
         that the learner computes.
         """
-        self.facts = run_to_end(self._find_out())
+        self.info = run_to_end(self._probe_server())
         for settings in sampling:
-            refuse_other_logps(self.facts, settings, self.settings.endpoint)
-        return self.facts
+            refuse_other_logps(self.info, settings, self.settings.endpoint)
+        return self.info
 
     def sample(
         self,
@@ -74,10 +82,10 @@ class VLLMServerSampler:
         finished: Finished | None = None,
     ) -> list[Rollout]:
         """See `Sampler.sample`. Raises `GenerationServiceError` where completions are missing in the end."""
-        facts = self.facts or self.check()
-        refuse_other_logps(facts, settings, self.settings.endpoint)
-        refuse_long_prompts(facts, settings, prompts)
-        call = _Call(prompts, settings, key, policy_version, facts, finished)
+        info = self.info or self.check()
+        refuse_other_logps(info, settings, self.settings.endpoint)
+        refuse_long_prompts(info, settings, prompts)
+        call = _Call(prompts, settings, key, policy_version, info, finished)
         failure = run_to_end(self._fill(call))
         if call.missing():
             self._backfill(call, failure)
@@ -87,14 +95,14 @@ class VLLMServerSampler:
             for p, prompt in enumerate(prompts)
         ]
 
-    async def _find_out(self) -> ServerFacts:
+    async def _probe_server(self) -> ServerInfo:
         async with ServerConnection(self.settings, self._stats) as connection:
-            return await find_out(connection, self._answers)
+            return await probe_server(connection, self._check)
 
     async def _fill(self, call: "_Call") -> GenerationServiceError | None:
         """Ask for completions in rounds. Returns what ended them early, where ``backfill`` may make up for it."""
         rounds = self.settings.max_completion_rounds or call.settings.num_generations
-        each = 1 if call.facts.protocol == "generate" else self.settings.prompts_per_request
+        each = 1 if call.info.protocol == "generate" else self.settings.prompts_per_request
         async with ServerConnection(self.settings, self._stats, self.restore) as connection:
             for round_number in range(rounds):
                 if round_number:
@@ -109,7 +117,7 @@ class VLLMServerSampler:
             return None if self.backfill is not None else self._give_up(connection, call, rounds)
 
     async def _ask_all(
-        self, connection: ServerConnection, call: "_Call", requests: Sequence[Request]
+        self, connection: ServerConnection, call: "_Call", requests: Sequence[CompletionRequest]
     ) -> GenerationServiceError | None:
         """Ask for everything, ``concurrency`` at a time. The first failure cancels the rest and is returned."""
         name = group_request_id(self.settings.group_request_id, requests)
@@ -136,14 +144,16 @@ class VLLMServerSampler:
             f"{len(missing)} completions of {len({p for p, _ in missing})} prompts are missing after {rounds} rounds: "
             "the server cuts them off; look at its log, or raise vllm_max_completion_rounds"
         )
-        post = Post(PATHS[call.facts.protocol], {}, call.key, prompts=len({p for p, _ in missing}))
-        raise connection.failed(post, PassingFault(message), 200, rounds, message)
+        post = Post(PATHS[call.info.protocol], {}, call.key, prompts=len({p for p, _ in missing}))
+        fault = Fault(message, 200)
+        fault.attempt = rounds
+        raise connection.failed(post, fault, message)
 
     async def _complete(
-        self, connection: ServerConnection, call: "_Call", request: Request, request_id: str
+        self, connection: ServerConnection, call: "_Call", request: CompletionRequest, request_id: str
     ) -> None:
         """Ask for one request's completions, in halves where that fails; finished ones go into ``call.found``."""
-        protocol, model = call.facts.protocol, call.facts.model
+        protocol, model = call.info.protocol, call.info.model
         post = Post(
             path=PATHS[protocol],
             body=request_body(
@@ -157,7 +167,7 @@ class VLLMServerSampler:
         longest = call.settings.max_completion_length
         try:
             outputs = await connection.ask(
-                post, lambda reply: self._answers.completions(reply, request, model, longest)
+                post, lambda reply: self._check.completions(reply, request, model, longest)
             )
         except GenerationServiceError as error:
             if len(request.members) == 1 or not _may_be_too_much(error):
@@ -212,7 +222,7 @@ class _Call:
     settings: SamplingSettings
     key: tuple[KeyPart, ...]
     policy_version: int
-    facts: ServerFacts
+    info: ServerInfo
     finished: Finished | None = None
     found: dict[Slot, Output] = field(default_factory=dict)
 

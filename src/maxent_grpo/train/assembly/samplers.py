@@ -24,14 +24,13 @@ from maxent_grpo.rollout.publish.publisher import Publisher, PublishFailed
 from maxent_grpo.rollout.publish.server_publisher import Nothing, ServerPublisher, Transport
 from maxent_grpo.rollout.publish.vllm_transport import VLLMTransport
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
+from maxent_grpo.rollout.settings import EngineSettings, ServerSettings
 from maxent_grpo.rollout.vllm.colocate import (
     ColocatedPublisher,
-    EngineSettings,
     VLLMColocateSampler,
     start_engine,
 )
 from maxent_grpo.rollout.vllm.server import VLLMServerSampler
-from maxent_grpo.rollout.vllm.settings import ServerSettings
 from maxent_grpo.train.learner import Learner
 from maxent_grpo.train.published_weights import PolicyWeights
 from maxent_grpo.train.publishing import TOLERANCE, Publishing, make_probe, weights_step

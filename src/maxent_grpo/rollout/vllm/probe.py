@@ -1,75 +1,87 @@
-"""What a vLLM server is, found out before anything is sampled, and what it must therefore not be asked for."""
+"""A vLLM server's properties, probed before anything is sampled, and what it must therefore not be asked for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.http import Fault, read_json
 from maxent_grpo.rollout.sampler import SamplingSettings
-from maxent_grpo.rollout.vllm.answers import AnswerCheck
+from maxent_grpo.rollout.settings import Api, ServerSettings
 from maxent_grpo.rollout.vllm.client_tag import own_part
-from maxent_grpo.rollout.vllm.http import LastingFault, PassingFault, Post, ServerConnection
-from maxent_grpo.rollout.vllm.requests import PATHS, Protocol, plan_requests, request_body
-from maxent_grpo.rollout.vllm.responses import Output, ResponseError, read_json
-from maxent_grpo.rollout.vllm.settings import Api, ServerSettings
+from maxent_grpo.rollout.vllm.connection import Post, ResponseCheck, ServerConnection
+from maxent_grpo.rollout.vllm.protocol import (
+    PATHS,
+    Output,
+    ResponseError,
+    ServerProtocol,
+    plan_requests,
+    request_body,
+)
 from maxent_grpo.types import Prompt
 
-CERTAIN = -1e-6  # a log-prob above this is that of the only token there was
+CERTAIN = -1e-6
+"""A log-prob above this is that of the only token there was."""
 
 
 @dataclass(frozen=True)
-class ServerFacts:
-    """What `find_out` found out."""
+class ServerInfo:
+    """The properties of a server, as `probe_server` found them."""
 
-    protocol: Protocol
+    protocol: ServerProtocol
     model: str | None
-    max_model_len: int | None  # tokens of prompt and completion together
-    # Which log-probs it reports: raw is at temperature 1 before truncation, processed at the sampling temperature
-    # and after it. None: the probe could not tell.
+    max_model_len: int | None
+    """Tokens of prompt and completion together."""
     logprobs_mode: Literal["raw", "processed"] | None
+    """The log-probs that it reports: raw is at temperature 1 before truncation, processed at the sampling temperature
+    and after it. None: the probe could not tell."""
     echoes_tag: bool
 
 
-async def find_out(connection: ServerConnection, answers: AnswerCheck) -> ServerFacts:
+async def probe_server(connection: ServerConnection, check: ResponseCheck) -> ServerInfo:
     """Wait for the server, and ask it for its model and for a token or two.
 
-    Raises `GenerationServiceError` as `VLLMServerSampler.check` says.
+    Raises:
+        GenerationServiceError: as `VLLMServerSampler.check` says.
     """
-    settings = answers.settings
-    nothing = Post("/health", {}, ("check",))
+    settings = check.settings
+    looking = Post("/health", {}, ("check",))
     try:
         await connection.wait_until_healthy()
-        status, content = await connection.get("/v1/models")
-    except PassingFault as error:
+        listing = await connection.get("/v1/models")
+    except Fault as fault:
         waited = f"not healthy within {settings.startup_timeout:g} s (vllm_server_timeout)"
         remedy = "start it with `vllm serve MODEL`, or correct vllm_server_base_url"
-        raise connection.failed(nothing, error, error.status, 1, f"{waited}: {error}; {remedy}") from error
-    listing = replace(nothing, path="/v1/models")
+        raise connection.failed(looking, fault, f"{waited}: {fault}; {remedy}") from fault
     try:
-        model, length = _served_model(settings, status, content)
-    except (LastingFault, ResponseError) as error:
-        raise connection.failed(listing, error, status, 1, str(error)) from error
-    protocol = _protocol(settings.api, status)
-    output, echoes = await _probe(connection, answers, protocol, model, _KEEPING_ONE)
+        model, length = _served_model(settings, listing.status, listing.content)
+    except Fault as fault:
+        fault.status = listing.status
+        raise connection.failed(replace(looking, path="/v1/models"), fault, str(fault)) from fault
+    protocol = _protocol(settings.api, listing.status)
+    output, echoes = await _probe(connection, check, protocol, model, _KEEPING_ONE)
     mode: Literal["raw", "processed"] | None = "raw"
     if output.logps[0] >= CERTAIN:
-        output, _ = await _probe(connection, answers, protocol, model, _KEEPING_ALL)
+        output, _ = await _probe(connection, check, protocol, model, _KEEPING_ALL)
         mode = "processed" if output.logps[0] < CERTAIN else None
-    return ServerFacts(protocol, model, length, mode, echoes)
+    return ServerInfo(protocol, model, length, mode, echoes)
 
 
-def refuse_other_logps(facts: ServerFacts, sampling: SamplingSettings, endpoint: str) -> None:
-    """Raise `UsageError` where the server's log-probs are not those of `rollout.drawing.draw_tokens`.
+def refuse_other_logps(info: ServerInfo, sampling: SamplingSettings, endpoint: str) -> None:
+    """Refuse a server whose log-probs are not those of `rollout.token_sampling.draw_tokens`.
 
     Those are of the whole distribution at the sampling temperature: raw ones at temperature 1, processed ones
     where nothing is truncated. At temperature 0 both servers report temperature 1, as the learner does.
+
+    Raises:
+        UsageError: it reports others.
     """
     if not sampling.for_learning or sampling.temperature == 0:
         return
     truncated = sampling.top_p < 1 or sampling.top_k > 0 or bool(sampling.min_p)
-    if sampling.temperature == 1 and (facts.logprobs_mode == "raw" or not truncated):
+    if sampling.temperature == 1 and (info.logprobs_mode == "raw" or not truncated):
         return
-    if facts.logprobs_mode == "processed" and not truncated:
+    if info.logprobs_mode == "processed" and not truncated:
         return
     where = f"vLLM server {endpoint}"
     if truncated and sampling.temperature != 1:
@@ -88,16 +100,16 @@ def refuse_other_logps(facts: ServerFacts, sampling: SamplingSettings, endpoint:
     )
 
 
-def refuse_long_prompts(facts: ServerFacts, sampling: SamplingSettings, prompts: Sequence[Prompt]) -> None:
+def refuse_long_prompts(info: ServerInfo, sampling: SamplingSettings, prompts: Sequence[Prompt]) -> None:
     """Raise `UsageError` for a prompt that the server would refuse, or whose completions it would end early."""
-    if not facts.max_model_len:
+    if not info.max_model_len:
         return
-    room = facts.max_model_len - sampling.max_completion_length
+    room = info.max_model_len - sampling.max_completion_length
     long = next((prompt for prompt in prompts if len(prompt.token_ids) > room), None)
     if long is not None:
         raise UsageError(
             f"max_prompt_length: prompt {long.index} has {len(long.token_ids)} tokens and its completion may have "
-            f"{sampling.max_completion_length}, but the vLLM server holds {facts.max_model_len} together; serve with a "
+            f"{sampling.max_completion_length}, but the vLLM server holds {info.max_model_len} together; serve with a "
             f"larger --max-model-len, or set max_prompt_length to {max(1, room)}"
         )
 
@@ -105,12 +117,10 @@ def refuse_long_prompts(facts: ServerFacts, sampling: SamplingSettings, prompts:
 def _served_model(settings: ServerSettings, status: int, content: bytes) -> tuple[str | None, int | None]:
     """The name and the context length of the model to be used."""
     if status in (401, 403):
-        raise LastingFault(f"it refuses /v1/models with HTTP {status} (the key is read from VLLM_API_KEY)")
+        raise Fault(f"it refuses /v1/models with HTTP {status} (the key is read from VLLM_API_KEY)")
     if status != 200:
         if settings.api in ("openai", "generate"):
-            raise LastingFault(
-                f"/v1/models answers HTTP {status}: this is no vLLM server (vllm_api={settings.api})"
-            )
+            raise Fault(f"/v1/models answers HTTP {status}: this is no vLLM server (vllm_api={settings.api})")
         return settings.model, None
     cards = read_json(content).get("data")
     if not isinstance(cards, list) or not all(isinstance(card, dict) for card in cards):
@@ -123,15 +133,13 @@ def _served_model(settings: ServerSettings, status: int, content: bytes) -> tupl
         asked = (
             "no model is named and it serves several" if wanted is None else f"it does not serve {wanted!r}"
         )
-        raise LastingFault(
-            f"{asked}; it serves {', '.join(names) or 'none'}: set vllm_model to the right one"
-        )
+        raise Fault(f"{asked}; it serves {', '.join(names) or 'none'}: set vllm_model to the right one")
     length = cards[names.index(wanted)].get("max_model_len")
     return wanted, length if type(length) is int else None
 
 
-def _protocol(api: Api, status: int) -> Protocol:
-    """How the server is spoken to, where /v1/models answered ``status``."""
+def _protocol(api: Api, status: int) -> ServerProtocol:
+    """The server's protocol, where /v1/models answered ``status``."""
     if api == "auto":
         return "openai" if status == 200 else "trl"
     return api
@@ -144,18 +152,18 @@ _KEEPING_ONE = replace(_KEEPING_ALL, top_k=1)
 
 async def _probe(
     connection: ServerConnection,
-    answers: AnswerCheck,
-    protocol: Protocol,
+    check: ResponseCheck,
+    protocol: ServerProtocol,
     model: str | None,
     sampling: SamplingSettings,
 ) -> tuple[Output, bool]:
     """One token, and whether its answer carries this client's tag. A server that keeps only the likeliest token and
     gives it log-prob 0 reports the truncated distribution, unless the model is certain of that token anyway."""
-    tag = answers.settings.client_tag
+    tag = check.settings.client_tag
     request = plan_requests([_PROBE], [(0, 0)], ("check",), 1)[0]
 
     def read(reply: dict[str, Any]) -> tuple[Output, bool]:
-        (output,) = answers.completions(reply, request, model, max_tokens=1)
+        (output,) = check.completions(reply, request, model, max_tokens=1)
         if output is None or not output.token_ids:
             raise ResponseError("the answer holds no completion")
         return output, tag is not None and own_part(reply, tag, "strict").kept > 0

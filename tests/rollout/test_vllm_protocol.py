@@ -1,18 +1,16 @@
 """The answers of real servers, of their predecessors, and of nobody who means well."""
 
-import json
 import math
 from typing import Any
 
 import pytest
 
-from maxent_grpo.rollout.vllm.responses import (
+from maxent_grpo.rollout.vllm.protocol import (
     Limits,
     MissingLogprobs,
     Output,
     ResponseError,
     parse,
-    read_json,
 )
 
 LIMITS = Limits(vocabulary=100, max_tokens=4)
@@ -157,25 +155,3 @@ def test_a_server_without_finish_reasons_is_read_by_length() -> None:
 
 def test_rounding_above_zero_is_zero() -> None:
     assert only(broken(logprobs={"token_logprobs": [1e-7, -1.0]})).logps == (0.0, -1.0)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "the answer of 0 bytes is not JSON"),
-        (b"<html>busy</html>", "not JSON"),
-        (b'{"choices": [{"token_ids": [1, 2', "cut off or not JSON"),
-        (b"[1, 2]", "is a JSON list, not an object"),
-        (b"[" * 100_000, "cut off or not JSON"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "cut off or not JSON"),
-        (b"\xff\xfe\x00", "not JSON"),
-    ],
-)
-def test_what_is_not_a_json_object_is_refused(content: bytes, message: str) -> None:
-    with pytest.raises(ResponseError, match=message) as caught:
-        read_json(content)
-    assert len(str(caught.value)) < 200
-
-
-def test_a_json_object_is_read() -> None:
-    assert read_json(json.dumps(flat(0)).encode()) == flat(0)

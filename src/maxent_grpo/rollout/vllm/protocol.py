@@ -1,16 +1,155 @@
-"""What a vLLM-like server answers, as tokens and log-probs. Pure, and suspicious: an answer is checked, never mended.
+"""The protocols of vLLM-like servers: token ids in, token ids and log-probs out. Pure, and suspicious of answers.
 
-Accepted shapes: ``choices[]`` (OpenAI's completions, vLLM's ``/inference/v1/generate``), ``results[]`` with or
-without ``outputs[]``, ``completion_ids[]`` with parallel lists (TRL's own server), and ``text[]`` with parallel
-lists. Text alone is refused: completions are never made of text that is tokenised again.
+Accepted shapes of an answer: ``choices[]`` (OpenAI's completions, vLLM's ``/inference/v1/generate``), ``results[]``
+with or without ``outputs[]``, ``completion_ids[]`` with parallel lists (TRL's own server), and ``text[]`` with parallel
+lists. An answer is checked, never mended; text alone is refused, as completions are never tokenised again.
 """
 
-import json
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Literal
+
+from maxent_grpo.http import Fault, shortened
+from maxent_grpo.randomness import KeyPart, integer_seed
+from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.rollout.vllm.client_tag import FIELD
+from maxent_grpo.types import Prompt
+
+ServerProtocol = Literal["openai", "generate", "trl"]
+PATHS: dict[ServerProtocol, str] = {
+    "openai": "/v1/completions",
+    "generate": "/inference/v1/generate",
+    "trl": "/generate/",
+}
+
+Slot = tuple[int, int]
+"""(position of the prompt in the call, number of the completion in its group)"""
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """One completion each of some prompts, drawn from one seed."""
+
+    members: tuple[Slot, ...]
+    prompts: tuple[Prompt, ...]
+    """One per member."""
+    seed: int
+    key: tuple[KeyPart, ...]
+    """Names the request's jitter."""
+
+    def halves(self) -> tuple["CompletionRequest", "CompletionRequest"]:
+        """The request in two. Both keep its seed, so that a retried completion is unchanged."""
+        middle = len(self.members) // 2
+        first, second = (
+            CompletionRequest(self.members[part], self.prompts[part], self.seed, (*self.key, half))
+            for half, part in enumerate((slice(None, middle), slice(middle, None)))
+        )
+        return first, second
+
+    @property
+    def prompt_hash(self) -> str:
+        """Sixteen hexadecimal digits that tell the prompts from others."""
+        text = "|".join(",".join(map(str, prompt.token_ids)) for prompt in self.prompts)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plan_requests(
+    prompts: Sequence[Prompt],
+    missing: Sequence[Slot],
+    key: tuple[KeyPart, ...],
+    prompts_per_request: int,
+) -> list[CompletionRequest]:
+    """Requests for the completions ``missing``, each (prompt, number), seeded by (``key``, prompt, number).
+
+    Several prompts of a request share the seed of the first. Equal prompts never do: they would get equal completions.
+    """
+    requests: list[CompletionRequest] = []
+    for number in sorted({number for _, number in missing}):
+        batch_mates: list[int] = []
+        texts: set[tuple[int, ...]] = set()
+        for position in (p for p, n in missing if n == number):
+            tokens = prompts[position].token_ids
+            if len(batch_mates) == prompts_per_request or tokens in texts:
+                requests.append(_request(prompts, batch_mates, number, key))
+                batch_mates, texts = [], set()
+            batch_mates.append(position)
+            texts.add(tokens)
+        requests.append(_request(prompts, batch_mates, number, key))
+    return requests
+
+
+def _request(
+    prompts: Sequence[Prompt], batch_mates: Sequence[int], number: int, key: tuple[KeyPart, ...]
+) -> CompletionRequest:
+    own_key = (*key, *prompts[batch_mates[0]].key, number)
+    return CompletionRequest(
+        members=tuple((position, number) for position in batch_mates),
+        prompts=tuple(prompts[position] for position in batch_mates),
+        seed=integer_seed(*own_key),
+        key=own_key,
+    )
+
+
+def request_body(
+    protocol: ServerProtocol,
+    model: str | None,
+    request: CompletionRequest,
+    settings: SamplingSettings,
+    stop_token_ids: Sequence[int],
+    tag: str | None,
+) -> dict[str, Any]:
+    """The JSON of one request. Every parameter is given: a server's own defaults come from the model's files."""
+    sampling: dict[str, Any] = {
+        "n": 1,
+        "max_tokens": settings.max_completion_length,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "min_p": settings.min_p or 0.0,
+        "repetition_penalty": 1.0,
+    }
+    ending = {
+        "stop": list(settings.stop),
+        "stop_token_ids": list(stop_token_ids),
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,  # stop strings may contain special tokens, as they may for the local sampler
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
+        "seed": request.seed,
+    }
+    tagged = {} if tag is None else {FIELD: tag}
+    prompts = [list(prompt.token_ids) for prompt in request.prompts]
+    if protocol == "trl":
+        sampling["top_k"] = settings.top_k or -1  # what "all" was called when that server was current
+        return {"prompts": prompts, **sampling, "logprobs": 0, "generation_kwargs": ending, **tagged}
+    if protocol == "generate":
+        (tokens,) = prompts
+        final_only = {"output_kind": 2}  # else the server's default would return what finished last
+        parameters = {**sampling, **ending, "logprobs": 0, **final_only}
+        return {"model": model, "token_ids": tokens, "sampling_params": parameters, "stream": False, **tagged}
+    return {
+        "model": model,
+        "prompt": prompts,
+        **sampling,
+        **ending,
+        "logprobs": 0,  # of the sampled token alone
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+        "stream": False,
+        **tagged,
+    }
+
+
+def group_request_id(given: str | None, requests: Sequence[CompletionRequest]) -> str:
+    """One name for all requests of a call, for a server's or a proxy's log."""
+    digest = hashlib.sha256("".join(request.prompt_hash for request in requests).encode()).hexdigest()
+    return given or digest[:32]
+
+
+# Answers
 
 LOGP_TOLERANCE = 1e-3
 """How far above 0 a log-prob may lie by rounding."""
@@ -18,8 +157,11 @@ TOKEN_PREFIX = "token_id:"
 PARALLEL = ("completion_ids", "token_ids", "text")
 
 
-class ResponseError(Exception):
+class ResponseError(Fault):
     """The answer is not what was asked for. The message says what is wrong, without the answer itself."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=200)
 
 
 class MissingLogprobs(ResponseError):
@@ -31,13 +173,16 @@ class Output:
     """One completion as the server tells it."""
 
     token_ids: tuple[int, ...]
-    logps: tuple[float, ...]  # one per token
-    finish_reason: str | None  # "stop" and "length" are finished completions; "abort" and the like are not
-    prompt_token_ids: tuple[int, ...] | None = None  # what it continues, where the server says so
+    logps: tuple[float, ...]
+    """One per token."""
+    finish_reason: str | None
+    """ "stop" and "length" are finished completions; "abort" and the like are not."""
+    prompt_token_ids: tuple[int, ...] | None = None
+    """The prompt that it continues, where the server says so."""
 
     @property
     def finished(self) -> Literal["stop", "length"] | None:
-        """How the completion ended; None where it was cut off and has to be asked for again."""
+        """The end of the completion; None where it was cut off and has to be asked for again."""
         if not self.token_ids:
             return None
         return self.finish_reason if self.finish_reason in ("stop", "length") else None  # type: ignore[return-value]
@@ -45,9 +190,9 @@ class Output:
 
 @dataclass(frozen=True)
 class Limits:
-    """What every completion of an answer must keep to."""
+    """Bounds of every completion of an answer: token ids lie in [0, vocabulary)."""
 
-    vocabulary: int  # token ids lie in [0, vocabulary)
+    vocabulary: int
     max_tokens: int
 
 
@@ -55,20 +200,10 @@ class Limits:
 class Parsed:
     """An answer's completions, prompt by prompt."""
 
-    groups: tuple[tuple[Output, ...], ...]  # one per prompt, each at most n; fewer where some are missing
-    excess: int  # completions beyond those asked for, left out
-
-
-def read_json(content: bytes) -> dict[str, Any]:
-    """The JSON object in ``content``. Raises `ResponseError` for anything else, cut-off JSON included."""
-    try:
-        reply = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        kind = "cut off or not JSON" if content.lstrip()[:1] in (b"{", b"[") else "not JSON"
-        raise ResponseError(f"the answer of {len(content)} bytes is {kind} ({_short(error)})") from error
-    if not isinstance(reply, dict):
-        raise ResponseError(f"the answer is a JSON {type(reply).__name__}, not an object")
-    return reply
+    groups: tuple[tuple[Output, ...], ...]
+    """One per prompt, each at most n; fewer where some are missing."""
+    excess: int
+    """Completions beyond those asked for, left out."""
 
 
 def parse(reply: Mapping[str, Any], prompts: int, n: int, limits: Limits) -> Parsed:
@@ -221,7 +356,7 @@ def _logps(record: Mapping[str, Any], ids: Sequence[int]) -> tuple[float, ...]:
     checked = []
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ResponseError(f"a log-prob is {_short(value)}, not a finite number")
+            raise ResponseError(f"a log-prob is {shortened(value)}, not a finite number")
         if value > LOGP_TOLERANCE:
             raise ResponseError(f"a log-prob is {value:g}, above 0")
         checked.append(min(0.0, float(value)))
@@ -277,10 +412,5 @@ def _integers(value: Any, name: str) -> tuple[int, ...]:
 def _number_after_prefix(token: str) -> int:
     digits = token.removeprefix(TOKEN_PREFIX)
     if not digits.isdecimal() or len(digits) > 12:
-        raise ResponseError(f"{_short(token)} is no token id")
+        raise ResponseError(f"{shortened(token)} is no token id")
     return int(digits)
-
-
-def _short(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else text[:79] + "…"
