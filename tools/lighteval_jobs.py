@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.evaluate.lighteval_jobs import TASKS, run_benchmark_jobs
+from maxent_grpo.launch.lighteval import TASKS, run_benchmark_jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,11 +3,8 @@ import math
 
 import pytest
 
-from maxent_grpo.evaluate.exploration import (
-    exploration_metrics,
-    exploration_scores,
-    with_standard_errors,
-)
+from maxent_grpo.evaluate.passk import exploration_scores, with_standard_errors
+from maxent_grpo.evaluate.training import exploration_metrics
 from maxent_grpo.tasks.registry import load_rows
 from maxent_grpo.types import Group, Prompt, Rollout
 

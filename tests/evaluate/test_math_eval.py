@@ -9,7 +9,7 @@ import pytest
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.evaluate import local_backend
 from maxent_grpo.evaluate.artifacts import AnswerFile, read_records
-from maxent_grpo.evaluate.exploration import exploration_scores
+from maxent_grpo.evaluate.passk import exploration_scores
 from maxent_grpo.evaluate.result_files import results_table, write_results
 from maxent_grpo.files import fingerprint_path
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference

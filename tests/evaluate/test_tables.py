@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.lighteval import dataset_of, read_lighteval
-from maxent_grpo.evaluate.tables import read_scores, row_of, table_cells, tables_text
+from maxent_grpo.evaluate.tables import (
+    dataset_of,
+    read_lighteval,
+    read_scores,
+    row_of,
+    table_cells,
+    tables_text,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import eval_math_delta

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.config.loading import RunConfig
-from maxent_grpo.evaluate.exploration import exploration_metrics
+from maxent_grpo.evaluate.training import exploration_metrics
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
 from maxent_grpo.train.assembly.inputs import Given

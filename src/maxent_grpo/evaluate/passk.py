@@ -1,14 +1,22 @@
-"""What k samples of one prompt say: pass@k, avg@k, distinct@k and coverage@k, each one number per prompt.
+"""pass@k, avg@k, distinct@k and coverage@k: what k samples of one prompt say, each one number per prompt.
 
-A benchmark's figure is the mean of these over its prompts. Shapes: ``P`` prompts, ``n`` samples of each, 1 ≤ k ≤ n.
-"First k" means the first k in the order of sampling, which says nothing about their quality: samples are independent.
+Benchmarks, studies and the evaluation during training count with these; their figures are means over prompts.
+Shapes: ``P`` prompts, ``n`` samples of each, 1 ≤ k ≤ n. "First k" means the first k in the order of sampling, which
+says nothing about their quality: samples are independent.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from maxent_grpo.tasks.registry import grade_response
+
+if TYPE_CHECKING:
+    from maxent_grpo.types import Group
 
 Floats = npt.NDArray[np.float64]
 
@@ -20,13 +28,12 @@ RIGHT = 1.0
 class ScoredSamples:
     """The samples of P prompts under one seed, scored."""
 
-    scores: Floats  # [P, n]
-    modes: tuple[tuple[str | None, ...], ...] | None = (
-        None  # P × n, the answer mode of a right sample, if it has one
-    )
-    mode_counts: tuple[int, ...] | None = (
-        None  # P, right answers that a prompt has; None: they are not enumerated
-    )
+    scores: Floats
+    """[P, n]"""
+    modes: tuple[tuple[str | None, ...], ...] | None = None
+    """P × n, the answer mode of a right sample, if it has one."""
+    mode_counts: tuple[int, ...] | None = None
+    """P, right answers that a prompt has; None: they are not enumerated."""
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
@@ -110,3 +117,42 @@ def per_prompt(samples: ScoredSamples, ks: Sequence[int]) -> dict[str, Floats]:
             columns[f"distinct_at_{k}"] = distinct_at(samples, k)
             columns[f"coverage_at_{k}"] = coverage_at(samples, k)
     return columns
+
+
+def exploration_scores(groups: "Sequence[Group]") -> dict[str, list[float]]:
+    """Metric with its k, such as ``pass_at_8`` → one number per prompt, from the k = G samples of scored groups.
+
+    ``mean_at_k`` (the fraction of right samples) and ``pass_at_k`` go by utility, ``distinct_at_k`` and
+    ``coverage_at_k`` by the verdict of the task's verifier; these two exist for tasks whose modes are enumerated
+    (dataset columns ``task``, ``facts`` and ``modes``).
+    """
+    k = len(groups[0].utilities)
+    samples = ScoredSamples(np.array([group.utilities for group in groups], dtype=np.float64))
+    scores = {f"mean_at_{k}": samples.right.mean(axis=1), f"pass_at_{k}": pass_at(samples, k)}
+    if "modes" in groups[0].rollout.prompt.columns:
+        judged = _judged_by_task(groups)
+        scores |= {f"distinct_at_{k}": distinct_at(judged, k), f"coverage_at_{k}": coverage_at(judged, k)}
+    return {name: values.tolist() for name, values in scores.items()}
+
+
+def _judged_by_task(groups: "Sequence[Group]") -> ScoredSamples:
+    columns = [group.rollout.prompt.columns for group in groups]
+    verdicts = [
+        [grade_response(facts["task"], text, facts["facts"]) for text in group.rollout.texts]
+        for group, facts in zip(groups, columns, strict=True)
+    ]
+    return ScoredSamples(
+        scores=np.array([[float(verdict.correct) for verdict in row] for row in verdicts]),
+        modes=tuple(tuple(verdict.mode for verdict in row) for row in verdicts),
+        mode_counts=tuple(len(facts["modes"]) for facts in columns),
+    )
+
+
+def with_standard_errors(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Each metric's average over prompts, and under ``<name>_se`` its standard error over prompts."""
+    summary: dict[str, float] = {}
+    for name, values in scores.items():
+        n, mean = len(values), sum(values) / len(values)
+        variance = sum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
+        summary |= {name: mean, f"{name}_se": math.sqrt(variance / n)}
+    return summary

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.evaluate.lighteval_jobs import file_name, lighteval_command, results_folder
 from maxent_grpo.launch import commands
 from maxent_grpo.launch.allocation import read_allocation
 from maxent_grpo.launch.arguments import Flag, Values, read_flags, words_of
 from maxent_grpo.launch.environment import job_environment, make_folders, shown_words
+from maxent_grpo.launch.lighteval import file_name, lighteval_command, results_folder
 from maxent_grpo.launch.supervision import POLL_SECONDS, Ended, Running, Signals, Step, requeue, say
 from maxent_grpo.launch.table import gpu_names, table
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maxent_grpo.config.loading import RunConfig, resolve
-from maxent_grpo.evaluate.exploration import exploration_scores
+from maxent_grpo.evaluate.passk import exploration_scores
 from maxent_grpo.models.loading import load_policy, load_tokenizer
 from maxent_grpo.rewards.registry import load_rewards
 from maxent_grpo.rewards.scoring import Scorer

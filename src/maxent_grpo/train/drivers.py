@@ -13,8 +13,7 @@ import torch
 
 from maxent_grpo.data.prompts import SeedPrompts
 from maxent_grpo.errors import RunError
-from maxent_grpo.evaluate.evaluation import summary
-from maxent_grpo.evaluate.exploration import exploration_metrics
+from maxent_grpo.evaluate.training import exploration_metrics, summary
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.rollout.seeded import with_seeded

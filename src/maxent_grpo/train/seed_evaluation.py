@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.data.prompts import SeedPrompts
-from maxent_grpo.evaluate.evaluation import Evaluation
-from maxent_grpo.evaluate.exploration import exploration_scores, with_standard_errors
+from maxent_grpo.evaluate.passk import exploration_scores, with_standard_errors
+from maxent_grpo.evaluate.training import Evaluation
 from maxent_grpo.objectives.infoseed import nearest_centroid, seed_distances
 from maxent_grpo.rollout.seeded import with_seeded
 from maxent_grpo.train.collate import collate

@@ -16,7 +16,7 @@ from maxent_grpo.controllers.state_file import read_state
 from maxent_grpo.data.prompts import SeedPrompts
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.evaluation import Evaluation
+from maxent_grpo.evaluate.training import Evaluation
 from maxent_grpo.models.adapters import with_adapter
 from maxent_grpo.models.loading import load_policy, load_tokenizer, with_pad_token
 from maxent_grpo.models.policy import AdapterOff, PolicyForward

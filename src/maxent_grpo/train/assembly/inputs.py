@@ -11,7 +11,7 @@ from maxent_grpo.data.mixture import load_mixture
 from maxent_grpo.data.prompts import PromptSettings, SeedPrompts, build_prompts
 from maxent_grpo.data.sources import load_rows
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.evaluation import Evaluation
+from maxent_grpo.evaluate.training import Evaluation
 from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
 from maxent_grpo.rewards.registry import RewardFunction, RewardOptions, load_rewards
 from maxent_grpo.rewards.scoring import Scorer

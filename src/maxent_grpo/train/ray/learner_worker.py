@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import torch
 
-from maxent_grpo.evaluate.exploration import exploration_metrics
+from maxent_grpo.evaluate.training import exploration_metrics
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.rewards.scoring import group_metrics

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.evaluate import lighteval_jobs
-from maxent_grpo.evaluate.lighteval_jobs import (
+from maxent_grpo.evaluate.tables import PASS_1, read_scores
+from maxent_grpo.launch import lighteval as jobs_module
+from maxent_grpo.launch.lighteval import (
     benchmark_spec,
     expand,
     gpu_flags,
@@ -25,7 +26,6 @@ from maxent_grpo.evaluate.lighteval_jobs import (
     run_benchmark_jobs,
     task_argument,
 )
-from maxent_grpo.evaluate.tables import PASS_1, read_scores
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +107,7 @@ def test_a_slurm_job_names_everything_the_launcher_takes():
 
 
 def test_a_large_model_goes_over_the_gpus_that_fit_its_heads(monkeypatch):
-    monkeypatch.setattr(lighteval_jobs, "attention_heads", lambda *_, **__: 28)
+    monkeypatch.setattr(jobs_module, "attention_heads", lambda *_, **__: 28)
     (job,) = plan_benchmark_jobs(["aime24"], "org/model-70B", environ={})
     assert "--gpus=4" in job.command
     assert job.command[-2:] == ("true", "false")
@@ -117,11 +117,9 @@ def test_a_large_model_goes_over_the_gpus_that_fit_its_heads(monkeypatch):
 
 def test_heads_come_from_the_models_configuration():
     heads = json.loads((Path(bundled_policy_path()) / "config.json").read_text())["num_attention_heads"]
-    assert (
-        lighteval_jobs.attention_heads(str(bundled_policy_path()), "main", trust_remote_code=False) == heads
-    )
+    assert jobs_module.attention_heads(str(bundled_policy_path()), "main", trust_remote_code=False) == heads
     with pytest.raises(UsageError, match=r"org/none: its number of heads .* or give num_gpus"):
-        lighteval_jobs.attention_heads("org/none", "main", trust_remote_code=False)
+        jobs_module.attention_heads("org/none", "main", trust_remote_code=False)
 
 
 def test_a_dry_run_says_the_commands_and_needs_no_program(capsys):
@@ -259,7 +257,7 @@ def test_a_real_run_lands_in_the_tables(lighteval, tmp_path, monkeypatch):
     (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "toy.py").write_text(TOY.format(repo=str(tmp_path / "data")))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(lighteval_jobs.TASKS, "toy", ("custom", "toy"))
+    monkeypatch.setitem(jobs_module.TASKS, "toy", ("custom", "toy"))
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run_benchmark_jobs(
         ["toy"], str(model), where="local", backend="accelerate",

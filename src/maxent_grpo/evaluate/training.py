@@ -1,22 +1,24 @@
-"""Evaluation while training: the same prompts with the same draws every time, so that two evaluations compare."""
+"""Evaluation while training: of the training groups, and of held-out prompts with the same draws every time."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
+
 from maxent_grpo.data.prompts import SeedPrompts
-from maxent_grpo.evaluate.exploration import exploration_scores, with_standard_errors
+from maxent_grpo.evaluate.passk import exploration_scores, with_standard_errors
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
-from maxent_grpo.types import Prompt
+from maxent_grpo.types import Group, Metrics, Prompt, mean_stat
 
 
 @dataclass(frozen=True)
 class PromptScore:
-    """What an evaluation found out about one prompt."""
+    """One held-out prompt with its k completions, scored."""
 
-    utilities: tuple[float, ...]  # of its k completions
+    utilities: tuple[float, ...]
     rewards: Mapping[str, tuple[float, ...]]  # reward function → k scores; NaN where it gave none
     lengths: tuple[int, ...]  # in tokens
     exploration: Mapping[str, float]  # see `exploration_scores`
@@ -24,16 +26,15 @@ class PromptScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to ask, how often, and how to score it."""
+    """The held-out prompts, how they are sampled, and how completions are scored."""
 
     prompts: Sequence[Prompt]
     sampling: SamplingSettings
     scorer: Scorer
     prompts_per_batch: int
     greedy: bool = False  # also one greedy completion per prompt
-    seeds: SeedPrompts | None = (
-        None  # InfoSeed: the variants of the prompts, which `train.seed_evaluation` asks
-    )
+    seeds: SeedPrompts | None = None
+    """InfoSeed: the variants of the prompts, which `train.seed_evaluation` asks."""
 
     @property
     def passes(self) -> dict[str, SamplingSettings]:
@@ -95,3 +96,11 @@ def summary(scores: Sequence[PromptScore], prefix: str) -> dict[str, float]:
     exploration = {name: [score.exploration[name] for score in scores] for name in scores[0].exploration}
     metrics |= with_standard_errors(exploration)
     return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def exploration_metrics(groups: Sequence[Group]) -> Metrics:
+    """``pass``, ``distinct`` and ``coverage`` of training groups (k = G), as statistics that add up over ranks."""
+    k = len(groups[0].utilities)
+    scores = {name.removesuffix(f"_at_{k}"): values for name, values in exploration_scores(groups).items()}
+    del scores["mean"]  # the reward says it
+    return {name: mean_stat(torch.tensor(values, dtype=torch.float64)) for name, values in scores.items()}

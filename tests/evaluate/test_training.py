@@ -9,7 +9,7 @@ import torch
 from maxent_grpo import GRPOConfig, GRPOTrainer
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.evaluation import Evaluation, summary
+from maxent_grpo.evaluate.training import Evaluation, summary
 from maxent_grpo.rewards.registry import RewardFunction
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.local import LocalSampler

@@ -1,4 +1,4 @@
-"""LightEval's benchmarks: which there are, and the jobs that run them, here or by Slurm.
+"""LightEval's benchmarks and the jobs that run them, here or by Slurm.
 
 LightEval pins packages that this one needs newer, so it lives in an environment of its own (`INSTALL`) and is started
 as a program: the variable ``LIGHTEVAL`` names it. `tools/lighteval_jobs.py` is the command; result files land in the
@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from maxent_grpo.errors import RunError, UsageError
 
@@ -154,63 +154,7 @@ def plan_benchmark_jobs(
     extra: Sequence[str] = (),
     environ: Mapping[str, str],
 ) -> list[BenchmarkJob]:
-    """The jobs of `run_benchmark_jobs`, none of them started. Raises `UsageError`."""
-    parallel = (parameter_count(model) or 0) >= LARGE
-    gpus = num_gpus or SMALL_MODEL_GPUS
-    if num_gpus is None and parallel:
-        gpus = gpus_that_fit(MOST_GPUS, attention_heads(model, revision, trust_remote_code=trust_remote_code))
-    jobs = []
-    for name in expand(benchmarks):
-        spec = benchmark_spec(name)
-        if where == "slurm":
-            flags = gpu_flags(gpus, environ.get("SLURM_GPU_FLAG_STYLE") or "gpus")
-            # A text that survives every shell on the way.
-            prompt = [base64.b64encode(system_prompt.encode()).decode()] if system_prompt else []
-            switches = [str(parallel).lower(), str(trust_remote_code).lower()]
-            command = [
-                "sbatch",
-                *flags,
-                f"--job-name=lighteval-{name}",
-                str(SCRIPT),
-                name,
-                spec,
-                model,
-                revision,
-            ]
-            jobs.append(BenchmarkJob(name, (*command, *switches, *prompt, *extra)))
-        else:
-            command = lighteval_command(
-                shlex.split(environ.get("LIGHTEVAL") or "lighteval"),
-                spec,
-                model,
-                revision,
-                results_folder(model, revision, name),
-                backend=backend,
-                trust_remote_code=trust_remote_code,
-                system_prompt=system_prompt,
-                parallel=parallel,
-                gpus=gpus,
-            )
-            jobs.append(BenchmarkJob(name, (*command, *extra)))
-    return jobs
-
-
-def run_benchmark_jobs(
-    benchmarks: Sequence[str],
-    model: str,
-    *,
-    revision: str = "main",
-    trust_remote_code: bool = False,
-    system_prompt: str | None = None,
-    num_gpus: int | None = None,
-    where: Where = "slurm",
-    backend: Backend = "vllm",
-    extra: Sequence[str] = (),
-    environ: Mapping[str, str],
-    dry_run: bool = False,
-    say: Callable[[str], None] = print,
-) -> list[BenchmarkJob]:
-    """Submit LightEval's benchmarks of a model to Slurm, or run them here one after the other.
+    """LightEval's benchmarks of a model as jobs for Slurm, or for this machine. None is started.
 
     Args:
         benchmarks: names of `TASKS`, or ``["all"]``.
@@ -218,24 +162,61 @@ def run_benchmark_jobs(
         num_gpus: None: 2, or for models of 30 billion parameters and more as many as fit its heads, up to 8.
         extra: further arguments of ``evaluate.slurm``, or of LightEval here.
         environ: read for ``LIGHTEVAL`` and ``SLURM_GPU_FLAG_STYLE``.
+
+    Raises:
+        UsageError: an unknown benchmark, or settings that cannot work.
+    """
+    parallel = (parameter_count(model) or 0) >= LARGE
+    gpus = num_gpus or SMALL_MODEL_GPUS
+    if num_gpus is None and parallel:
+        gpus = gpus_that_fit(MOST_GPUS, attention_heads(model, revision, trust_remote_code=trust_remote_code))
+    if where == "slurm":
+        flags = gpu_flags(gpus, environ.get("SLURM_GPU_FLAG_STYLE") or "gpus")
+        switches = [str(parallel).lower(), str(trust_remote_code).lower()]
+        # A text that survives every shell on the way.
+        prompt = [base64.b64encode(system_prompt.encode()).decode()] if system_prompt else []
+
+    def command(name: str) -> list[str]:
+        spec = benchmark_spec(name)
+        if where == "slurm":
+            submit = ["sbatch", *flags, f"--job-name=lighteval-{name}", str(SCRIPT)]
+            return [*submit, name, spec, model, revision, *switches, *prompt]
+        return lighteval_command(
+            shlex.split(environ.get("LIGHTEVAL") or "lighteval"),
+            spec,
+            model,
+            revision,
+            results_folder(model, revision, name),
+            backend=backend,
+            trust_remote_code=trust_remote_code,
+            system_prompt=system_prompt,
+            parallel=parallel,
+            gpus=gpus,
+        )
+
+    return [BenchmarkJob(name, (*command(name), *extra)) for name in expand(benchmarks)]
+
+
+def run_benchmark_jobs(
+    benchmarks: Sequence[str],
+    model: str,
+    *,
+    environ: Mapping[str, str],
+    where: Where = "slurm",
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+    **settings: Any,
+) -> list[BenchmarkJob]:
+    """Submit the jobs of `plan_benchmark_jobs`, which takes the same, or run them here one after the other.
+
+    Args:
         dry_run: say the commands and start nothing.
 
     Raises:
         UsageError: an unknown benchmark, or a program that is not there.
         RunError: jobs that failed; the others were run.
     """
-    jobs = plan_benchmark_jobs(
-        benchmarks,
-        model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        system_prompt=system_prompt,
-        num_gpus=num_gpus,
-        where=where,
-        backend=backend,
-        extra=extra,
-        environ=environ,
-    )
+    jobs = plan_benchmark_jobs(benchmarks, model, environ=environ, where=where, **settings)
     if not dry_run:
         _refuse_missing_program(jobs[0], where)
     failed = []
