@@ -191,3 +191,17 @@ def test_gsm8k_becomes_prompts_without_any_setting(shared_data, tmp_path, monkey
     assert not caplog.records
     assert prompts[0].columns["answer"].endswith("#### 72")
     assert "Natalia sold clips" in prompts[0].text
+
+
+def test_columns_may_lie_inside_others():
+    rows = [
+        {"data": {"problem": "3+4="}, "reward_model": {"ground_truth": "7", "style": "rule"}},
+        {"data": {"problem": "1+1="}, "reward_model": None},
+    ]
+    settings = PromptSettings(prompt_column="data.problem", solution_column="reward_model.ground_truth")
+    (prompt,) = build_prompts(rows, byte_tokenizer(), settings)
+    assert "3+4=" in prompt.text
+    assert prompt.columns["answer"] == "7"
+    literal = [{"problem": "3+4=", "a.b": "1", "a": {"b": "2"}}]
+    (prompt,) = build_prompts(literal, byte_tokenizer(), PromptSettings(solution_column="a.b"))
+    assert prompt.columns["answer"] == "1"

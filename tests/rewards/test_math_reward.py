@@ -1,14 +1,27 @@
 """Exact match inside the think/answer template."""
 
 import json
+import math
 import time
+from datetime import date
 from decimal import Decimal
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maxent_grpo.rewards.math import answer_body, canonical_answer, gold_answers, pure_accuracy_math
+from maxent_grpo.errors import UsageError
+from maxent_grpo.rewards.math import (
+    GoldError,
+    accuracy,
+    answer_body,
+    canonical_answer,
+    check_golds,
+    gold_answers,
+    pure_accuracy_math,
+)
 
 
 def completion(answer, thought="so"):
@@ -132,6 +145,38 @@ def test_a_list_of_golds_offers_alternatives():
 @pytest.mark.parametrize("gold", [None, "", " ", [], [None]])
 def test_without_a_gold_the_reward_does_not_apply(gold):
     assert score(completion("7"), gold) is None
+
+
+@pytest.mark.parametrize(
+    "gold", [np.float64(7), np.int64(7), np.str_("7"), np.array(["8", "7"]), torch.tensor(7), 7.0]
+)
+def test_scalars_and_arrays_of_numpy_and_torch_are_the_numbers_they_hold(gold):
+    assert score(completion("7"), gold) == 1.0
+    assert accuracy([r"\boxed{7}"], [gold]) == [1.0]
+    assert accuracy([r"\boxed{9}"], [gold]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("gold", "why"),
+    [
+        (
+            {"ground_truth": "7", "style": "rule"},
+            "a mapping with the keys ground_truth, style: .* COLUMN.KEY",
+        ),
+        (math.nan, "is NaN"),
+        (np.float32("nan"), "is NaN"),
+        (b"7", "of type bytes"),
+        (True, "is True, a truth value"),
+        (np.bool_(False), "is False, a truth value"),
+        (["7", {"a": 1}], "a mapping with the keys a"),
+        (date(2026, 1, 2), "of type date"),
+    ],
+)
+def test_golds_that_no_answer_equals_are_refused_by_row_and_column(gold, why):
+    with pytest.raises(GoldError, match=why):
+        accuracy([r"\boxed{7}"], [gold])
+    with pytest.raises(UsageError, match=f"^row 3, column 'reward_model': the gold answer .*{why}"):
+        check_golds([(2, "7"), (3, gold)], "reward_model")
 
 
 @settings(deadline=None)

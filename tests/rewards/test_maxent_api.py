@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from maxent_grpo.errors import UsageError
 from maxent_grpo.rewards import maxent as api
+from maxent_grpo.rewards.maxent.settings import set_knobs
 
 DOCUMENTED = {
     "compute_reward_statistics": "gen_batch, reward_spec, device, q_temperature, q_epsilon, controller_beta=None, "
@@ -240,11 +240,10 @@ def test_weight_statistics_of_groups():
     assert got.weight_entropy == pytest.approx(sum(entropies) / 2)
     assert (got.weight_entropy_min, got.weight_entropy_max) == pytest.approx((min(entropies), max(entropies)))
     assert got.advantage_entropy[0] == pytest.approx(expected[0] - 0.5)
-    # Per completion instead of per token: raw sums, and weights count tokens.
+    # Per completion instead of per token: raw sums, and still no factor for the number of tokens.
     raw = api.compute_weight_stats(GROUPS, reward, stats, settings(len_norm=False))
     plain = [(math.log(q) + 0.2 * ref) / 0.5 for q, ref in zip(reward.q_grouped[0], [-4, -9], strict=True)]
-    counted = [w * t for w, t in zip(softmax(plain), [2, 3], strict=True)]
-    assert raw.weights_grouped[0] == pytest.approx([w / sum(counted) for w in counted])
+    assert raw.weights_grouped[0] == pytest.approx(softmax(plain))
     grpo = api.compute_weight_stats(GROUPS, reward, stats, settings(grpo=True, denom=1.0))
     assert grpo.weights_grouped[0] == pytest.approx(reward.q_grouped[0])
     assert grpo.weight_entropy == 0.0
@@ -273,6 +272,33 @@ def test_beta_follows_the_kl_and_the_denominator_follows_beta():
     assert off.beta == 0.2
 
 
+@pytest.mark.parametrize(
+    ("tau", "beta", "denom", "expected"),
+    [
+        (0.5, 0.2, 0.5, 0.6),  # τ alone
+        (0.5, 0.2, 0.7, 0.8),  # τ + β
+        (0.5, 0.2, 3.0, 3.0),  # a constant
+        (0.5, 0.0, 0.5, 0.6),
+        (0.0, 0.0, 1.0, 0.6),
+    ],
+)
+def test_a_controller_step_keeps_the_denominator_that_was_configured(tau, beta, denom, expected):
+    cfg = settings(tau=tau, beta=beta, denom=denom)
+    set_knobs(cfg, tau=0.6)
+    assert cfg.denom == pytest.approx(expected)
+
+
+def test_a_denominator_that_is_not_positive_is_tau():
+    weights = api.weight_vector_from_q([0.7, 0.3], [0.0, 0.0], None, settings(tau=0.5, beta=0.0, denom=-1.0))
+    assert weights == pytest.approx(softmax([math.log(0.7) / 0.5, math.log(0.3) / 0.5]))
+
+
+def test_a_generator_that_fails_gives_no_batch():
+    batch = {"prompt": ["a"], "answer": ["1"]}
+    assert api.prepare_generation_batch(batch, lambda *_: None, {}, 2) is None
+    assert api.prepare_generation_batch({"prompt": [], "answer": []}, lambda *_: 1 / 0, {}, 2) is None
+
+
 def test_tau_follows_the_entropy_after_the_warm_up():
     cfg = settings(schedule=api.TauSchedule(1.0, 0.5, 0.0, 0.0, 2))
     view = api.WeightLoggingView(entropy=0.4)
@@ -298,7 +324,7 @@ def test_the_analytic_meta_step_is_projected_and_clipped():
     assert not api.apply_meta_controller_update(other, tau_grad=1.0)
 
 
-def test_state_goes_to_disk_and_comes_back(tmp_path):
+def test_state_goes_to_disk_and_comes_back(tmp_path, caplog):
     cfg = settings(meta=api.ControllerMetaSettings(True, learning_rate=0.1))
     cfg.controller_state = api.TorchControllerState(0.3, 0.2)
     cfg.tau_entropy_ema = 0.7
@@ -318,8 +344,15 @@ def test_state_goes_to_disk_and_comes_back(tmp_path):
     assert not api.load_controller_state(None, fresh)
     assert "meta" not in api.controller_state_dict(settings())
     (tmp_path / "bad.json").write_text('{"tau": "x", "beta": 1}')
-    with pytest.raises(UsageError, match="tau is 'x'"):
-        api.load_controller_state(str(tmp_path / "bad.json"), fresh)
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "meta.json").write_text(
+        '{"tau": 1, "beta": 1, "meta": {"controller": {"learning_rate": "x"}}}'
+    )
+    for name, why in {"bad": "tau is 'x'", "broken": "not JSON", "meta": "could not convert"}.items():
+        caplog.clear()
+        assert not api.load_controller_state(str(tmp_path / f"{name}.json"), fresh)
+        assert why in caplog.text
+    assert (fresh.tau, fresh.beta) == (0.3, 0.2)
 
 
 def test_ranks_take_over_the_first_ranks_state():

@@ -69,7 +69,9 @@ def test_what_cannot_be_loaded_is_named_with_a_remedy(spec, said):
 def test_a_module_that_raises_on_import_is_a_usage_error(tmp_path, monkeypatch):
     (tmp_path / "broken_rewards.py").write_text("raise RuntimeError('two\\nlines')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UsageError, match=r"'broken_rewards' of .* cannot be imported \(RuntimeError: two lines\)"):
+    with pytest.raises(
+        UsageError, match=r"'broken_rewards' of .* cannot be imported \(RuntimeError: two lines\)"
+    ):
         load_rewards(["broken_rewards:score"])
 
 

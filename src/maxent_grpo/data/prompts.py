@@ -31,12 +31,18 @@ PROMPT_COLUMN_FALLBACKS: dict[str, tuple[str, ...]] = {"problem": ("prompt", "qu
 class PromptSettings:
     """How rows become prompts."""
 
-    prompt_column: str = "problem"  # holds a text, or a chat: a list of {role, content}
-    solution_column: str = "answer"  # holds the gold, which rewards receive as ``answer``
-    system_prompt: str | None = None  # put before chats that do not bring their own system message
-    chat_template: str | None = None  # None: the tokenizer's own, or "ROLE: text" lines where it has none
-    max_prompt_chars: int = 2048  # length limit of a user message; see `char_limit`
-    max_prompt_length: int | None = None  # tokens of the whole templated prompt; longer ones are dropped
+    prompt_column: str = "problem"
+    """Holds a text, or a chat: a list of {role, content}. Columns may be paths, ``data.problem``."""
+    solution_column: str = "answer"
+    """Holds the gold, which rewards receive as ``answer``."""
+    system_prompt: str | None = None
+    """Put before chats that do not bring their own system message."""
+    chat_template: str | None = None
+    """None: the tokenizer's own, or "ROLE: text" lines where it has none."""
+    max_prompt_chars: int = 2048
+    """Length limit of a user message; see `char_limit`."""
+    max_prompt_length: int | None = None
+    """Tokens of the whole templated prompt; longer ones are dropped."""
 
     @property
     def char_limit(self) -> int:
@@ -68,8 +74,8 @@ def build_prompts(
     if len(rows) == 0:
         raise UsageError("there are no rows to make prompts from")
     names = list(rows[0])
-    prompt_column = _prompt_column(names, settings.prompt_column)
-    solution_column = _solution_column(names, settings.solution_column)
+    prompt_column = _prompt_column(rows[0], settings.prompt_column)
+    solution_column = _solution_column(rows[0], settings.solution_column)
     begin = _plain_begin(tokenizer, settings)
     kept: list[Prompt] = []  # as yet without tokens
     empty = clipped = 0
@@ -78,14 +84,16 @@ def build_prompts(
             raise UsageError(
                 f"row {index} has the columns {', '.join(row)}, and row 0 has {', '.join(names)}"
             )
-        chat = _chat(row[prompt_column], f"row {index}, column '{prompt_column}'")
-        if _is_empty(chat) or (solution_column is not None and _is_blank(row[solution_column])):
+        asked = column_value(row, prompt_column)
+        gold = None if solution_column is None else column_value(row, solution_column)
+        chat = _chat(asked, f"row {index}, column '{prompt_column}'")
+        if _is_empty(chat) or (solution_column is not None and _is_blank(gold)):
             empty += 1
             continue
         chat, was_clipped = _clip(chat, settings.char_limit)
         clipped += was_clipped
-        columns = row if solution_column is None else {**row, "answer": row[solution_column]}
-        messages = chat if isinstance(row[prompt_column], list) else None
+        columns = row if solution_column is None else {**row, "answer": gold}
+        messages = chat if isinstance(asked, list) else None
         text = begin + _render(chat, tokenizer, settings, index)
         kept.append(Prompt(index, text, (), columns, messages=messages))
     _warn(empty, "rows without a prompt or a gold answer left out of %d", len(rows))
@@ -158,33 +166,50 @@ def seedable_chat(prompt: Prompt, settings: PromptSettings) -> tuple[list[Messag
     Raises:
         UsageError: there is none.
     """
-    column = _prompt_column(list(prompt.columns), settings.prompt_column)
+    column = _prompt_column(prompt.columns, settings.prompt_column)
     where = f"row {prompt.index}, column '{column}'"
-    chat = _chat(prompt.columns[column], where)
+    chat = _chat(column_value(prompt.columns, column), where)
     asked = [i for i, message in enumerate(chat) if message["role"] == "user"]
     if not asked:
         raise UsageError(f"{where}: the chat has no user message to put a seed into; InfoSeed needs one")
     return chat, asked[-1]
 
 
-def _prompt_column(available: Sequence[str], wanted: str) -> str:
+def column_value(row: Mapping[str, Any], column: str) -> Any:
+    """What stands in ``column``: a name, or a path into mappings such as ``reward_model.ground_truth``.
+
+    None where a mapping on the way is None or lacks the key.
+    """
+    if column in row:
+        return row[column]
+    value: Any = row
+    for key in column.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _has_column(row: Mapping[str, Any], column: str) -> bool:
+    return column in row or ("." in column and isinstance(row.get(column.partition(".")[0]), Mapping))
+
+
+def _prompt_column(row: Mapping[str, Any], wanted: str) -> str:
     for column in (wanted, *PROMPT_COLUMN_FALLBACKS.get(wanted, ())):
-        if column in available:
+        if _has_column(row, column):
             return column
     raise UsageError(
-        f"the dataset has no column '{wanted}' to take prompts from; it has {', '.join(available)}: "
+        f"the dataset has no column '{wanted}' to take prompts from; it has {', '.join(row)}: "
         "set dataset_prompt_column"
     )
 
 
-def _solution_column(available: Sequence[str], wanted: str) -> str | None:
-    if wanted in available:
+def _solution_column(row: Mapping[str, Any], wanted: str) -> str | None:
+    if _has_column(row, wanted):
         return wanted
     logger.warning(
         "the dataset has no column '%s' to take gold answers from (it has %s): rewards that need a gold "
         "will fail; set dataset_solution_column",
         wanted,
-        ", ".join(available),
+        ", ".join(row),
     )
     return None
 

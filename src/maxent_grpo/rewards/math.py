@@ -9,9 +9,11 @@ golds; ``None`` says that a row has no gold.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Number
 from typing import Any
 
+from maxent_grpo.errors import UsageError
 from maxent_grpo.rewards.completions import Completion, text_of
 
 MAX_ANSWER_CHARS = 4096
@@ -79,19 +81,63 @@ def answer_body(text: str) -> str | None:
     return text[first_open.end() : first_close.start()] if first_open and first_close else None
 
 
+class GoldError(ValueError):
+    """A gold answer of a type that no completion can equal."""
+
+
 def gold_answers(gold: Any) -> list[str]:
     """The texts that count as right for one gold, as yet without normal form.
 
-    A list or tuple offers alternatives; anything else is its own text; after a GSM8K solution's ``####``
-    only the final answer counts (Cobbe et al. 2021, arXiv:2110.14168). ``None`` and blank golds offer
-    nothing.
+    A list, tuple or array offers alternatives; a text or number is its own text; after a GSM8K solution's ``####``
+    only the final answer counts (Cobbe et al. 2021, arXiv:2110.14168). ``None`` and blank golds offer nothing.
+
+    Raises:
+        GoldError: see `plain_gold`.
     """
-    if gold is None:
-        return []
-    if isinstance(gold, list | tuple):
+    gold = plain_gold(gold)
+    if isinstance(gold, list):
         return [text for alternative in gold for text in gold_answers(alternative)]
-    text = str(gold).rpartition("####")[2]
+    text = "" if gold is None else str(gold).rpartition("####")[2]
     return [text] if text.strip() else []
+
+
+def plain_gold(gold: Any) -> Any:
+    """A gold as Python's own text, number, None or list of these: scalars and arrays of NumPy and torch unwrapped.
+
+    Raises:
+        GoldError: a mapping, boolean, NaN, bytes or anything else: its text would be no answer.
+    """
+    if hasattr(gold, "tolist") and hasattr(gold, "dtype"):
+        gold = gold.tolist()
+    if isinstance(gold, list | tuple):
+        return [plain_gold(alternative) for alternative in gold]
+    if isinstance(gold, Mapping):
+        keys = ", ".join(map(str, gold))
+        raise GoldError(f"is a mapping with the keys {keys}: name the one that holds it, as in COLUMN.KEY")
+    if isinstance(gold, bool):
+        raise GoldError(f"is {gold}, a truth value: write it as the text that completions should give")
+    if isinstance(gold, float) and math.isnan(gold):
+        raise GoldError("is NaN, which no answer equals: leave the row out, or give its answer")
+    if gold is not None and not isinstance(gold, str | Number):
+        raise GoldError(f"is of type {type(gold).__name__}: give a text, a number, or a list of them")
+    return gold
+
+
+def check_golds(rows: Iterable[tuple[int, Any]], column: str) -> None:
+    """Refuse golds that no completion can equal, before anything is sampled.
+
+    Args:
+        rows: row number and gold of each.
+        column: where they come from, for the message.
+
+    Raises:
+        UsageError: the first such gold, by row and column.
+    """
+    for row, gold in rows:
+        try:
+            gold_answers(gold)
+        except GoldError as error:
+            raise UsageError(f"row {row}, column '{column}': the gold answer {error}") from error
 
 
 def canonical_answer(text: str) -> str:
@@ -165,7 +211,9 @@ def graded(
     from math_answers import GraderPolicy, grade
 
     rows = zip(completions, answer, policy, strict=True)
-    return [float(grade(text_of(c), gold, GraderPolicy.from_dict(p)).right) for c, gold, p in rows]
+    return [
+        float(grade(text_of(c), plain_gold(gold), GraderPolicy.from_dict(p)).right) for c, gold, p in rows
+    ]
 
 
 def cosine(
@@ -217,6 +265,7 @@ def length(completions: Sequence[Completion], answer: Sequence[Any], **columns: 
 
 
 def _graded(text: str, gold: Any, last_line: bool) -> float | None:
+    gold = plain_gold(gold)
     if not gold_answers(gold):
         return None
     # With sympy behind it: only workers should wait for that.

@@ -25,6 +25,7 @@ class Builtin:
     )
     options: tuple[str, ...] = ()  # settings that it takes as keyword arguments
     preload: tuple[str, ...] = ()  # what it imports when called: a worker does so before the first deadline
+    golds: bool = False  # reads gold answers from the column ``answer``
     check: str | None = None  # module:function that raises `UsageError` where something is not installed
 
 
@@ -47,10 +48,10 @@ _COSINE = tuple(
 GRADER_MODULES = ("math_answers", "math_verify")
 
 BUILTIN_REWARDS = {
-    "pure_accuracy_math": Builtin("maxent_grpo.rewards.math:pure_accuracy_math"),
+    "pure_accuracy_math": Builtin("maxent_grpo.rewards.math:pure_accuracy_math", golds=True),
     "task_reward": Builtin("maxent_grpo.tasks.registry:task_reward"),
     "countdown": Builtin(f"{_RULES}:countdown"),
-    "gsm8k": Builtin(f"{_RULES}:gsm8k"),
+    "gsm8k": Builtin(f"{_RULES}:gsm8k", golds=True),
     "format": Builtin(f"{_RULES}:format_reward"),
     "tag_count": Builtin(f"{_RULES}:tag_count"),
     "reasoning_steps": Builtin(f"{_RULES}:reasoning_steps"),
@@ -61,10 +62,12 @@ BUILTIN_REWARDS = {
         f"{_RULES}:missing_boxed_answer_penalty_math", options=("missing_boxed_answer_penalty",)
     ),
     "code_format": Builtin(f"{_RULES}:code_format"),
-    "accuracy": Builtin(f"{_MATH}:accuracy", isolated=True, preload=GRADER_MODULES),
-    "boxed_accuracy_math": Builtin(f"{_MATH}:boxed_accuracy_math", isolated=True, preload=GRADER_MODULES),
-    "cosine": Builtin(f"{_MATH}:cosine", isolated=True, options=_COSINE, preload=GRADER_MODULES),
-    "length": Builtin(f"{_MATH}:length", isolated=True, rowwise=False, preload=GRADER_MODULES),
+    "accuracy": Builtin(f"{_MATH}:accuracy", isolated=True, preload=GRADER_MODULES, golds=True),
+    "boxed_accuracy_math": Builtin(
+        f"{_MATH}:boxed_accuracy_math", isolated=True, preload=GRADER_MODULES, golds=True
+    ),
+    "cosine": Builtin(f"{_MATH}:cosine", isolated=True, options=_COSINE, preload=GRADER_MODULES, golds=True),
+    "length": Builtin(f"{_MATH}:length", isolated=True, rowwise=False, preload=GRADER_MODULES, golds=True),
     "ifeval": Builtin(
         "maxent_grpo.rewards.ifeval:ifeval",
         isolated=True,
@@ -94,6 +97,7 @@ class RewardFunction:
     weight: float = 1.0
     location: Location | None = None  # where a worker process finds it; None: it runs in this process
     rowwise: bool = False  # see `Builtin`
+    golds: bool = False  # see `Builtin`
 
     @property
     def isolated(self) -> bool:
@@ -174,6 +178,7 @@ def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptio
         weight,
         Location(builtin.path, bound, builtin.preload) if isolated else None,
         builtin.rowwise,
+        builtin.golds,
     )
 
 

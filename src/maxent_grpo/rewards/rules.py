@@ -1,4 +1,5 @@
-"""Rewards that are simple rules over the text. All are linear in its length, so that they may run in the trainer.
+"""Rewards that are simple rules over the text. All are linear in its length, so that they may run in the trainer;
+those that count words or marks read its first `READ_CHARACTERS`.
 
 Every function has the signature ``(completions, **columns) -> list[float]``: N texts, or N chats of which the first
 message counts, and the dataset columns that it names, N entries each.
@@ -10,6 +11,7 @@ from typing import Any
 
 from maxent_grpo.rewards.completions import Completion, between, text_of
 from maxent_grpo.rewards.math import gold_answers
+from maxent_grpo.tasks.answers import READ_CHARACTERS
 from maxent_grpo.tasks.countdown import Countdown
 
 _STEP = re.compile(r"(Step \d+:|^\d+\.|\n-|\n\*|First,|Second,|Next,|Finally,)")
@@ -41,7 +43,10 @@ def reasoning_steps(completions: Sequence[Completion], **columns: Any) -> list[f
     Marks: ``Step 1:``, ``1.`` at the very start, ``-`` or ``*`` at the start of a line but the first, and the words
     ``First,`` ``Second,`` ``Next,`` ``Finally,``.
     """
-    return [min(1.0, _count(_STEP, text_of(c), _STEPS_FOR_ALL) / _STEPS_FOR_ALL) for c in completions]
+    return [
+        min(1.0, _count(_STEP, text_of(c)[:READ_CHARACTERS], _STEPS_FOR_ALL) / _STEPS_FOR_ALL)
+        for c in completions
+    ]
 
 
 def repetition_penalty(
@@ -55,7 +60,10 @@ def repetition_penalty(
     Words are separated by white space and compared in lower case. From Yeo et al. 2025, arXiv:2502.03373, appendix B,
     as in Open-R1's ``repetition_penalty``. Values from ``repetition_max_penalty`` (≤ 0) to 0.
     """
-    return [_repetition(text_of(c), repetition_n_grams, repetition_max_penalty) for c in completions]
+    return [
+        _repetition(text_of(c)[:READ_CHARACTERS], repetition_n_grams, repetition_max_penalty)
+        for c in completions
+    ]
 
 
 def missing_boxed_answer_penalty_math(

@@ -15,12 +15,12 @@ from maxent_grpo.tasks.registry import answer_clusters
 class GenerationFn(Protocol):
     """Samples ``per_prompt_counts`` completions of each prompt, ``num`` where that is None.
 
-    Returns the completions grouped per prompt, and metadata of the same shape, or None.
+    Returns the completions grouped per prompt, and metadata of the same shape, or None; None where it failed.
     """
 
     def __call__(
         self, prompts: list[str], num: int, per_prompt_counts: list[int] | None = None
-    ) -> tuple[list[list[str]], list[list[Any]] | None]: ...
+    ) -> tuple[list[list[str]], list[list[Any]] | None] | None: ...
 
 
 @dataclass
@@ -182,14 +182,23 @@ def prepare_generation_batch(
     def count(name: str, number: int) -> None:
         generation_stats[name] = generation_stats.get(name, 0) + number
 
-    take(list(range(len(prompts))), *generator(prompts, expected_generations))
+    def ask(rows: list[int], counts: list[int] | None = None) -> None:
+        sampled = generator(
+            [prompts[row] for row in rows], expected_generations, *([counts] if counts else [])
+        )
+        if sampled is not None:
+            take(rows, *sampled)
+
+    if not prompts:
+        return None
+    ask(list(range(len(prompts))))
     for _ in range(expected_generations if max_retry_rounds is None else max_retry_rounds):
         missing = [row for row, group in enumerate(completions) if len(group) < expected_generations]
         if not missing:
             break
         count("vllm_retry_rounds", 1)
         wanted = [expected_generations - len(completions[row]) for row in missing]
-        take(missing, *generator([prompts[row] for row in missing], expected_generations, wanted))
+        ask(missing, wanted)
 
     surplus = [max(0, len(group) - expected_generations) for group in completions]
     kept = [row for row, group in enumerate(completions) if group]

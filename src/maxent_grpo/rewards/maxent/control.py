@@ -1,5 +1,6 @@
 """The controllers on a `WeightingSettings`, which they move in place."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from maxent_grpo.rewards.maxent.settings import (
     set_knobs,
 )
 from maxent_grpo.rewards.maxent.weights import WeightLoggingView, WeightStats
+
+logger = logging.getLogger(__name__)
 
 _META_KEYS = (
     "enabled",
@@ -116,18 +119,24 @@ def broadcast_controller_state(accelerator: Any, weighting_cfg: WeightingConfigL
     """Give every rank the first rank's τ, β, ln τ and entropy average.
 
     Returns:
-        Whether ``accelerator`` had a way to do it: ``gather``, else ``broadcast_object_list``.
+        Whether they have it: False where ``accelerator`` has neither ``gather`` nor ``broadcast_object_list``, and
+        where that failed, which is logged.
     """
     names = ("tau", "beta", "tau_log", "tau_entropy_ema")
-    mine = [getattr(weighting_cfg, name, None) for name in names]
-    if callable(getattr(accelerator, "gather", None)):
-        numbers = [math.nan if value is None else float(value) for value in mine]
-        row = torch.tensor([numbers], dtype=torch.float64, device=getattr(accelerator, "device", "cpu"))
-        first = [None if math.isnan(x) else x for x in accelerator.gather(row)[0].tolist()]
-    elif callable(getattr(accelerator, "broadcast_object_list", None)):
-        first = list(mine)
-        accelerator.broadcast_object_list(first, 0)
-    else:
+    first: list[float | None] = [getattr(weighting_cfg, name, None) for name in names]
+    gather = getattr(accelerator, "gather", None)
+    broadcast = getattr(accelerator, "broadcast_object_list", None)
+    try:
+        if callable(gather):
+            numbers = [math.nan if value is None else float(value) for value in first]
+            row = torch.tensor([numbers], dtype=torch.float64, device=getattr(accelerator, "device", "cpu"))
+            first = [None if math.isnan(x) else x for x in gather(row)[0].tolist()]
+        elif callable(broadcast):
+            broadcast(first, 0)
+        else:
+            return False
+    except (RuntimeError, ValueError, TypeError) as error:
+        logger.warning("τ and β could not be brought to all ranks: %s", error)
         return False
     _restore(weighting_cfg, *first)
     return True
@@ -158,35 +167,35 @@ def save_controller_state(path: str | None, weighting_cfg: WeightingConfigLike) 
 
 
 def load_controller_state(path: str | None, weighting_cfg: WeightingConfigLike) -> bool:
-    """Read τ, β and the rest from ``path``; False where there is no such file.
+    """Read τ, β and the rest from ``path``; False, and nothing changed, where it holds no controller state.
 
-    A ``meta`` block restores the meta-controller's settings, too. A missing ``tau_log`` is ln τ.
-
-    Raises:
-        UsageError: the file holds no JSON object, or no numbers for τ and β.
+    A ``meta`` block restores the meta-controller's settings, too. A missing ``tau_log`` is ln τ. Why a file that is
+    there was not read is logged.
     """
     if path is None or not Path(path).is_file():
         return False
-    state = read_state(Path(path))
-    for name in ("beta", "tau"):
-        value = state.get(name)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-            or value < 0
-        ):
-            raise UsageError(
-                f"{path}: {name} is {value!r}, not a number of at least 0; restore it from a checkpoint"
-            )
-    _restore(weighting_cfg, state["tau"], state["beta"], state.get("tau_log"), state.get("tau_entropy_ema"))
-    meta = getattr(weighting_cfg, "controller_meta", None)
-    saved = state.get("meta", {}).get("controller", {})
-    if meta is not None:
-        for key in _META_KEYS:
-            if key in saved:
-                setattr(meta, key, type(getattr(meta, key))(saved[key]))
+    try:
+        state = read_state(Path(path))
+        tau, beta = (_knob(state, name) for name in ("tau", "beta"))
+        saved = dict(state.get("meta", {}).get("controller", {}))
+        meta = getattr(weighting_cfg, "controller_meta", None)
+        settings = {key: type(getattr(meta, key))(saved[key]) for key in _META_KEYS if meta and key in saved}
+        log, ema = (None if state.get(k) is None else float(state[k]) for k in ("tau_log", "tau_entropy_ema"))
+    except (UsageError, ValueError, TypeError, AttributeError) as error:
+        logger.warning("%s holds no controller state, τ and β stay as they are: %s", path, error)
+        return False
+    _restore(weighting_cfg, tau, beta, log, ema)
+    for key, value in settings.items():
+        setattr(meta, key, value)
     return True
+
+
+def _knob(state: dict[str, Any], name: str) -> float:
+    value = state.get(name)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} is {value!r}, not a number of at least 0; restore it from a checkpoint")
+    return float(value)
 
 
 def _restore(

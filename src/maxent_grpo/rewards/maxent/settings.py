@@ -1,6 +1,7 @@
 """τ, β and everything around them as one mutable object, which the functions of this package read and move."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -140,16 +141,32 @@ class WeightingSettings:
 def set_knobs(config: Any, *, tau: float | None = None, beta: float | None = None) -> None:
     """Set τ or β and everything that follows from them: the denominator, ln τ and the tensors.
 
-    The denominator is τ + β, 1 where that is not a positive number, and 1 in GRPO mode, which has no weights.
+    The denominator stays what it was configured as: τ, τ + β, or another constant. It is 1 where τ or τ + β is not a
+    positive number, and 1 in GRPO mode, which has no weights.
     """
+    denominator = _denominator(config)
     config.tau = config.tau if tau is None else float(tau)
     config.beta = config.beta if beta is None else float(beta)
-    total = config.tau + config.beta
-    usable = math.isfinite(total) and total > 0 and not getattr(config, "train_grpo_objective", False)
     if hasattr(config, "denom"):
-        config.denom = total if usable else 1.0
+        value = denominator(config.tau, config.beta)
+        usable = math.isfinite(value) and value > 0 and not getattr(config, "train_grpo_objective", False)
+        config.denom = value if usable else 1.0
     if tau is not None and hasattr(config, "tau_log"):
         config.tau_log = math.log(config.tau) if config.tau > 0 else None
     tensors = getattr(config, "controller_state", None)
     if tensors is not None:
         tensors.sync_from_scalars(config.tau, config.beta)
+
+
+def _denominator(config: Any) -> Callable[[float, float], float]:
+    """What ``config.denom`` is of τ and β, by its present value.
+
+    With β = 0, where τ and τ + β are one, and with a denominator that is no positive number, it is τ, as the published
+    functions have it.
+    """
+    denom = float(getattr(config, "denom", 0.0))
+    if math.isclose(denom, config.tau) or not denom > 0 or (denom == 1.0 and config.tau <= 0):
+        return lambda tau, beta: tau
+    if math.isclose(denom, config.tau + config.beta):
+        return lambda tau, beta: tau + beta
+    return lambda tau, beta: denom

@@ -81,7 +81,8 @@ def weight_vector_from_q(
 ) -> list[float]:
     """Weights of one group: w ∝ exp[(log q + β·ℓ) / denom], times max(T, 1) where they are weighted by tokens.
 
-    ``q_values`` are probabilities that already carry their temperature; β ≤ 0 leaves the reference out.
+    ``q_values`` are probabilities that already carry their temperature; β ≤ 0 leaves the reference out, and a
+    denominator ≤ 0 is τ.
 
     Raises:
         ValueError: the inputs differ in length.
@@ -131,7 +132,9 @@ def weight_matrix_from_q(
     weights = closed_form_weights(
         q_values.clamp(min=SMALLEST_Q).log(),
         logp_values if beta > 0 else None,
-        max(float(weighting_cfg.denom), SMALLEST_DENOMINATOR),
+        max(
+            float(weighting_cfg.denom if weighting_cfg.denom > 0 else weighting_cfg.tau), SMALLEST_DENOMINATOR
+        ),
         max(beta, 0.0),
         "tau",  # the denominator is given whole
     )
@@ -167,19 +170,17 @@ def compute_weight_stats(
     """Weights of all groups from their q and the reference; None where there is no completion.
 
     In GRPO mode the reference is left out, and the entropies are reported as 0, as there is nothing that they
-    control. Weights count tokens where reference log-probs are per completion.
+    control. Weights do not count tokens, whether reference log-probs are per token or per completion.
     """
     if not any(grouped_completions):
         return None
-    per_token = weighting_cfg.len_norm_ref
-    logps = split_reference_logprobs(grouped_completions, ref_stats, per_token)
-    counts = split_reference_token_counts(grouped_completions, ref_stats)
+    logps = split_reference_logprobs(grouped_completions, ref_stats, weighting_cfg.len_norm_ref)
     grpo = weighting_cfg.train_grpo_objective
     grouped = [
         weight_vector_from_q(
-            q, logp, count, weighting_cfg, include_reference_term=not grpo, normalize_by_tokens=not per_token
+            q, logp, None, weighting_cfg, include_reference_term=not grpo, normalize_by_tokens=False
         )
-        for q, logp, count in zip(reward_comp.q_grouped, logps, counts, strict=True)
+        for q, logp in zip(reward_comp.q_grouped, logps, strict=True)
     ]
     stats = _stats(grouped)
     if grpo:
