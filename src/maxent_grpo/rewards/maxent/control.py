@@ -191,7 +191,7 @@ def load_controller_state(path: str | None, weighting_cfg: WeightingConfigLike) 
 
 
 def _knob(state: dict[str, Any], name: str) -> float:
-    value = state.get(name)
+    value: Any = state.get(name)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} is {value!r}, not a number of at least 0; restore it from a checkpoint")
