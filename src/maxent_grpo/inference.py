@@ -1,8 +1,7 @@
 """Evaluation from Python: ``from maxent_grpo.inference import InferenceModelSpec, run_math_eval_inference``."""
 
-from maxent_grpo.evaluate.intervals import Estimate
 from maxent_grpo.evaluate.math_eval import run_math_eval_inference
-from maxent_grpo.evaluate.results import MathEvalResult
+from maxent_grpo.evaluate.results import Estimate, MathEvalResult
 from maxent_grpo.evaluate.settings import ArtifactSettings, InferenceModelSpec
 
 __all__ = [

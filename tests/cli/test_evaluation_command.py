@@ -11,7 +11,7 @@ from maxent_grpo.cli.compose import Composed, compose
 from maxent_grpo.cli.main import main, math_eval
 from maxent_grpo.cli.request import read_request
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.request import read_request as read_evaluation
+from maxent_grpo.evaluate.settings import read_request as read_evaluation
 
 PROMISED = (
     "command=math-eval inference.dataset=math_500 inference.num_generations=8 inference.seeds=[0,1,2,3,4] "

@@ -14,8 +14,8 @@ from documented_commands import ROOT, SHELL, Check, Checked, NotRun, RunBy, bloc
 from maxent_grpo.cli.arguments import sort_arguments
 from maxent_grpo.cli.compose import Composed, compose
 from maxent_grpo.cli.request import read_request
-from maxent_grpo.evaluate.request import read_request as read_evaluation
 from maxent_grpo.evaluate.settings import EvaluationRequest
+from maxent_grpo.evaluate.settings import read_request as read_evaluation
 
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 """Console script → ``module:function``."""

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from maxent_grpo.evaluate.completions_page import completions_page, printable
+from maxent_grpo.evaluate.result_files import completions_page, printable
 from maxent_grpo.evaluate.results import result_of
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\x00\x1b[31m\u202eabc\ud800"

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.evaluate.artifacts import read_records
+from maxent_grpo.evaluate.benchmarks import Question
 from maxent_grpo.evaluate.endpoint import EndpointBackend
-from maxent_grpo.evaluate.questions import Question
+from maxent_grpo.evaluate.records import read_records
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference
 from openai_server import Reply, Request, bundled_policy, chat, serving
 

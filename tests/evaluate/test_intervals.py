@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from maxent_grpo.evaluate.intervals import bootstrap_interval, estimates, expanded_tail, shown
+from maxent_grpo.evaluate.results import bootstrap_interval, estimates, expanded_tail, shown
 from maxent_grpo.randomness import generator
 
 

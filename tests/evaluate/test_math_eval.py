@@ -8,8 +8,8 @@ import pytest
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.evaluate import local_backend
-from maxent_grpo.evaluate.artifacts import AnswerFile, read_records
 from maxent_grpo.evaluate.passk import exploration_scores
+from maxent_grpo.evaluate.records import Answers, read_records
 from maxent_grpo.evaluate.result_files import results_table, write_results
 from maxent_grpo.files import fingerprint_path
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference
@@ -190,7 +190,7 @@ def test_starting_over_asks_again(tmp_path):
 def test_files_in_use_are_refused_before_anything_is_touched(whole, no_model):
     root, _ = whole
     first = artifact(root, 0).read_bytes()
-    with AnswerFile(artifact(root, 1)), pytest.raises(RunError, match="another process"):
+    with Answers(artifact(root, 1)), pytest.raises(RunError, match="another process"):
         run(root, resume=False)
     assert artifact(root, 0).read_bytes() == first
 
@@ -249,3 +249,43 @@ def test_summary_files_say_what_the_result_says(whole):
     before = {name: path.read_bytes() for name, path in paths.items()}
     write_results(result)
     assert before == {name: path.read_bytes() for name, path in paths.items()}
+
+
+OWN_BACKEND = """
+from contextlib import AbstractContextManager
+
+from maxent_grpo.evaluate.records import Samples
+
+
+class Echo(AbstractContextManager):
+    def __init__(self, spec, system_prompt):
+        self.says = spec.model_name_or_path
+
+    def __exit__(self, *error):
+        return None
+
+    def fingerprint(self):
+        return {"model": {"says": self.says}, "backend": {"kind": "echo"}}
+
+    def sample(self, questions, *, seed, temperature, num_generations):
+        for question in questions:
+            texts = (f"\\\\boxed{{{self.says}}}",) * num_generations
+            yield Samples(question.index, question.text, texts, ("stop",) * num_generations)
+"""
+
+
+def test_a_backend_of_ones_own_is_named_by_its_module(tmp_path, monkeypatch):
+    (tmp_path / "own_backend.py").write_text(OWN_BACKEND)
+    (tmp_path / "sums.jsonl").write_text(
+        '{"problem": "1+1", "answer": "2"}\n{"problem": "1+2", "answer": "3"}\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {
+        "dataset": "sums",
+        "eval_overrides": {"dataset_name": str(tmp_path / "sums.jsonl")},
+        "limit": None,
+    }
+    result = run(tmp_path, InferenceModelSpec("2", backend="own_backend:Echo"), **changes)[0]
+    assert (result.total, result.correct) == (4, 2)
+    with pytest.raises(UsageError, match="backend: module 'own_backend' has no 'Eco'"):
+        run(tmp_path, InferenceModelSpec("2", backend="own_backend:Eco"), **changes)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from math_answers import GraderPolicy
-from maxent_grpo.evaluate.artifacts import read_records
+from maxent_grpo.evaluate.records import read_records
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference
 from openai_server import chat, serving
 
@@ -57,9 +57,8 @@ def test_right_and_wrong_answers_are_told_apart(shared_data, tmp_path):
     ],
 )
 def test_golds_of_every_benchmark_are_right_answers(shared_data, preset, name):
+    from maxent_grpo.evaluate.benchmarks import load_questions, resolve_benchmark
     from maxent_grpo.evaluate.grading import grader_for
-    from maxent_grpo.evaluate.presets import resolve_benchmark
-    from maxent_grpo.evaluate.questions import load_questions
 
     benchmark = resolve_benchmark(preset, {"dataset_name": str(shared_data / "benchmarks" / name)})
     grader = grader_for(benchmark)

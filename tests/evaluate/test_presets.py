@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.presets import MATH_SYSTEM_PROMPT, PRESETS, resolve_benchmark
+from maxent_grpo.evaluate.benchmarks import MATH_SYSTEM_PROMPT, PRESETS, resolve_benchmark
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

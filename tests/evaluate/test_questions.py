@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.presets import resolve_benchmark
-from maxent_grpo.evaluate.questions import content_digest, load_questions
+from maxent_grpo.evaluate.benchmarks import content_digest, load_questions, resolve_benchmark
 
 FILES = [
     ("math_500", "math500.jsonl", {}, 500),

@@ -14,7 +14,7 @@ def evaluate(section: Mapping[str, Any], environ: Mapping[str, str]) -> None:
         UsageError: if the request is wrong, or its artifacts were made with other settings.
         RunError: if the evaluation fails.
     """
-    from maxent_grpo.evaluate.request import read_request
+    from maxent_grpo.evaluate.settings import read_request
 
     request = read_request(section)
     configure_logging(environ.get("MAXENT_LOG_LEVEL") or environ.get("MAXENT_GRPO_LOGLEVEL") or "warning")

@@ -1,20 +1,54 @@
-"""What every source of completions promises, and the one that a model spec asks for."""
+"""Sources of completions: what every backend promises, the one that a model spec names, and the prompts they share."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
-from maxent_grpo.evaluate.questions import Question
-from maxent_grpo.evaluate.records import Sampled
-from maxent_grpo.evaluate.settings import InferenceModelSpec
+from maxent_grpo.errors import UsageError
+from maxent_grpo.evaluate.benchmarks import Question
+from maxent_grpo.evaluate.records import Samples
+from maxent_grpo.evaluate.settings import BACKENDS, InferenceModelSpec
+from maxent_grpo.named import find_named
+
+FORMAT = 1
+"""Raise it when equal settings give other answers than before, as a new sampler would."""
+
+QUESTION = "{question}"
+
+PROMPT_TEMPLATES = {
+    "qwen_math": (
+        "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+        "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "no": "{question}",
+    "r1": (
+        "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. The "
+        "Assistant first thinks about the reasoning process in the mind and then provides the User with the answer. "
+        "The reasoning process is enclosed within <think> </think> and answer is enclosed within <answer> </answer> "
+        "tags, respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>.\n"
+        "User: {question}\nAssistant: <think>"
+    ),
+}
+"""Templates of Dr. GRPO's evaluation by name (Liu et al. 2025, arXiv:2503.20783, appendix)."""
 
 
 class Backend(AbstractContextManager["Backend"], Protocol):
-    """A model that answers questions. It loads or connects when it is first asked, and not before."""
+    """A model that answers questions, made from a spec and a system prompt.
+
+    It loads or connects when it is first asked, and not before.
+    """
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """The sections ``model`` and ``backend`` of an artifact's fingerprint, JSON values.
+
+        Answers are reused only where all of it is the same.
+        """
+        ...
 
     def sample(
         self, questions: Sequence[Question], *, seed: int, temperature: float, num_generations: int
-    ) -> Iterator[Sampled]:
+    ) -> Iterator[Samples]:
         """The samples of every question, as they become ready, in any order.
 
         Samples are whole completions drawn independently of each other. They depend on (``seed``, the question's
@@ -29,11 +63,41 @@ class Backend(AbstractContextManager["Backend"], Protocol):
 
 
 def open_backend(spec: InferenceModelSpec, system_prompt: str | None) -> Backend:
-    """The backend of ``spec``, asking with ``system_prompt``."""
-    if spec.backend == "openai":
-        from maxent_grpo.evaluate.endpoint import EndpointBackend
+    """The backend of ``spec``, asking with ``system_prompt``. Raises `UsageError` where there is none."""
+    backend: Backend = find_named("backend", spec.backend, BACKENDS)(spec, system_prompt)
+    return backend
 
-        return EndpointBackend(spec, system_prompt)
-    from maxent_grpo.evaluate.local_backend import LocalBackend
 
-    return LocalBackend(spec, system_prompt)
+def plain_template(spec: InferenceModelSpec) -> str | None:
+    """The text of the spec's plain template; None where the model is asked in a chat.
+
+    Raises `UsageError` for a text without ``{question}`` that is no template's name either.
+    """
+    if spec.prompt_template is None:
+        return None
+    template = PROMPT_TEMPLATES.get(spec.prompt_template, spec.prompt_template)
+    if QUESTION not in template:
+        raise UsageError(
+            f"prompt_template={spec.prompt_template!r}: one of {', '.join(PROMPT_TEMPLATES)}, or a text that holds "
+            f"{QUESTION}"
+        )
+    return template
+
+
+def messages_of(question: Question, system_prompt: str | None) -> list[dict[str, str]]:
+    """The chat that asks ``question``."""
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": question.text}]
+
+
+def prompt_fingerprint(spec: InferenceModelSpec, system_prompt: str | None) -> dict[str, str | None]:
+    """What of a prompt does not come from the data set or the model's own files, long texts as digests."""
+    return {
+        "system_prompt": _digest(system_prompt),
+        "chat_template": _digest(spec.chat_template),
+        "prompt_template": _digest(plain_template(spec)),
+    }
+
+
+def _digest(text: str | None) -> str | None:
+    return None if text is None else "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]

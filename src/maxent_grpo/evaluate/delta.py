@@ -8,10 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from maxent_grpo.evaluate.benchmarks import load_questions, resolve_benchmark
 from maxent_grpo.evaluate.grading import Grader, grader_for
 from maxent_grpo.evaluate.math_eval import run_math_eval_inference
-from maxent_grpo.evaluate.presets import resolve_benchmark
-from maxent_grpo.evaluate.questions import load_questions
 from maxent_grpo.evaluate.settings import ArtifactSettings, InferenceModelSpec
 
 TOLERATED_LOSS = 0.01

@@ -11,16 +11,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.evaluate.prompting import QUESTION, messages_of, plain_template
-from maxent_grpo.evaluate.questions import Question
-from maxent_grpo.evaluate.records import Sampled
+from maxent_grpo.evaluate.backends import FORMAT, QUESTION, messages_of, plain_template
+from maxent_grpo.evaluate.benchmarks import Question
+from maxent_grpo.evaluate.records import Samples
 from maxent_grpo.evaluate.settings import InferenceModelSpec
 from maxent_grpo.generate.client import FIRST_PAUSE, Client, Endpoint, Reply, RequestFailed
 from maxent_grpo.randomness import integer_seed
 
 
 class EndpointBackend:
-    """See the module. The key is read from the environment variable ``api_key_env`` and shown nowhere."""
+    """A server with OpenAI's protocol. Its key is read from the variable ``api_key_env`` and shown nowhere."""
 
     def __init__(
         self, spec: InferenceModelSpec, system_prompt: str | None, first_pause: float = FIRST_PAUSE
@@ -48,9 +48,16 @@ class EndpointBackend:
     ) -> None:
         """Connections live as long as one call of `sample`."""
 
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """What an endpoint serves cannot be seen: the name that is asked for, and ``revision`` as given."""
+        return {
+            "model": {"served_name": self._spec.model_name_or_path, "revision": self._spec.revision},
+            "backend": {"kind": self._spec.backend, "format": FORMAT},
+        }
+
     def sample(
         self, questions: Sequence[Question], *, seed: int, temperature: float, num_generations: int
-    ) -> Iterator[Sampled]:
+    ) -> Iterator[Samples]:
         jobs = (
             (
                 (question, g),
@@ -70,11 +77,11 @@ class EndpointBackend:
                 raise RunError(f"{outcome}{kept}") from outcome
             replies[question.index][g] = outcome
             if len(replies[question.index]) == num_generations:
-                yield self._sampled(question, replies.pop(question.index))
+                yield self._samples(question, replies.pop(question.index))
 
-    def _sampled(self, question: Question, replies: Mapping[int, Reply]) -> Sampled:
+    def _samples(self, question: Question, replies: Mapping[int, Reply]) -> Samples:
         ordered = [replies[g] for g in sorted(replies)]
-        return Sampled(
+        return Samples(
             question.index,
             self._prompt_text(question),
             tuple(reply.text for reply in ordered),

@@ -1,4 +1,4 @@
-"""Judging completions: the one place where a text becomes a score.
+"""Graders of completions: the one place where a text becomes a score.
 
 A grader takes a question with its completions and says for each whether it is right, what answer it gave, and, where
 a task's right answers are enumerated, which of them it is.
@@ -6,13 +6,12 @@ a task's right answers are enumerated, which of them it is.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from math_answers import GraderPolicy, extract
+from maxent_grpo.evaluate.benchmarks import Benchmark, Question
 from maxent_grpo.evaluate.passk import RIGHT
-from maxent_grpo.evaluate.presets import Benchmark
-from maxent_grpo.evaluate.questions import Question
+from maxent_grpo.evaluate.records import Grade
 from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
 from maxent_grpo.rewards.math import graded
 from maxent_grpo.rewards.registry import GRADER_MODULES, CallContext, Location, RewardFunction
@@ -32,15 +31,6 @@ GRADED = RewardFunction(
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What one completion is worth."""
-
-    score: float  # 1 for a right answer, else 0
-    extracted: str | None  # the answer as it was read; None where none was found
-    mode: str | None = None  # the key of the right answer that it is, for tasks that have such keys
-
-
 class Grader(Protocol):
     """Judges the completions of one question."""
 
@@ -48,8 +38,8 @@ class Grader(Protocol):
         """What decides its verdicts; saved scores are reused only under the same. JSON values."""
         ...
 
-    def judge(self, question: Question, completions: Sequence[str]) -> list[Judgement]:
-        """One judgement per completion, in order. Never raises on a completion."""
+    def judge(self, question: Question, completions: Sequence[str]) -> list[Grade]:
+        """One grade per completion, in order. Never raises on a completion."""
         ...
 
     def close(self) -> None:
@@ -63,13 +53,13 @@ class TaskGrader:
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "task", "version": TASK_GRADER_VERSION}
 
-    def judge(self, question: Question, completions: Sequence[str]) -> list[Judgement]:
+    def judge(self, question: Question, completions: Sequence[str]) -> list[Grade]:
         assert question.task is not None
         assert question.facts is not None
         judged = []
         for text in completions:
             verdict = grade_response(question.task, text, question.facts)
-            judged.append(Judgement(RIGHT * verdict.correct, extract_answer(text), verdict.mode))
+            judged.append(Grade(RIGHT * verdict.correct, extract_answer(text), verdict.mode))
         return judged
 
     def close(self) -> None:
@@ -90,7 +80,7 @@ class MathGrader:
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "math", "policy": self._policy.fingerprint()}
 
-    def judge(self, question: Question, completions: Sequence[str]) -> list[Judgement]:
+    def judge(self, question: Question, completions: Sequence[str]) -> list[Grade]:
         size = len(completions)
         arguments: dict[str, list[Any]] = {
             "completions": list(completions),
@@ -104,7 +94,7 @@ class MathGrader:
         judged = []
         for text, score in zip(completions, scored.values, strict=True):
             found = extract(text, self._policy)
-            judged.append(Judgement(RIGHT * (score == 1.0), None if found is None else found.answer))
+            judged.append(Grade(RIGHT * (score == 1.0), None if found is None else found.answer))
         return judged
 
     def close(self) -> None:

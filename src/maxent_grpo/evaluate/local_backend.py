@@ -1,24 +1,31 @@
 """Answers from a model in this process."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from maxent_grpo.data.prompts import PromptSettings, build_prompts
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.prompting import prompts_of
-from maxent_grpo.evaluate.questions import Question
-from maxent_grpo.evaluate.records import Sampled
+from maxent_grpo.evaluate.backends import FORMAT, QUESTION, plain_template
+from maxent_grpo.evaluate.benchmarks import Question
+from maxent_grpo.evaluate.records import Samples
 from maxent_grpo.evaluate.settings import InferenceModelSpec
 from maxent_grpo.models.loading import ModelSource, load_policy, load_tokenizer
+from maxent_grpo.models.saved_files import BESIDE_THE_WEIGHTS
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.types import Prompt
 
 DRAWS = "math evaluation"  # the purpose in a sample's key: an evaluation shares no draws with training
+UNCLIPPED = 2**31
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 class LocalBackend:
@@ -43,16 +50,36 @@ class LocalBackend:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """A local model is the SHA-256 of its weights and of the files beside them that shape its answers.
+
+        A hub model is its commit, which is asked for now.
+
+        Raises:
+            UsageError: a local directory without weights, or a hub model that is not there.
+        """
+        spec = self._spec
+        location = ModelSource(spec.model_name_or_path, spec.revision).location
+        if Path(location).is_dir():
+            weights = "sha256:" + directory_digest(Path(location))
+        else:
+            weights = "commit:" + hub_commit(location, spec.revision, spec.cache_dir)
+        shaping = {"torch_dtype": spec.torch_dtype, "tokenizer_kwargs": spec.tokenizer_kwargs}
+        return {
+            "model": {"weights": weights, "revision": spec.revision},
+            "backend": {"kind": spec.backend, "format": FORMAT} | shaping,
+        }
+
     def sample(
         self, questions: Sequence[Question], *, seed: int, temperature: float, num_generations: int
-    ) -> Iterator[Sampled]:
+    ) -> Iterator[Samples]:
         sampler = LocalSampler(self._model, self._tokenizer)
         settings = sampling_settings(self._spec, temperature, num_generations)
         prompts = prompts_of(questions, self._spec, self._system_prompt, self._tokenizer)
         for start in range(0, len(prompts), self._spec.batch_size):
             batch = prompts[start : start + self._spec.batch_size]
             for rollout in sampler.sample(batch, settings, (seed, DRAWS), policy_version=0):
-                yield Sampled(
+                yield Samples(
                     rollout.prompt.index, rollout.prompt.text, rollout.texts, tuple(rollout.finish_reasons)
                 )
 
@@ -121,3 +148,69 @@ def sampling_settings(spec: InferenceModelSpec, temperature: float, num_generati
         min_p=extra.get("min_p"),
         stop=spec.stop_sequences,
     )
+
+
+def prompts_of(
+    questions: Sequence[Question],
+    spec: InferenceModelSpec,
+    system_prompt: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Prompt]:
+    """One prompt per question, in order; ``Prompt.index`` is the question's. Nothing is clipped or left out."""
+    template = plain_template(spec)
+    if template is not None:
+        texts = [template.replace(QUESTION, question.text) for question in questions]
+        return [
+            Prompt(question.index, text, tuple(tokenizer(text)["input_ids"]), {})
+            for question, text in zip(questions, texts, strict=True)
+        ]
+    settings = PromptSettings(
+        system_prompt=system_prompt, chat_template=spec.chat_template, max_prompt_chars=UNCLIPPED
+    )
+    # build_prompts leaves out rows without a gold, which is the grader's business here.
+    rows = [{"problem": question.text, "answer": "graded elsewhere"} for question in questions]
+    prompts = build_prompts(rows, tokenizer, settings)
+    return [replace(prompt, index=q.index) for prompt, q in zip(prompts, questions, strict=True)]
+
+
+def directory_digest(directory: Path) -> str:
+    """SHA-256 over the names and contents of a model directory's weights, configuration and tokenizer.
+
+    Raises `UsageError` where there are no weights.
+    """
+    if not any(path for pattern in _WEIGHTS for path in directory.glob(pattern)):
+        raise UsageError(
+            f"model_name_or_path: {directory} holds no weights ({' or '.join(_WEIGHTS)}): "
+            "give the folder of a saved model"
+        )
+    names = sorted(
+        {path.name for pattern in (*_WEIGHTS, *BESIDE_THE_WEIGHTS) for path in directory.glob(pattern)}
+    )
+    digest = hashlib.sha256()
+    for name in names:
+        stat = (directory / name).stat()
+        digest.update(f"{name}\0{_file_digest(directory / name, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _file_digest(path: Path, size: int, modified: int) -> str:
+    """Read once per process while ``size`` and ``modified`` (nanoseconds) stay what they are."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def hub_commit(name: str, revision: str | None, cache_dir: str | None) -> str:
+    """The commit behind a hub model's revision; from the cache where the hub is switched off."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    try:
+        found = cached_file(name, "config.json", revision=revision or "main", cache_dir=cache_dir)
+    except OSError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"model_name_or_path: cannot find {name!r} ({reason}); check the name and the revision, log in with "
+            "HF_TOKEN for a gated model, or give a local directory"
+        ) from error
+    return extract_commit_hash(found, None) or f"unknown ({revision or 'main'})"

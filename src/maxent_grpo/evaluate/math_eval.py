@@ -3,28 +3,30 @@
 Read `run_evaluation` top to bottom: check everything, lock every file, ask what is missing, add up.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from maxent_grpo.evaluate.artifacts import AnswerFile, Answers, AnswersInMemory
-from maxent_grpo.evaluate.backends import open_backend
-from maxent_grpo.evaluate.fingerprint import fingerprint_of, model_fingerprint
+from maxent_grpo.evaluate.backends import Backend, open_backend, prompt_fingerprint
+from maxent_grpo.evaluate.benchmarks import (
+    Benchmark,
+    Question,
+    content_digest,
+    load_questions,
+    resolve_benchmark,
+)
 from maxent_grpo.evaluate.grading import Grader, grader_for
-from maxent_grpo.evaluate.presets import Benchmark, resolve_benchmark
-from maxent_grpo.evaluate.prompting import prompt_fingerprint, system_prompt_of
-from maxent_grpo.evaluate.questions import Question, content_digest, load_questions
-from maxent_grpo.evaluate.records import record_of
+from maxent_grpo.evaluate.records import Answers, graded
 from maxent_grpo.evaluate.results import MathEvalResult, result_of
 from maxent_grpo.evaluate.settings import (
     DEFAULT_SEEDS,
     ArtifactSettings,
     EvaluationRequest,
     InferenceModelSpec,
-    temperature_folder,
 )
 from maxent_grpo.observe.console import Ticker
 
@@ -47,7 +49,7 @@ def run_math_eval_inference(
     """Evaluate models on a benchmark; one result per model and temperature, in the order given.
 
     Args:
-        dataset: a preset of `maxent_grpo.evaluate.presets.PRESETS`, or a name for what ``eval_overrides`` describe.
+        dataset: a preset of `maxent_grpo.evaluate.benchmarks.PRESETS`, or a name for what ``eval_overrides`` describe.
         eval_overrides: fields of the benchmark to replace: ``dataset_name`` (a local file, for instance), columns.
         seeds: one set of samples per seed; figures are averaged over them.
         num_generations: samples per prompt and seed, each drawn on its own.
@@ -63,14 +65,13 @@ def run_math_eval_inference(
         UsageError: a request that cannot be carried out, or artifacts that were made with other settings.
         RunError: the hub or an endpoint cannot be reached, or another process writes the same artifacts.
     """
-    temperatures = (temperature,) if isinstance(temperature, int | float) else tuple(temperature)
     request = EvaluationRequest(
         models=tuple(specs),
         dataset=dataset,
         eval=dict(eval_overrides or {}),
         seeds=tuple(seeds),
         num_generations=num_generations,
-        temperatures=temperatures,
+        temperatures=(temperature,) if isinstance(temperature, int | float) else tuple(temperature),
         ks=None if ks is None else tuple(ks),
         limit=limit,
         collect_generations=collect_generations,
@@ -85,37 +86,130 @@ def run_evaluation(
     """Carry out ``request``; see `run_math_eval_inference`."""
     request.check()
     benchmark = resolve_benchmark(request.dataset, request.eval)
-    questions = load_questions(benchmark)
-    judge = grader or grader_for(benchmark)
-    plan = Plan(request, benchmark, questions, judge)
-    with closing(judge), plan.opened_cells() as cells:
-        pending = sum(len(cell.pending) for cell in cells)
+    every_question = load_questions(benchmark)
+    questions = every_question[: request.limit]
+    # Content alone: a file that has moved is the same data, and a limit leaves the rest of it what it is.
+    dataset = {"content": "sha256:" + content_digest(every_question)}
+    with ExitStack() as stack:
+        judge = grader or grader_for(benchmark)
+        stack.callback(judge.close)
+        runs = [
+            stack.enter_context(SeedRun(request, benchmark, spec, temperature, seed, questions))
+            for spec in request.models
+            for temperature in request.temperatures_of(spec)
+            for seed in request.seeds
+        ]  # all files are locked before one is read, so that nothing is touched by half
+        backends = {
+            id(spec): open_backend(spec, spec.system_prompt_or(benchmark.system_prompt))
+            for spec in request.models
+        }
+        for run in runs:
+            run.load(dataset, judge, backends[id(run.spec)])
+        pending = sum(len(run.pending) for run in runs)
         with Ticker(f"{benchmark.dataset_id}", pending, enabled=progress and pending > 0) as ticker:
             for spec in request.models:
-                own = [cell for cell in cells if cell.spec is spec and cell.pending]
+                own = [run for run in runs if run.spec is spec and run.pending]
                 if own:  # else the model is not even loaded
-                    plan.answer(spec, own, ticker.advance)
-        return [plan.result(spec, temperature, cells) for spec, temperature in plan.arms]
+                    with backends[id(spec)] as backend:
+                        for run in own:
+                            run.answer(backend, judge, ticker.advance)
+        return [
+            _result(request, [run for run in runs if run.spec is spec and run.temperature == temperature])
+            for spec in request.models
+            for temperature in request.temperatures_of(spec)
+        ]
 
 
 @dataclass
-class Cell:
-    """One artifact file: one model at one temperature under one seed."""
+class SeedRun:
+    """One model at one temperature under one seed: what one artifact file holds. Open from entering to leaving."""
 
+    request: EvaluationRequest
+    benchmark: Benchmark
     spec: InferenceModelSpec
     temperature: float
     seed: int
-    answers: Answers
     questions: Sequence[Question]  # those that are asked for, all of them
-    path: Path | None
+
+    def __enter__(self) -> "SeedRun":
+        self.answers = Answers(self.path)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.answers.__exit__(*error)
+
+    @property
+    def path(self) -> Path | None:
+        """The artifact file; None where none are kept."""
+        settings = self.request.artifacts
+        folder = Path(self.spec.folder, self.benchmark.dataset_id, temperature_folder(self.temperature))
+        return Path(settings.root_dir) / folder / f"seed_{self.seed}.jsonl" if settings.enabled else None
 
     @property
     def pending(self) -> list[Question]:
         """The questions without an answer."""
         return [question for question in self.questions if question.index not in self.answers.records]
 
-    def accuracy_so_far(self) -> str:
-        """Pass@1 and Pass@n of the answers there are, in words."""
+    def load(self, dataset: Mapping[str, Any], grader: Grader, backend: Backend) -> None:
+        """Take the answers of an earlier call, if everything that decides answers and scores is still the same."""
+        if self.path is None:
+            return
+        sampling = {
+            "seed": self.seed,
+            "temperature": self.temperature,
+            "num_generations": self.request.samples_of(self.spec),
+            "top_p": self.spec.top_p,
+            "max_new_tokens": self.spec.max_new_tokens,
+            "stop_sequences": self.spec.stop_sequences,
+            **self.spec.generation_kwargs,
+        }
+        sections = {
+            "dataset": dataset,
+            "prompt": prompt_fingerprint(self.spec, self._system_prompt),
+            "sampling": sampling,
+            "grader": grader.fingerprint(),
+            **backend.fingerprint(),
+        }
+        self.answers.load(flatten(sections), self.request.artifacts.resume)
+
+    def answer(self, backend: Backend, grader: Grader, advance: Callable[[int, str], None]) -> None:
+        """Ask ``backend`` for everything that is lacking. Each answer is on the disk before it counts."""
+        by_index = {question.index: question for question in self.questions}
+        samples = self.request.samples_of(self.spec)
+        asked = backend.sample(
+            self.pending, seed=self.seed, temperature=self.temperature, num_generations=samples
+        )
+        for one in asked:
+            question = by_index[one.index]
+            grades = grader.judge(question, one.completions)
+            self.answers.append(
+                {
+                    "dataset_id": self.benchmark.dataset_id,
+                    "dataset_name": self.benchmark.dataset_name,
+                    "dataset_config": self.benchmark.dataset_config,
+                    "split": self.benchmark.split,
+                    "model_id": self.spec.model_name_or_path,
+                    "model_label": self.spec.name,
+                    "style": self.spec.style,
+                    "revision": self.spec.revision,
+                    "seed": self.seed,
+                    "temperature": self.temperature,
+                    "num_generations": len(grades),
+                    "prompt_index": question.index,
+                    "prompt": one.prompt if self.request.artifacts.write_prompts else None,
+                    "answer": question.gold,
+                    "system_prompt": self._system_prompt,
+                    **graded(one, grades, question.mode_count),
+                    "completed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                }
+            )
+            advance(1, self._accuracy_so_far())
+
+    @cached_property
+    def _system_prompt(self) -> str | None:
+        return self.spec.system_prompt_or(self.benchmark.system_prompt)
+
+    def _accuracy_so_far(self) -> str:
         records = self.answers.records.values()
         first = sum(record["pass_at_1_ok"] for record in records) / len(records)
         any_right = sum(record["pass_at_k_ok"] for record in records) / len(records)
@@ -123,105 +217,29 @@ class Cell:
         return f"{self.spec.name} seed {self.seed}  Pass@1 {first:.3f}  Pass@{n} {any_right:.3f}"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A checked request with its benchmark loaded."""
+def _result(request: EvaluationRequest, runs: Sequence[SeedRun]) -> MathEvalResult:
+    """The figures of one model at one temperature over its seeds."""
+    return result_of(
+        {run.seed: [run.answers.records[q.index] for q in run.questions] for run in runs},
+        request.ks_of(runs[0].spec),
+        collect_generations=request.collect_generations,
+        artifacts=[run.path for run in runs if run.path is not None],
+    )
 
-    request: EvaluationRequest
-    benchmark: Benchmark
-    all_questions: Sequence[Question]
-    grader: Grader
 
-    @property
-    def questions(self) -> Sequence[Question]:
-        """Those within the limit."""
-        return self.all_questions[: self.request.limit]
+def temperature_folder(temperature: float) -> str:
+    """``temp_0p60``; more digits where two would not say it all."""
+    text = f"{temperature:.2f}"
+    return "temp_" + (text if float(text) == temperature else repr(temperature)).replace(".", "p")
 
-    @property
-    def arms(self) -> list[tuple[InferenceModelSpec, float]]:
-        """What gets a result each."""
-        return [(spec, t) for spec in self.request.models for t in self.request.temperatures_of(spec)]
 
-    def folder(self, spec: InferenceModelSpec, temperature: float) -> Path:
-        """Where the artifacts of one result lie."""
-        root = Path(self.request.artifacts.root_dir)
-        return root / spec.folder / self.benchmark.dataset_id / temperature_folder(temperature)
-
-    @contextmanager
-    def opened_cells(self) -> Iterator[list[Cell]]:
-        """All files of the evaluation, locked first and read then, so that nothing is touched by half."""
-        settings = self.request.artifacts
-        with ExitStack() as stack:
-            cells = []
-            for spec, temperature in self.arms:
-                for seed in self.request.seeds:
-                    answers: Answers = AnswersInMemory()
-                    path = None
-                    if settings.enabled:
-                        path = self.folder(spec, temperature) / f"seed_{seed}.jsonl"
-                        answers = stack.enter_context(AnswerFile(path))
-                    cells.append(Cell(spec, temperature, seed, answers, self.questions, path))
-            for cell in cells:
-                if isinstance(cell.answers, AnswerFile):
-                    cell.answers.load(self._fingerprint(cell), settings.resume)
-            yield cells
-
-    def answer(
-        self, spec: InferenceModelSpec, cells: Sequence[Cell], advance: Callable[[int, str], None]
-    ) -> None:
-        """Ask one model for everything that its ``cells`` lack. Each answer is on the disk before it counts."""
-        system_prompt = system_prompt_of(spec, self.benchmark.system_prompt)
-        by_index = {question.index: question for question in self.questions}
-        with open_backend(spec, system_prompt) as backend:
-            for cell in cells:
-                for sampled in backend.sample(
-                    cell.pending,
-                    seed=cell.seed,
-                    temperature=cell.temperature,
-                    num_generations=self.request.samples_of(spec),
-                ):
-                    question = by_index[sampled.index]
-                    record = record_of(
-                        self.benchmark,
-                        spec,
-                        cell.seed,
-                        cell.temperature,
-                        question,
-                        sampled,
-                        self.grader.judge(question, sampled.completions),
-                        system_prompt=system_prompt,
-                        write_prompt=self.request.artifacts.write_prompts,
-                    )
-                    cell.answers.append(record)
-                    advance(1, cell.accuracy_so_far())
-
-    def result(self, spec: InferenceModelSpec, temperature: float, cells: Sequence[Cell]) -> MathEvalResult:
-        """The figures of one model at one temperature over its seeds."""
-        own = [cell for cell in cells if cell.spec is spec and cell.temperature == temperature]
-        return result_of(
-            {cell.seed: [cell.answers.records[q.index] for q in cell.questions] for cell in own},
-            self.request.ks_of(spec),
-            collect_generations=self.request.collect_generations,
-            artifacts=[cell.path for cell in own if cell.path is not None],
-        )
-
-    @cached_property
-    def _dataset_fingerprint(self) -> dict[str, Any]:
-        # Content alone: a file that has moved is the same data, and a limit leaves the rest of it what it is.
-        return {"content": "sha256:" + content_digest(self.all_questions)}
-
-    @cached_property
-    def _model_fingerprints(self) -> dict[int, dict[str, Any]]:
-        return {id(spec): model_fingerprint(spec) for spec in self.request.models}
-
-    def _fingerprint(self, cell: Cell) -> dict[str, Any]:
-        return fingerprint_of(
-            cell.spec,
-            self._model_fingerprints[id(cell.spec)],
-            self._dataset_fingerprint,
-            prompt_fingerprint(cell.spec, system_prompt_of(cell.spec, self.benchmark.system_prompt)),
-            self.grader.fingerprint(),
-            seed=cell.seed,
-            temperature=cell.temperature,
-            num_generations=self.request.samples_of(cell.spec),
-        )
+def flatten(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """``{"sampling": {"seed": 0}}`` as ``{"sampling.seed": 0}``, deeper mappings included."""
+    flat: dict[str, Any] = {}
+    for name, section in sections.items():
+        for key, value in section.items():
+            if isinstance(value, Mapping):
+                flat |= flatten({f"{name}.{key}": value})
+            else:
+                flat[f"{name}.{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,27 +1,29 @@
-"""One line of an artifact: a prompt of a benchmark, its samples under one seed, and what they are worth."""
+"""Artifacts: one line per prompt with its samples under one seed and what they are worth, resumable line by line.
+
+``seed_0.jsonl`` holds the lines, ``seed_0.fingerprint.json`` beside it what they depend on (`maxent_grpo.files`).
+"""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
-from maxent_grpo.evaluate.grading import Judgement
 from maxent_grpo.evaluate.passk import RIGHT, ScoredSamples
-from maxent_grpo.evaluate.presets import Benchmark
-from maxent_grpo.evaluate.questions import Question
-from maxent_grpo.evaluate.settings import InferenceModelSpec
+from maxent_grpo.files import Fingerprint, RowFile, read_rows
 
 Record = Mapping[str, Any]
+"""One line. Its keys are documented in docs/guides/evaluation.md."""
 
 _THINKING = re.compile(r"(?:.*?<think>)?(?P<think>.*?)</think>", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """The samples of one question, as a backend gives them."""
+class Samples:
+    """The completions of one question, as a backend gives them."""
 
     index: int  # of the question
     prompt: str  # what the model read, as far as the backend knows
@@ -29,56 +31,37 @@ class Sampled:
     finish_reasons: tuple[str, ...]  # "stop", or "length" where the completion was cut off
 
 
-def record_of(
-    benchmark: Benchmark,
-    spec: InferenceModelSpec,
-    seed: int,
-    temperature: float,
-    question: Question,
-    sampled: Sampled,
-    judged: Sequence[Judgement],
-    *,
-    system_prompt: str | None,
-    write_prompt: bool,
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> dict[str, Any]:
-    """The line of one question. Its keys are documented in docs/guides/evaluation.md."""
-    right = [judgement.score >= RIGHT for judgement in judged]
-    parts = [split_thinking(text) for text in sampled.completions]
+@dataclass(frozen=True)
+class Grade:
+    """One completion, judged."""
+
+    score: float  # 1 for a right answer, else 0
+    extracted: str | None  # the answer as it was read; None where none was found
+    mode: str | None = None  # the key of the right answer that it is, for tasks that have such keys
+
+
+def graded(samples: Samples, grades: Sequence[Grade], mode_count: int | None) -> dict[str, Any]:
+    """The part of a record that says what ``samples`` are and what they are worth."""
+    right = [grade.score >= RIGHT for grade in grades]
+    parts = [split_thinking(text) for text in samples.completions]
     return {
-        "dataset_id": benchmark.dataset_id,
-        "dataset_name": benchmark.dataset_name,
-        "dataset_config": benchmark.dataset_config,
-        "split": benchmark.split,
-        "model_id": spec.model_name_or_path,
-        "model_label": spec.name,
-        "style": spec.style,
-        "revision": spec.revision,
-        "seed": seed,
-        "temperature": temperature,
-        "num_generations": len(judged),
-        "prompt_index": question.index,
-        "prompt": sampled.prompt if write_prompt else None,
-        "answer": question.gold,
-        "system_prompt": system_prompt,
-        "generations": list(sampled.completions),
+        "generations": list(samples.completions),
         "think_generations": [think for think, _ in parts],
         "answer_generations": [answer for _, answer in parts],
-        "answer_extracted": [judgement.extracted for judgement in judged],
-        "answer_modes": [judgement.mode for judgement in judged],
-        "mode_count": question.mode_count,
-        "finish_reasons": list(sampled.finish_reasons),
-        "scores": [judgement.score for judgement in judged],
+        "answer_extracted": [grade.extracted for grade in grades],
+        "answer_modes": [grade.mode for grade in grades],
+        "mode_count": mode_count,
+        "finish_reasons": list(samples.finish_reasons),
+        "scores": [grade.score for grade in grades],
         "pass_at_1_ok": right[0],
         "pass_at_k_ok": any(right),
         "correct": right[0],
         "correct_k": sum(right),
-        "completed_at": now().isoformat(timespec="seconds"),
     }
 
 
 def split_thinking(text: str) -> tuple[str, str]:
-    """What stands inside ``<think>…</think>``, and what follows it; ("", text) where no thought is closed."""
+    """The thought inside ``<think>…</think>`` and what follows it; ("", text) where no thought is closed."""
     found = _THINKING.match(text)
     return (found["think"], text[found.end() :]) if found else ("", text)
 
@@ -90,4 +73,75 @@ def scored_samples(records: Sequence[Record]) -> ScoredSamples:
         scores=np.array([record["scores"] for record in records], dtype=np.float64),
         modes=tuple(tuple(record["answer_modes"]) for record in records) if enumerated else None,
         mode_counts=tuple(record["mode_count"] for record in records) if enumerated else None,
+    )
+
+
+class Answers:
+    """The records of one benchmark under one seed, by prompt: in the artifact file ``path``, or in memory (None).
+
+    The file is locked from opening to closing. Use as a context manager; `load` before anything else.
+
+    Raises:
+        RunError: another process has the file.
+        UsageError: it cannot be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.records: dict[int, Record] = {}
+        self._file: RowFile | None = None
+        if path is not None:
+            start_over = (
+                "inference.artifacts.resume=false starts it over, "
+                "another inference.artifacts.root_dir keeps both"
+            )
+            self._file = RowFile(path, elsewhere="inference.artifacts.root_dir", start_over=start_over)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.__exit__(kind, error, trace)
+
+    def load(self, fingerprint: Fingerprint, resume: bool) -> None:
+        """Read what the file holds, if it was made under the same ``fingerprint``; with ``resume`` false, drop it.
+
+        Raises:
+            UsageError: lines made under another fingerprint or none, a line that is no record, or a prompt that is
+                there twice.
+        """
+        if self._file is not None:
+            self._file.begin(fingerprint, resume)
+            self.records = read_records(self._file.path)
+
+    def append(self, record: Record) -> None:
+        """Add a prompt that is not there yet; its line is on the disk when this returns."""
+        if self._file is not None:
+            self._file.append(record)
+        self.records[record["prompt_index"]] = record
+
+
+def read_records(path: Path) -> dict[int, Record]:
+    """The lines of an artifact by prompt; a torn last line is left out.
+
+    Raises `UsageError` for any other line that is no record, and for a prompt that is there twice.
+    """
+    no_row = "is no record of a prompt with its scores"
+    rows = read_rows(path, "prompt_index", _is_record, no_row=no_row, called="prompt")
+    return {row["prompt_index"]: row for row in rows}
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("prompt_index"), int):
+        return False
+    scores, samples = record.get("scores"), record.get("num_generations")
+    return (
+        isinstance(scores, list)
+        and len(scores) == samples
+        and len(scores) > 0
+        and all(isinstance(score, int | float) for score in scores)
+        and {"generations", "answer_modes", "mode_count", "pass_at_1_ok"} <= record.keys()
     )

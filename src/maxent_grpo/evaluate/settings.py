@@ -1,37 +1,46 @@
-"""What an evaluation is asked to do: models, benchmark, sampling, artifacts. Checked before anything is loaded."""
+"""The ``inference`` section of a command line or a preset file: models, benchmark, sampling, artifacts.
+
+`read_request` makes an `EvaluationRequest` of it, checked before anything is loaded.
+"""
 
 import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.config.conversion import convert, field_types
+from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.evaluate.passk import ks_up_to
+from maxent_grpo.named import find_named
 
 DEFAULT_SEEDS = (0, 1, 2, 3, 4)
 GENERATION_KEYS = ("top_k", "min_p")
 """What ``generation_kwargs`` may hold; everything else about sampling has a field of its own."""
+
+BACKENDS = {
+    "local": "maxent_grpo.evaluate.local_backend:LocalBackend",
+    "openai": "maxent_grpo.evaluate.endpoint:EndpointBackend",
+}
+"""Name → where an `evaluate.backends.Backend` is; another one is named as ``module:NAME``."""
 
 
 @dataclass(frozen=True)
 class InferenceModelSpec:
     """One model to evaluate, and how it is asked. A setting that is None follows the call or the benchmark."""
 
-    model_name_or_path: (
-        str  # hub id, local directory, bundled:tiny-policy, or the name that an endpoint serves
-    )
+    model_name_or_path: str
+    """Hub id, local directory, ``bundled:tiny-policy``, or the name that an endpoint serves."""
     label: str | None = None  # how it is called in tables; by default "<name> (<style>)"
     style: str = "grpo"  # how it was trained: a word for tables
     revision: str | None = None  # branch, tag or commit of the hub; for an endpoint a note in the fingerprint
     system_prompt: str | None = None  # None: the benchmark's; "" for none
     system_prompt_file: str | None = None  # the same, read from a file
     chat_template: str | None = None  # Jinja; None: the tokenizer's own, or "ROLE: text" lines
-    prompt_template: str | None = (
-        None  # qwen_math, no, r1, or a text with {question}: replaces chat and system prompt
-    )
+    prompt_template: str | None = None
+    """qwen_math, no, r1, or a text with {question}: replaces chat and system prompt."""
     stop_sequences: tuple[str, ...] = ()  # a completion ends with the first of these, and keeps it
     max_new_tokens: int = 768
     temperature: float | None = None  # in place of the call's temperatures; 0 is greedy
@@ -39,17 +48,14 @@ class InferenceModelSpec:
     batch_size: int = 1  # prompts at a time, each with all its samples
     num_generations: int | None = None  # in place of the call's
     generation_kwargs: Mapping[str, Any] = field(default_factory=dict)  # top_k, min_p
-    backend: Literal["local", "openai"] = (
-        "local"  # in this process, or an OpenAI-compatible server (vLLM and others)
-    )
+    backend: str = "local"
+    """local (in this process), openai (a server with OpenAI's protocol: vLLM and others), or ``module:NAME``."""
     # Local models.
     device: str | None = None  # None: the first accelerator, else the CPU
-    device_map: str | None = (
-        "auto"  # auto: over all accelerators where there are several and device is None; null: one
-    )
-    torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
-        "auto"  # auto: as saved; float32 on a CPU
-    )
+    device_map: str | None = "auto"
+    """auto: over all accelerators where there are several and device is None; null: one."""
+    torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: as saved; float32 on a CPU."""
     cache_dir: str | None = None  # of downloads
     trust_remote_code: bool = False
     tokenizer_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -63,7 +69,10 @@ class InferenceModelSpec:
     @property
     def name(self) -> str:
         """The label, or the last part of the model's name with its style."""
-        return self.label or f"{_tail(self.model_name_or_path)} ({self.style})"
+        *_, tail = parts = [p for p in re.split(r"[/\\:]+", self.model_name_or_path) if p] or [""]
+        if len(parts) > 1 and re.fullmatch(r"checkpoint-\d+", tail):
+            tail = "/".join(parts[-2:])
+        return self.label or f"{tail or self.model_name_or_path} ({self.style})"
 
     @property
     def folder(self) -> str:
@@ -78,12 +87,14 @@ class InferenceModelSpec:
         name = f"{'-'.join(parts[-2:])}{checkpoint}{revision}--{self.label or self.style}"
         return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:200]
 
-    @property
-    def resolved_system_prompt(self) -> str | None:
-        """The system prompt that the spec brings, its file read. None: the benchmark's."""
-        if self.system_prompt_file is None:
-            return self.system_prompt
-        return Path(self.system_prompt_file).expanduser().read_text(encoding="utf-8").strip()
+    def system_prompt_or(self, default: str | None) -> str | None:
+        """The spec's own system prompt, its file read, else the benchmark's; None where a plain template rules."""
+        if self.prompt_template is not None:
+            return None
+        own = self.system_prompt
+        if self.system_prompt_file is not None:
+            own = Path(self.system_prompt_file).expanduser().read_text(encoding="utf-8").strip()
+        return default if own is None else own or None
 
     def check(self, where: str) -> None:
         """Raise `UsageError`, its message starting with ``where``, for a setting that cannot work."""
@@ -115,17 +126,21 @@ class InferenceModelSpec:
                 self.base_url is not None and not re.match(r"https?://[^/]", self.base_url),
                 f"base_url={self.base_url}: it starts with http:// or https://",
             ),
-        ]
-        for key in self.generation_kwargs:
-            known = ", ".join(GENERATION_KEYS)
-            problems.append(
-                (key not in GENERATION_KEYS, f"generation_kwargs.{key}: unknown; it takes {known}")
-            )
+            *(
+                (True, f"generation_kwargs.{key}: unknown; it takes {', '.join(GENERATION_KEYS)}")
+                for key in self.generation_kwargs
+                if key not in GENERATION_KEYS
+            ),
+            (
+                self.system_prompt_file is not None and not Path(self.system_prompt_file).expanduser().is_file(),
+                f"system_prompt_file={self.system_prompt_file}: there is no such file",
+            ),
+        ]  # fmt: skip
         for wrong, message in problems:
             if wrong:
                 raise UsageError(f"{where}: {message}")
-        if self.system_prompt_file is not None and not Path(self.system_prompt_file).expanduser().is_file():
-            raise UsageError(f"{where}: system_prompt_file={self.system_prompt_file}: there is no such file")
+        if self.backend not in BACKENDS:
+            find_named(f"{where}: backend", self.backend, BACKENDS, "a class of backends", callable)
 
 
 @dataclass(frozen=True)
@@ -169,11 +184,17 @@ class EvaluationRequest:
             raise UsageError(f"inference.seeds={list(self.seeds)}: 0 or more")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"inference.limit={self.limit}: at least 1, or null for all prompts")
+        folders: dict[str, InferenceModelSpec] = {}
         for position, model in enumerate(self.models):
             where = f"inference.models[{position}] ({model.model_name_or_path})"
             model.check(where)
             self._check_sampling(model, where)
-        self._check_folders()
+            first = folders.setdefault(model.folder, model)
+            if first is not model:
+                raise UsageError(
+                    f"inference.models: {first.model_name_or_path} and {model.model_name_or_path} would "
+                    f"both write to {os.path.join(self.artifacts.root_dir, model.folder)}: give each a label"
+                )
 
     def samples_of(self, model: InferenceModelSpec) -> int:
         """Samples per prompt and seed of one model."""
@@ -206,25 +227,87 @@ class EvaluationRequest:
                     "set inference.num_generations=1 and one seed"
                 )
 
-    def _check_folders(self) -> None:
-        """Two models may not write to one file."""
-        seen: dict[str, InferenceModelSpec] = {}
-        for model in self.models:
-            if model.folder in seen:
-                raise UsageError(
-                    f"inference.models: {seen[model.folder].model_name_or_path} and {model.model_name_or_path} would "
-                    f"both write to {os.path.join(self.artifacts.root_dir, model.folder)}: give each a label"
-                )
-            seen[model.folder] = model
+
+_TYPES: dict[str, Any] = {
+    "models": list[Any] | str | dict,
+    "dataset": str,
+    "eval": dict,
+    "seeds": list[int] | int,
+    "num_generations": int,
+    "temperature": list[float] | float,
+    "temperatures": list[float] | float,
+    "ks": list[int] | int | None,
+    "limit": int | None,
+    "collect_generations": bool,
+    "artifacts": dict,
+}
+"""Key of the section → what it may hold. ``temperature`` and ``temperatures`` are one setting."""
 
 
-def temperature_folder(temperature: float) -> str:
-    """``temp_0p60``; more digits where two would not say it all."""
-    text = f"{temperature:.2f}"
-    return "temp_" + (text if float(text) == temperature else repr(temperature)).replace(".", "p")
+def read_request(section: Mapping[str, Any]) -> EvaluationRequest:
+    """The request in ``section``, checked.
+
+    A model is a mapping of `InferenceModelSpec` fields, or its name alone; one model, seed or temperature needs no
+    list.
+
+    Raises:
+        UsageError: an unknown key, a value of the wrong type, or a request that cannot be carried out.
+    """
+    given = {key: _converted(f"inference.{key}", key, value, _TYPES) for key, value in section.items()}
+    if "temperature" in given and "temperatures" in given:
+        raise UsageError("inference.temperature and inference.temperatures are both given: keep one")
+    if "temperature" in given:
+        given["temperatures"] = given.pop("temperature")
+    for key in ("seeds", "temperatures", "ks"):
+        if given.get(key) is not None:
+            given[key] = tuple(given[key]) if isinstance(given[key], list) else (given[key],)
+    models = given.pop("models", [])
+    listed = models if isinstance(models, list) else [models]
+    if "artifacts" in given:
+        given["artifacts"] = _read(ArtifactSettings, given["artifacts"], "inference.artifacts")
+    request = EvaluationRequest(
+        models=tuple(_read_model(model, f"inference.models[{i}]") for i, model in enumerate(listed)), **given
+    )
+    request.check()
+    return request
 
 
-def _tail(name: str) -> str:
-    parts = [part for part in re.split(r"[/\\:]+", name) if part]
-    checkpoint = len(parts) > 1 and re.fullmatch(r"checkpoint-\d+", parts[-1])
-    return "/".join(parts[-2:]) if checkpoint else parts[-1] if parts else name
+def _read_model(model: Any, where: str) -> InferenceModelSpec:
+    settings = {"model_name_or_path": model} if isinstance(model, str) else model
+    if not isinstance(settings, Mapping):
+        raise UsageError(
+            f"{where}={model}: a model is its name, or a mapping such as {{model_name_or_path: NAME}}"
+        )
+    if "model_name_or_path" not in settings:
+        raise UsageError(f"{where}: model_name_or_path is missing")
+    if "system_prompt_answer" in settings:
+        raise UsageError(
+            f"{where}.system_prompt_answer is not read: completions are sampled in one piece, with system_prompt; "
+            "remove it"
+        )
+    spec: InferenceModelSpec = _read(InferenceModelSpec, settings, where)
+    return spec
+
+
+def _read(cls: Any, settings: Mapping[str, Any], where: str) -> Any:
+    declared = field_types(cls)
+    types: dict[str, Any] = {item.name: declared[item.name] for item in fields(cls)}
+    # What is declared for readers, and what YAML brings.
+    types = {
+        name: dict if getattr(kind, "__origin__", None) is Mapping else kind for name, kind in types.items()
+    }
+    types = {name: list[str] | str if kind == tuple[str, ...] else kind for name, kind in types.items()}
+    values = {key: _converted(f"{where}.{key}", str(key), value, types) for key, value in settings.items()}
+    if "stop_sequences" in values:
+        stop = values["stop_sequences"]
+        values["stop_sequences"] = tuple(stop) if isinstance(stop, list) else (stop,)
+    return cls(**values)
+
+
+def _converted(where: str, key: str, value: Any, types: Mapping[str, Any]) -> Any:
+    if key not in types:
+        raise UsageError(f"{where}: unknown{did_you_mean(key, types)}; it takes {', '.join(types)}")
+    try:
+        return convert(value, types[key])
+    except ValueError as error:
+        raise UsageError(f"{where}={value}: {error}") from error

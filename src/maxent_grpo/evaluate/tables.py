@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.artifacts import read_records
+from maxent_grpo.evaluate.benchmarks import ALIASES, PRESETS
 from maxent_grpo.evaluate.passk import avg_at, pass_at
-from maxent_grpo.evaluate.presets import ALIASES, PRESETS
-from maxent_grpo.evaluate.records import scored_samples
+from maxent_grpo.evaluate.records import read_records, scored_samples
 
 PASS_1, PASS_8, AVG_8 = "Pass@1", "Pass@8", "Avg@8"
 TABLES = (PASS_1, PASS_8, AVG_8)

@@ -3,8 +3,8 @@
 import pytest
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.request import read_request
-from maxent_grpo.evaluate.settings import InferenceModelSpec, temperature_folder
+from maxent_grpo.evaluate.math_eval import temperature_folder
+from maxent_grpo.evaluate.settings import InferenceModelSpec, read_request
 
 TINY = "bundled:tiny-policy"
 
@@ -58,7 +58,10 @@ def test_defaults_are_the_documented_ones():
             {"models": [{"model_name_or_path": "m", "system_prompt_answer": "x"}]},
             "system_prompt_answer is not read",
         ),
-        ({"models": [{"model_name_or_path": "m", "backend": "vlm"}]}, "one of local, openai"),
+        (
+            {"models": [{"model_name_or_path": "m", "backend": "vlm"}]},
+            "backend: there is no 'vlm'; known: local, openai; your own: module:NAME",
+        ),
         ({"models": [{"model_name_or_path": "m", "backend": "openai"}]}, "backend=openai needs base_url"),
         (
             {"models": [{"model_name_or_path": "m", "base_url": "http://x/v1"}]},
