@@ -1,5 +1,6 @@
 """This package: a run assembled as training assembles it, stepped as the inline driver steps it."""
 
+from dataclasses import replace
 from functools import cached_property
 
 from trl.trainer.model_config import ModelConfig
@@ -7,9 +8,9 @@ from trl.trainer.model_config import ModelConfig
 from benchmarks.measure import Clock, Measured
 from benchmarks.workload import Workload, modular_reward
 from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.config.run_settings import NativeSettings, run_settings
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments
-from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
-from maxent_grpo.train.assembly.inputs import Given
+from maxent_grpo.train.build import Given, build
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.drivers import collect, next_groups
 from maxent_grpo.train.step import step
@@ -27,7 +28,10 @@ class Ours:
         config = run_config(workload, objective)
         rows = [{"prompt": text, "answer": "-"} for text in workload.dataset]
         given = Given(workload.model(), workload.tokenizer(), [modular_reward], rows)
-        self.run = assemble(config, given, start_accelerator(config), workload.directory)
+        settings = run_settings(config)
+        assert isinstance(settings, NativeSettings)
+        output = replace(settings.output, directory=workload.directory)
+        self.run = build(replace(settings, output=output), given)
         self.run.sampler.sample = self.clock.timed("sample", self.run.sampler.sample)  # type: ignore[method-assign]
         everybody = self.run.stream.take(workload.ranks * workload.prompts)
         self.prompts = everybody[workload.rank * workload.prompts :][: workload.prompts]

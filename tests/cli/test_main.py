@@ -15,26 +15,26 @@ import yaml
 from maxent_grpo.cli import main as scripts
 from maxent_grpo.cli.boundary import Place, exit_code_of
 from maxent_grpo.cli.logs import configure_logging
-from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.config.run_settings import RunSettings
 from maxent_grpo.errors import RunError, UsageError
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunSettings]:
     """Replaces training by a note of what would be trained; seed 13 fails."""
     import maxent_grpo.train.run
 
-    configs: list[RunConfig] = []
+    runs: list[RunSettings] = []
 
-    def train(config: RunConfig) -> maxent_grpo.train.run.TrainResult:
-        configs.append(config)
-        if config.training.seed == 13:
+    def train(settings: RunSettings) -> maxent_grpo.train.run.TrainResult:
+        runs.append(settings)
+        if settings.records.header["run/seed"] == 13:
             raise RunError("no luck")
         return maxent_grpo.train.run.TrainResult(Path("run"), 0, {})
 
     monkeypatch.setattr(maxent_grpo.train.run, "train", train)
     monkeypatch.setattr("maxent_grpo.cli.start.configure_logging", lambda level: None)
-    return configs
+    return runs
 
 
 def _process(
@@ -249,22 +249,22 @@ def test_a_script_trains_its_command_unless_one_is_named(
     arguments: list[str],
     command: str,
     recipe: Callable[[str], Path],
-    trained: list[RunConfig],
+    trained: list[RunSettings],
     tmp_path: Path,
 ) -> None:
     recipe("maxent")
     recipe("baseline")
     assert script(arguments) == 0
-    assert [config.command for config in trained] == [command]
+    assert [settings.command for settings in trained] == [command]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["baseline.yaml", "maxent.yaml"]
 
 
 def test_a_failing_job_is_named_and_the_sweep_goes_on(
-    recipe: Callable[[str], Path], trained: list[RunConfig], capfd: pytest.CaptureFixture[str]
+    recipe: Callable[[str], Path], trained: list[RunSettings], capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe("maxent")
     assert scripts.maxent(["maxent.recipe=maxent.yaml", "--multirun", "seed=13,14"]) == 1
-    assert [config.training.output_dir for config in trained] == [
+    assert [str(settings.output.directory) for settings in trained] == [
         "var/data/out/seed=13",
         "var/data/out/seed=14",
     ]

@@ -145,7 +145,7 @@ def test_controllers_that_could_move_nothing_are_refused_in_the_users_words(
 
 
 def test_warmup_below_one_is_a_share_of_the_run() -> None:
-    assert warmup_steps(config(warmup_steps=0.2), 2000) == 400
-    assert warmup_steps(config(warmup_steps=7), 2000) == 7
-    assert warmup_steps(config(), 2000) == 0
+    assert warmup_steps(config(warmup_steps=0.2).warmup_steps, 2000) == 400
+    assert warmup_steps(config(warmup_steps=7).warmup_steps, 2000) == 7
+    assert warmup_steps(config().warmup_steps, 2000) == 0
     assert math.isclose(config(warmup_steps=0.2).warmup_steps, 0.2)

@@ -8,13 +8,14 @@ import torch
 
 from maxent_grpo import GRPOConfig, GRPOTrainer
 from maxent_grpo.config.loading import resolve
+from maxent_grpo.config.run_settings import evaluation_settings, reward_settings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.training import Evaluation, summary
 from maxent_grpo.rewards.registry import RewardFunction
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
-from maxent_grpo.train.assembly.inputs import evaluation_rewards, evaluation_sampling
+from maxent_grpo.train.build import evaluation_rewards
 from maxent_grpo.types import Prompt
 
 SETTINGS = SamplingSettings(num_generations=4, max_completion_length=6, temperature=0.6, top_p=0.95)
@@ -104,21 +105,22 @@ def config_of(**settings):
 
 def test_evaluation_never_samples_as_training_does_unless_asked():
     config = config_of(temperature=1.3, top_p=0.5, top_k=7, min_p=0.2)
-    sampling = evaluation_sampling(config, 8)
+    sampling = evaluation_settings(config.training).sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.6, 0.95, 0, None)
-    asked = evaluation_sampling(
-        config_of(eval_temperature=1.3, eval_top_p=0.5, eval_top_k=7, eval_min_p=0.2), 8
-    )
+    asked = evaluation_settings(
+        config_of(eval_temperature=1.3, eval_top_p=0.5, eval_top_k=7, eval_min_p=0.2).training
+    ).sampling
     assert (asked.temperature, asked.top_p, asked.top_k, asked.min_p) == (1.3, 0.5, 7, 0.2)
 
 
 def test_evaluation_has_rewards_of_its_own():
     training = [RewardFunction("first_letter", first_letter)]
-    assert evaluation_rewards(config_of(), training) is training
-    (reweighted,) = evaluation_rewards(config_of(eval_reward_weights=[2.0]), training)
+    assert evaluation_rewards(reward_settings(config_of()), training) is training
+    (reweighted,) = evaluation_rewards(reward_settings(config_of(eval_reward_weights=[2.0])), training)
     assert (reweighted.name, reweighted.weight) == ("first_letter", 2.0)
     own = evaluation_rewards(
-        config_of(eval_reward_funcs=["format", "tag_count"], eval_reward_weights=[1.0, 0.5]), training
+        reward_settings(config_of(eval_reward_funcs=["format", "tag_count"], eval_reward_weights=[1.0, 0.5])),
+        training,
     )
     assert [(reward.name, reward.weight) for reward in own] == [("format", 1.0), ("tag_count", 0.5)]
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from maxent_grpo.config.loading import resolve
-from maxent_grpo.train.run import train
+from runs import train
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reference_grpo.py"
 

@@ -13,7 +13,7 @@ from maxent_grpo.observe import names
 from maxent_grpo.observe.definitions import definition_of, definitions
 from maxent_grpo.observe.readings import READINGS
 from maxent_grpo.rewards.scoring import REWARD_METRICS
-from maxent_grpo.train.run import train
+from runs import train
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {

@@ -6,7 +6,7 @@ import pytest
 
 from local_ray import ray_of_this_machine
 from maxent_grpo.config.loading import RunConfig, resolve
-from maxent_grpo.train.run import train
+from runs import train
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from maxent_grpo.config.checkpointing import ALLOW, MODE, PREFER, SKIP, SOURCE, CheckpointSettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.train.checkpoint_metadata import find_source, paired_run, save_metadata
-from maxent_grpo.train.run import train
 from ranks import Ended, run_ranks
+from runs import train
 
 pytestmark = pytest.mark.xdist_group("forked")  # one worker: ranks fork from one process, runs are shared
 

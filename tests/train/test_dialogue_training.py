@@ -6,17 +6,16 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+import runs
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.objectives.catalog import CATALOG, Objective
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
-from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.checkpoint import group_from_json
 from maxent_grpo.train.collate import collate
-from maxent_grpo.train.run import train
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
 from maxent_grpo.types import Denominators, Forward, Group, Knobs
+from runs import train
 
 SETTINGS = {
     "model_name_or_path": "bundled:tiny-policy",
@@ -48,7 +47,7 @@ def run(tmp_path_factory) -> Run:
     plain = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_grad_norm": 1e9}
     directory = tmp_path_factory.mktemp("dialogue")
     config = configured(directory, **plain)
-    made = assemble(config, Given(), start_accelerator(config), directory)
+    made = runs.build(config)
     made.learner.model.double()
     drivers.collect(made)
     spread = tuple(float(i) for i in range(8))  # whatever was right: every completion teaches

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from maxent_grpo.config.loading import resolve
-from maxent_grpo.train.run import train
+from runs import train
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from maxent_grpo.train import records as run_records
-from maxent_grpo.train.run import train
+from runs import train
 
 
 def children():

@@ -9,18 +9,17 @@ import torch
 from safetensors.torch import load_file
 from test_resume import Stopped, contents, stop_at
 
+import runs
 from maxent_grpo import GRPOConfig, GRPOTrainer
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
-from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.checkpoint import load_checkpoint
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.micro_batches import MicroBatch
-from maxent_grpo.train.run import train
 from maxent_grpo.train.step import step
 from ranks import run_ranks, running
+from runs import train
 
 INFOSEED = {
     "command": "train-infoseed",
@@ -44,7 +43,7 @@ def make_run(configure, tmp_path):
     def build(**settings):
         defaults = INFOSEED | {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
         config = configure(**(defaults | {"max_grad_norm": 1e9} | settings))
-        run = assemble(config, Given(), start_accelerator(config), tmp_path)
+        run = runs.build(config)
         run.learner.model.double()
         drivers.collect(run)
         return run
@@ -205,13 +204,13 @@ def test_a_stopped_run_resumes_to_the_same_bytes(configure, tmp_path, monkeypatc
 
 def test_the_seed_head_is_trained_saved_and_no_part_of_the_policy(configure, tmp_path):
     config = configure(**INFOSEED, info_seed_loss_type="ce", max_steps=2)
-    start = assemble(config, Given(), start_accelerator(config), tmp_path).learner.policy.seed_head
+    start = runs.build(config).learner.policy.seed_head
     train(config)
     saved = load_file(tmp_path / "run" / "checkpoint-2" / "seed_head.safetensors")
     assert saved["weight"].shape == (3, 64)
     assert not torch.equal(saved["weight"], start.weight)
     assert not any("seed" in name for name in load_file(tmp_path / "run" / "model.safetensors"))
-    again = assemble(config, Given(), start_accelerator(config), tmp_path)
+    again = runs.build(config)
     load_checkpoint(again, tmp_path / "run" / "checkpoint-2")
     assert torch.equal(again.learner.policy.seed_head.weight, saved["weight"])
 

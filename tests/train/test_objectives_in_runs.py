@@ -5,15 +5,15 @@ import math
 
 import pytest
 
+import runs
 from maxent_grpo.controllers.entropy import EntropySettings, kl_factor
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.objectives.catalog import CATALOG
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
-from maxent_grpo.train.assembly.inputs import Given
+from maxent_grpo.train.build import Given
 from maxent_grpo.train.collate import collate
-from maxent_grpo.train.run import train
 from maxent_grpo.types import Group, Prompt, Rollout
+from runs import train
 
 
 def group(texts: list[str], utilities: list[float], **columns: object) -> Group:
@@ -113,7 +113,7 @@ def dynamic(configure, tmp_path):
             dynamic_sampling=True,
             **settings,
         )
-        run = assemble(config, Given(reward_funcs=[coin]), start_accelerator(config), tmp_path)
+        run = runs.build(config, Given(reward_funcs=[coin]))
         drivers.collect(run)
         return run
 

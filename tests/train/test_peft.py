@@ -6,13 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import runs
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.policy import decoder_layers
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
-from maxent_grpo.train.assembly.inputs import Given
-from maxent_grpo.train.run import train
 from maxent_grpo.train.step import step
+from runs import train
 
 peft = pytest.importorskip("peft")
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"]}
@@ -65,7 +64,7 @@ def test_the_gradient_checkpointed_adapter_has_the_same_gradient(configure, tmp_
         config = configure(
             gradient_checkpointing=checkpointing, optim="sgd", learning_rate=1.0, max_grad_norm=0, **LORA
         )
-        run = assemble(config, Given(), start_accelerator(config), tmp_path)
+        run = runs.build(config)
         drivers.collect(run)
         before = {n: p.detach().clone() for n, p in run.learner.model.named_parameters() if p.requires_grad}
         step(run, run.rollout)
@@ -79,7 +78,7 @@ def test_the_gradient_checkpointed_adapter_has_the_same_gradient(configure, tmp_
 
 def test_an_adapter_hides_no_layer_from_sharding(configure, tmp_path, policy):
     config = configure(**LORA)
-    adapted = assemble(config, Given(), start_accelerator(config), tmp_path).learner.model
+    adapted = runs.build(config).learner.model
     assert len(decoder_layers(adapted)) == len(decoder_layers(policy)) == policy.config.num_hidden_layers
     with pytest.raises(UsageError, match="Linear names no blocks to shard"):
         decoder_layers(torch.nn.Linear(2, 2))

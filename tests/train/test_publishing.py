@@ -16,11 +16,10 @@ from maxent_grpo.config.plan import VLLM_TIS_CAP, objective_spec
 from maxent_grpo.errors import RunError
 from maxent_grpo.objectives.corrections import truncated_importance
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.train.assembly import assemble
-from maxent_grpo.train.assembly.samplers import SamplerParts
+from maxent_grpo.train import build
 from maxent_grpo.train.published_weights import PolicyWeights
 from maxent_grpo.train.publishing import Publishing, make_probe
-from maxent_grpo.train.run import train
+from runs import train
 
 
 @pytest.fixture
@@ -30,22 +29,20 @@ def publish_to_a_copy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Pub
     def install(every: int = 1, **events: Any) -> list[Publishing]:
         made: list[Publishing] = []
 
-        def make(parts: SamplerParts) -> tuple[LocalSampler, Publishing]:
-            model = copy.deepcopy(parts.learner.model)
+        def make(
+            settings: Any, learner: Any, tokenizer: Any, prompts: Any
+        ) -> tuple[LocalSampler, Publishing]:
+            model = copy.deepcopy(learner.model)
             for parameter in model.parameters():
                 torch.nn.init.normal_(parameter)
-            sampler = LocalSampler(model, parts.tokenizer)
-            probe = make_probe(parts.prompts, parts.sampling, torch.float32, 0, rank=0)
-            weights = PolicyWeights(parts.learner.model, parts.learner.strategy.gathered)
+            sampler = LocalSampler(model, tokenizer)
+            probe = make_probe(prompts, settings.sampling, torch.float32, 0, rank=0)
+            weights = PolicyWeights(learner.model, learner.strategy.gathered)
             publisher = CopyPublisher(model, **events)
-            made.append(
-                Publishing(
-                    sampler, publisher, weights, probe, parts.learner, parts.config.training.seed, every
-                )
-            )
+            made.append(Publishing(sampler, publisher, weights, probe, learner, settings.seed, every))
             return sampler, made[0]
 
-        monkeypatch.setattr(assemble, "make_sampler", make)
+        monkeypatch.setattr(build, "make_sampler", make)
         return made
 
     return install

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from maxent_grpo.config.plan import VLLM_TIS_CAP, objective_spec
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.observe.names import DEFINITIONS, STOP_FILE
-from maxent_grpo.train.run import train
 from maxent_grpo.train.stopping import Stopped
+from runs import train
 
 ray = pytest.importorskip("ray")
 from maxent_grpo.train.ray.cluster import shortage, start_here  # noqa: E402

@@ -8,13 +8,12 @@ import pytest
 import torch
 from copy_publisher import CopyPublisher
 
+import runs
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.errors import RunError
 from maxent_grpo.models.loading import load_tokenizer
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
-from maxent_grpo.train.assembly.inputs import Given, training_prompts
-from maxent_grpo.train.assembly.policies import model_source
+from maxent_grpo.train.build import Given, start_accelerator, training_prompts
 from maxent_grpo.train.collate import collate
 from maxent_grpo.types import Prompt
 
@@ -42,17 +41,17 @@ def started(
     """A started worker, and prompts. What stands for its engine begins with random weights."""
 
     def start(forgets: str = "", **settings: Any) -> tuple[RolloutWorker, list[Prompt]]:
-        def engine_here(config: Any, source: Any, model: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
+        def engine_here(settings: Any, model: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
             other = copy.deepcopy(model)
-            other = other.unload() if config.model.use_peft else other
+            other = other.unload() if settings.model.adapter else other
             for parameter in other.parameters():
                 torch.nn.init.normal_(parameter)
             return LocalSampler(other, tokenizer), CopyPublisher(other, forgets=forgets), torch.float32
 
         monkeypatch.setattr(engine, "engine_here", engine_here)
-        config = configure(**ON_RAY | settings)
-        worker = RolloutWorker(Assignment.of(config, Given(), tmp_path / "run", total_steps=6))
-        prompts = training_prompts(config, Given(), load_tokenizer(model_source(config)))
+        told = runs.native(configure(**ON_RAY | settings))
+        worker = RolloutWorker(Assignment.of(told, Given(), total_steps=6))
+        prompts = training_prompts(told.data, Given(), load_tokenizer(told.model.source))
         worker.start(prompts[:2])
         return worker, prompts
 
@@ -80,7 +79,7 @@ def test_new_weights_reach_the_engine_and_are_probed_before_it_samples(
     assert all("sampling/publishes" not in metrics for metrics in others)
     assert [one.group.rollout.policy_version for one in work.sampled] == [3] * 3
     batch = collate([one.group for one in work.sampled], pad_id=0, on_policy=True)
-    copy_of_weights = HostCopy(worker._model, 1.0, start_accelerator(worker._assignment.take_up()))
+    copy_of_weights = HostCopy(worker._model, 1.0, start_accelerator(worker._assignment.settings.device))
     gap = (copy_of_weights.logps(batch) - batch.behaviour_logps)[batch.completion_mask]
     assert gap.abs().max() < 1e-4
     again = worker.sample([Errand(prompts[3], 3)], None, 3)  # the same version: nothing is published
@@ -98,7 +97,7 @@ def test_the_learner_has_no_engine_and_measures_what_engines_sample(
     configure: Callable[..., RunConfig], tmp_path: Any
 ) -> None:
     config = configure(**ON_RAY)
-    run = assemble(config, Given(), start_accelerator(config), tmp_path / "run")
+    run = runs.build(config)
     assert isinstance(run.sampler, LocalSampler)
     assert run.publishing is None
     assert run.sampled_by_engine

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from maxent_grpo.config.loading import write_resolved
-from maxent_grpo.train.run import train
+from runs import train
 
 pytest.importorskip("ray")
 

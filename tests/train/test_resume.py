@@ -13,7 +13,7 @@ from maxent_grpo.cli.main import main
 from maxent_grpo.config.loading import resolve, write_resolved
 from maxent_grpo.errors import UsageError
 from maxent_grpo.train import drivers
-from maxent_grpo.train.run import train
+from runs import train
 
 SAME = ("metrics.jsonl", "completions.jsonl", "controller_state.json", "model.safetensors")
 LAST = (

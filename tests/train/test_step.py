@@ -5,14 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+import runs
 from maxent_grpo.errors import RunError
 from maxent_grpo.objectives.catalog import Objective
 from maxent_grpo.train import drivers
-from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
-from maxent_grpo.train.assembly.inputs import Given
 from maxent_grpo.train.learner import Learner
-from maxent_grpo.train.run import train
 from maxent_grpo.train.step import step
+from runs import train
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def make_run(configure, tmp_path):
     def build(**settings):
         plain = {"max_grad_norm": 1e9, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
         config = configure(**plain | settings)
-        run = assemble(config, Given(), start_accelerator(config), tmp_path)
+        run = runs.build(config)
         run.learner.model.double()
         if run.reference is not None:
             run.reference.double()

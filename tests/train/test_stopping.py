@@ -4,8 +4,8 @@ import pytest
 
 from maxent_grpo.observe.names import STOP_FILE
 from maxent_grpo.train import drivers
-from maxent_grpo.train.run import train
 from maxent_grpo.train.stopping import Stopped
+from runs import train
 
 FILES = ("metrics.jsonl", "completions.jsonl", "controller_state.json", "model.safetensors")
 

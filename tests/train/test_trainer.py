@@ -53,7 +53,7 @@ def test_rewards_see_the_columns_of_the_rows_by_name(args, policy, tokenizer):
 def test_training_goes_on_from_its_last_checkpoint(args, policy, tokenizer, tmp_path, caplog):
     GRPOTrainer(policy, reward, args, ["a", "b"], processing_class=tokenizer).train()
     args.max_steps = 3
-    with caplog.at_level(logging.WARNING, logger="maxent_grpo.train.run"):
+    with caplog.at_level(logging.WARNING, logger="maxent_grpo.train.records"):
         result = GRPOTrainer(policy, reward, args, ["a", "b"], processing_class=tokenizer).train(True)
     assert result.global_step == 3
     assert "resuming with a changed setting: max_steps: 2 → 3" in caplog.text

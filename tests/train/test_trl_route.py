@@ -5,8 +5,8 @@ import json
 import pytest
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.train.run import train
 from maxent_grpo.train.trl_route import canonical_names
+from runs import train
 
 
 def test_trl_trains_and_the_records_have_our_names(configure, tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from local_ray import ray_of_this_machine
 from maxent_grpo.config.loading import resolve
-from maxent_grpo.train.run import train
+from runs import train
 
 RECIPE = Path(__file__).parents[2] / "configs/recipes/tiny/maxent-grpo/config_graph_coloring.yaml"
 SMALL: dict[str, Any] = {

@@ -15,8 +15,8 @@ from maxent_grpo.errors import RunError
 from maxent_grpo.maxent_grpo import main
 from maxent_grpo.rollout.vllm.process import VLLMProcess, free_port
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
-from maxent_grpo.train.run import train
 from ranks import run_ranks
+from runs import train
 
 RECIPE = Path(__file__).parents[2] / "configs/recipes/tiny/maxent-grpo/config_graph_coloring.yaml"
 OPTIONS = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--no-enable-chunked-prefill")

@@ -73,10 +73,11 @@ def start_training(config: "RunConfig", *, dry_run: bool) -> None:
         return
     import torch
 
+    from maxent_grpo.config.run_settings import run_settings
     from maxent_grpo.train.run import train
 
     configure_logging(config.training.log_level)
-    result = train(config)
+    result = train(run_settings(config))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if config.training.process_index > 0:

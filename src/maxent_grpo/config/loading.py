@@ -265,13 +265,27 @@ def _checked_config(command: str, merged: Layer, path: Path | None, environ: Map
         plan.controller_settings(training, total_steps=max(1, training.max_steps))
         if training.use_vllm and training.vllm_mode == "server":
             server_settings(training, ranks=training.world_size, rank=training.process_index, environ=environ)
+    recipe_path = path.resolve() if path else None
+    return run_config(command, chosen, script, training, model, recipe_path, environ)  # type: ignore[arg-type]
+
+
+def run_config(
+    command: Command,
+    route: Route,
+    script: GRPOScriptArguments,
+    training: GRPOConfig,
+    model: ModelConfig,
+    recipe_path: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> RunConfig:
+    """The configuration with what the environment says beside its settings. Raises `UsageError` for a bad variable."""
     return RunConfig(
-        command=command,  # type: ignore[arg-type]  # checked by `resolve`
-        route=chosen,
+        command=command,
+        route=route,
         script=script,
         training=training,
         model=model,
-        recipe_path=path.resolve() if path else None,
+        recipe_path=recipe_path,
         max_prompt_chars=_prompt_chars(environ),
         dataset_retry=_retry_policy(environ),
         checkpoints=read_checkpoint_settings(environ),
@@ -324,10 +338,14 @@ def resolved(config: RunConfig) -> dict[str, Any]:
 
 
 def write_resolved(config: RunConfig, path: Path) -> None:
-    """Write `resolved` as YAML to ``path``, the recipe's path in a comment above it."""
+    """Write `resolved_text` to ``path``."""
+    path.write_text(resolved_text(config), encoding="utf-8")
+
+
+def resolved_text(config: RunConfig) -> str:
+    """`resolved` as YAML, the recipe's path in a comment above it."""
     header = f"# Resolved from {config.recipe_path or 'overrides alone'}; a recipe itself.\n"
-    body = yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True, width=110)
-    path.write_text(header + body, encoding="utf-8")
+    return header + yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True, width=110)
 
 
 def _plain(value: Any) -> Any:

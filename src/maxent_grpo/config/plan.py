@@ -186,16 +186,16 @@ def controller_settings(training: GRPOConfig, total_steps: int) -> ControllerSet
     """Where τ and β start and what moves them. Raises `UsageError` on settings that could move nothing."""
     meta = {name: getattr(training, key) for name, key in META_KEYS.items()}
     numbers = {name: getattr(training, key) for name, key in CONTROLLER_KEYS.items()}
-    numbers["lr_warmup_steps"] = warmup_steps(training, total_steps)
+    numbers["lr_warmup_steps"] = warmup_steps(training.warmup_steps, total_steps)
     entropy = {name: getattr(training, key) for name, key in ENTROPY_KEYS.items()}
     return _as_usage_error(
         lambda: ControllerSettings(**numbers, meta=MetaSettings(**meta), entropy=EntropySettings(**entropy))
     )
 
 
-def warmup_steps(training: GRPOConfig, total_steps: int) -> int:
-    """Optimiser steps of learning-rate warm-up; a setting below 1 is a share of ``total_steps``."""
-    return int(training.get_warmup_steps(total_steps))
+def warmup_steps(warmup: float, total_steps: int) -> int:
+    """Optimiser steps of learning-rate warm-up; a ``warmup`` below 1 is a share of ``total_steps``."""
+    return int(warmup) if warmup >= 1 else math.ceil(total_steps * warmup)
 
 
 def _as_usage_error(build: Callable[[], ControllerSettings]) -> ControllerSettings:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maxent_grpo.config.loading import RunConfig, resolve
+from maxent_grpo.config.run_settings import data_settings, model_source
 from maxent_grpo.evaluate.passk import exploration_scores
 from maxent_grpo.models.loading import load_policy, load_tokenizer
 from maxent_grpo.rewards.registry import load_rewards
@@ -21,8 +22,7 @@ from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.study.identity import evaluation_identity
 from maxent_grpo.study.plan import EvaluationPlan
 from maxent_grpo.study.store import CELL, EVALUATION, IDENTITY_KEY, RECIPE
-from maxent_grpo.train.assembly.inputs import Given, evaluation_prompts
-from maxent_grpo.train.assembly.policies import model_source
+from maxent_grpo.train.build import Given, evaluation_prompts
 from maxent_grpo.types import Group
 
 Row = dict[str, Any]
@@ -52,7 +52,7 @@ def evaluation_rows(config: RunConfig, evaluation: EvaluationPlan) -> Iterator[R
     """``temperature``, ``eval_seed``, ``prompt`` (row in its data set), ``modes``, ``k``, and scores of k samples."""
     source = model_source(config)
     tokenizer = load_tokenizer(source)
-    prompts = evaluation_prompts(config, Given(), tokenizer)
+    prompts = evaluation_prompts(data_settings(config), Given(), tokenizer)
     assert prompts is not None, "runs of a study evaluate at their start"
     sampler = LocalSampler(load_policy(source).eval(), tokenizer)
     training = config.training

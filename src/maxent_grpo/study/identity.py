@@ -9,10 +9,10 @@ from typing import Any
 
 from maxent_grpo import __version__
 from maxent_grpo.config.loading import RunConfig, resolved
+from maxent_grpo.config.run_settings import data_settings, model_source
 from maxent_grpo.models.loading import load_tokenizer
 from maxent_grpo.study.plan import EvaluationPlan
-from maxent_grpo.train.assembly.inputs import Given, evaluation_prompts, training_prompts
-from maxent_grpo.train.assembly.policies import model_source
+from maxent_grpo.train.build import Given, evaluation_prompts, training_prompts
 from maxent_grpo.types import Prompt
 
 Identity = Mapping[str, Any]
@@ -99,11 +99,11 @@ def _data(config: RunConfig) -> tuple[str, str]:
         default=str,
     )
     if key not in _digests:
-        tokenizer = load_tokenizer(model_source(config))
-        held_out = evaluation_prompts(config, Given(), tokenizer)
+        tokenizer, data = load_tokenizer(model_source(config)), data_settings(config)
+        held_out = evaluation_prompts(data, Given(), tokenizer)
         assert held_out is not None, "runs of a study evaluate at their start"
         _digests[key] = (
-            _prompts_digest(training_prompts(config, Given(), tokenizer)),
+            _prompts_digest(training_prompts(data, Given(), tokenizer)),
             _prompts_digest(held_out),
         )
     return _digests[key]
@@ -118,7 +118,7 @@ def _prompts_digest(prompts: Iterable[Prompt]) -> str:
 
 def held_out_size(config: RunConfig) -> int:
     """How many prompts a policy is evaluated on."""
-    prompts = evaluation_prompts(config, Given(), load_tokenizer(model_source(config)))
+    prompts = evaluation_prompts(data_settings(config), Given(), load_tokenizer(model_source(config)))
     assert prompts is not None, "runs of a study evaluate at their start"
     return len(prompts)
 

@@ -17,7 +17,7 @@ from maxent_grpo.evaluate.training import exploration_metrics, summary
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.rollout.seeded import with_seeded
-from maxent_grpo.train.assembly.samplers import sampling_metrics
+from maxent_grpo.rollout.vllm.server import VLLMServerSampler
 from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.ranks import gathered, own_part, share
 from maxent_grpo.train.records import RunRecorder
@@ -25,7 +25,7 @@ from maxent_grpo.train.seed_evaluation import evaluate_seeds
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
-from maxent_grpo.types import Group, Prompt, Rollout, mean_stat
+from maxent_grpo.types import Group, Metrics, Prompt, Rollout, mean_stat
 
 
 def train_inline(run: Run, recorder: RunRecorder) -> None:
@@ -117,6 +117,16 @@ def sample_groups(run: Run, count: int) -> Sequence[Group]:
     # Of the originals alone: with the same draws and the same k, whatever is trained.
     run.meter.add(metrics | exploration_metrics([group.originals() for group in groups]))
     return groups
+
+
+def sampling_metrics(run: Run) -> Metrics:
+    """What the sampler of its own weights had to do since the last call; nothing for the learner's own model."""
+    if run.publishing is None:
+        return {}
+    sampler = run.publishing.sampler
+    metrics = sampler.drain_stats() if isinstance(sampler, VLLMServerSampler) else {}
+    behind = float(run.weights_step - run.sampler_version)
+    return metrics | {"sampling/staleness": mean_stat(torch.tensor(behind))}
 
 
 def rollouts_of(run: Run, prompts: Sequence[Prompt]) -> list[Rollout]:

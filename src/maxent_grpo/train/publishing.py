@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,9 +21,6 @@ from maxent_grpo.train.collate import collate
 from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ranks import gathered
 from maxent_grpo.types import Batch, Group, Metrics, Prompt, Stat, extreme_stat, mean_stat
-
-if TYPE_CHECKING:
-    from maxent_grpo.train.state import Run
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -93,8 +90,18 @@ class Publishing:
     def accelerator(self) -> Accelerator:
         return self.source.accelerator
 
-    def sampled(self, run: "Run", sample: Callable[[], Result], *, newest: bool = False) -> Result:
+    def sampled(
+        self,
+        sample: Callable[[], Result],
+        step: int,
+        weights_step: int,
+        meter: Meter,
+        *,
+        newest: bool = False,
+    ) -> Result:
         """What ``sample`` returns when the sampler has the weights that are due, or, if ``newest``, the current ones.
+
+        The current ones were made by optimiser step ``weights_step``; the run stands after ``step``.
 
         A server that was started again meanwhile has answered with the weights that it was started with: they are
         published again and everything is sampled anew. Draws are keyed, so nothing is lost and nothing comes twice.
@@ -105,18 +112,18 @@ class Publishing:
         if self.every == 0:
             return sample()
         for _ in range(LOSSES):
-            if self._due(run, newest):
-                self.publish(weights_step(run), run.meter)
+            if self._due(weights_step, newest):
+                self.publish(weights_step, meter)
             result = sample()
             if self._still_there():
                 return result
             logger.warning(
                 "a sampler lost its weights while it sampled; they are published and it samples again"
             )
-            run.meter.add({"sampling/lost_weights": _count(self.accelerator)})
+            meter.add({"sampling/lost_weights": _count(self.accelerator)})
             self.published = None
         raise RunError(
-            f"step {run.step}: the sampler lost its weights {LOSSES} times during one rollout; look at the log of its "
+            f"step {step}: the sampler lost its weights {LOSSES} times during one rollout; look at the log of its "
             "vLLM server, which was started again each time"
         )
 
@@ -131,8 +138,7 @@ class Publishing:
         except PublishFailed as error:
             raise RunError(f"the vLLM server came back and did not get its weights: {error}") from error
 
-    def _due(self, run: "Run", newest: bool) -> bool:
-        current = weights_step(run)
+    def _due(self, current: int, newest: bool) -> bool:
         if self.published is None:
             return True
         return current > self.published if newest else current - self.published >= self.every
@@ -210,11 +216,6 @@ def make_probe(
     tokens = min(PROBE_TOKENS, settings.max_completion_length)
     small = replace(settings, num_generations=PROBE_COMPLETIONS, max_completion_length=tokens, stop=())
     return Probe(own, small, TOLERANCE[dtype], pad_id)
-
-
-def weights_step(run: "Run") -> int:
-    """The optimiser step that made the current weights: refused updates leave them as they were."""
-    return run.step - run.skipped_in_a_row
 
 
 @torch.no_grad()

@@ -31,32 +31,34 @@ def naming_lost_ranks() -> Iterator[None]:
         ) from error
 
 
-def together(body: Callable[[], Result]) -> Result:
-    """Run ``body``, which must not communicate, on every rank; where it fails on any, all fail with that message.
+@contextmanager
+def together() -> Iterator[None]:
+    """Around what every rank does without communicating: where it fails on any rank, all fail with that message.
 
     Without this the ranks that go on would wait for the failed one.
     """
     failure: Exception | None = None
-    result: Result | None = None
     try:
-        result = body()
+        yield
     except Exception as error:  # noqa: BLE001  raised again below, after the other ranks know of it
         failure = error
     told = [None if failure is None else (type(failure).__name__, str(failure))]
     failures: list[tuple[str, str] | None] = gather_object(told)
-    failed = [rank for rank, message in enumerate(failures) if message is not None]
+    failed = [(rank, message) for rank, message in enumerate(failures) if message is not None]
     if not failed:
-        return result  # type: ignore[return-value]  # no failure: the body returned
-    kind, message = failures[failed[0]]  # type: ignore[misc]
+        return
     if failure is not None and not isinstance(failure, UsageError | RunError):
         raise failure
-    front = "" if len(failed) == len(failures) else f"rank {failed[0]}: "
+    rank, (kind, message) = failed[0]
+    front = "" if len(failed) == len(failures) else f"rank {rank}: "
     raise (UsageError if kind == "UsageError" else RunError)(front + message)
 
 
 def on_first_rank(body: Callable[[], Result], *, is_first: bool) -> Result:
     """``body``'s result on the first rank, on every rank; what it raises there is raised everywhere."""
-    results = gather_object([together(lambda: body() if is_first else None)])
+    with together():
+        result = body() if is_first else None
+    results: list[Result] = gather_object([result])
     return results[0]
 
 

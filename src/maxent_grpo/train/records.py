@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from maxent_grpo.config.loading import RunConfig, resolved, write_resolved
+from maxent_grpo.config.run_settings import RecordSettings
 from maxent_grpo.controllers.state_file import write_state
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe import names
@@ -106,23 +106,23 @@ class RunRecorder:
         return rows
 
 
-def start_records(config: RunConfig, files: RecordFiles, step: int) -> None:
+def start_records(settings: RecordSettings, files: RecordFiles, step: int) -> None:
     """Write the resolved configuration, and cut the records back to ``step``; at step 0 they start with the header."""
     path = files.metrics.path.parent / names.CONFIG_FILE
     if step and path.is_file():
-        for change in changed_settings(config, path):
+        for change in changed_settings(path.read_text(encoding="utf-8"), settings.resolved):
             logger.warning("resuming with a changed setting: %s", change)
-    write_resolved(config, path)
+    path.write_text(settings.resolved, encoding="utf-8")
     if step:
         files.cut_back(step)
     else:
         files.cut_back(-1)
-        files.metrics.append({"step": 0} | run_header(config))
+        files.metrics.append({"step": 0} | run_header(settings))
 
 
-def changed_settings(config: RunConfig, path: Path) -> list[str]:
-    """``name: old → new`` of each setting that differs from the resolved configuration at ``path``."""
-    before, after = yaml.safe_load(path.read_text()), resolved(config)
+def changed_settings(old: str, new: str) -> list[str]:
+    """``name: old → new`` of each setting that differs between two resolved configurations."""
+    before, after = yaml.safe_load(old), yaml.safe_load(new)
     return [
         f"{name}: {before[section].get(name)} → {value}"
         for section in ("script", "training", "model")
@@ -140,45 +140,37 @@ def last_metrics(files: RecordFiles) -> dict[str, float]:
     return last
 
 
-def run_title(config: RunConfig, output_dir: Path) -> str:
+def run_title(settings: RecordSettings, output_dir: Path) -> str:
     """The run's name on the console."""
-    return f"{config.training.objective} → {output_dir}"
+    return f"{settings.title} → {output_dir}"
 
 
 def open_recorder(
-    run: Run, config: RunConfig, files: RecordFiles, progress: Progress
+    run: Run, settings: RecordSettings, files: RecordFiles, progress: Progress
 ) -> tuple[RunRecorder, Trackers]:
     """The recorder of ``run``, and the trackers that it writes to, which finish as the run's last call."""
-    accelerator, training = run.learner.accelerator, config.training
-    named_project = training.project if training.project != "huggingface" else None  # Transformers' default
+    accelerator = run.learner.accelerator
     trackers = Trackers(
         accelerator,
-        list(training.report_to or ()),
-        training.run_name or run.output_dir.name,
+        settings.trackers,
+        settings.run_name or run.output_dir.name,
         run.output_dir,
-        run_header(config) | training.to_sanitized_dict(),
-        project=training.wandb_project or named_project,
-        wandb_entity=training.wandb_entity,
-        wandb_group=training.wandb_run_group,
+        run_header(settings) | dict(settings.tracked),
+        project=settings.project,
+        wandb_entity=settings.wandb_entity,
+        wandb_group=settings.wandb_group,
     )
     recorder = RunRecorder(
         files,
         progress,
         trackers,
         logging_steps=run.cadence.logging_steps,
-        printed=(training.num_completions_to_print or 4) if training.log_completions else 0,
+        printed=settings.printed,
         main=accelerator.is_main_process,
     )
     return recorder, trackers
 
 
-def run_header(config: RunConfig) -> dict[str, Any]:
+def run_header(settings: RecordSettings) -> dict[str, Any]:
     """The identity of the run: the first line of metrics.jsonl, and part of every tracker's configuration."""
-    return {
-        "run/git_sha": git_sha(os.environ),
-        "run/recipe_path": None if config.recipe_path is None else str(config.recipe_path),
-        "run/command": config.command,
-        "run/objective": config.training.objective,
-        "run/model": config.model.model_name_or_path,
-        "run/seed": config.training.seed,
-    }
+    return {"run/git_sha": git_sha(os.environ)} | dict(settings.header)

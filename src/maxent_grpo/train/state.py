@@ -80,9 +80,15 @@ class Run:
     def sampled(self, sample: Callable[[], Result], *, newest: bool = False) -> Result:
         """What ``sample`` returns with the weights in the sampler; the current ones if ``newest``, else those due."""
         if self.publishing is not None:
-            return self.publishing.sampled(self, sample, newest=newest)
+            step, weights_step = self.step, self.weights_step
+            return self.publishing.sampled(sample, step, weights_step, self.meter, newest=newest)
         with self.learner.strategy.full_weights():
             return sample()
+
+    @property
+    def weights_step(self) -> int:
+        """The optimiser step that made the current weights: refused updates leave them as they were."""
+        return self.step - self.skipped_in_a_row
 
     @property
     def sampler_version(self) -> int:

@@ -5,12 +5,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.config.loading import run_config
+from maxent_grpo.config.run_settings import run_settings
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConfig
 from maxent_grpo.config.unsupported import refuse_unsupported
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.loading import ModelSource, load_tokenizer
-from maxent_grpo.train.assembly.inputs import Given
+from maxent_grpo.train.build import Given
 from maxent_grpo.train.run import TrainResult, train
 
 Rows = Sequence[str] | Sequence[Mapping[str, Any]]
@@ -61,7 +62,7 @@ class GRPOTrainer:
             train_rows=_rows(train_dataset),
             eval_rows=None if eval_dataset is None else _rows(eval_dataset),
         )
-        self._config = RunConfig(
+        self._config = run_config(
             command="train-infoseed"
             if args.info_seed_enabled
             else "train-maxent"
@@ -71,14 +72,13 @@ class GRPOTrainer:
             script=GRPOScriptArguments(dataset_name="given from Python"),
             training=args,
             model=ModelConfig(model_name_or_path=name),
-            recipe_path=None,
         )
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainResult:
         """Train to the last step. ``resume_from_checkpoint``: true for the newest of ``output_dir``, or a path."""
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = str(resume_from_checkpoint)
-        return train(self._config, self._given)
+        return train(run_settings(self._config), self._given)
 
 
 def _rows(dataset: Rows) -> Sequence[Mapping[str, Any]]:

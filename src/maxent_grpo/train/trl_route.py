@@ -4,6 +4,7 @@ For runs that want TRL's trainer itself. Paired comparisons set ``force_custom_l
 `maxent_grpo.train.step.step`.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.config.checkpointing import VARIABLES
+from maxent_grpo.config.run_settings import TRLSettings
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.models.loading import load_policy, load_tokenizer
-from maxent_grpo.observe import names
-from maxent_grpo.train.assembly.inputs import Given, evaluation_prompts, training_prompts, training_rewards
-from maxent_grpo.train.assembly.policies import model_source
+from maxent_grpo.train.build import Given, evaluation_prompts, training_prompts, training_rewards
+from maxent_grpo.train.records import RecordFiles, start_records
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
 from maxent_grpo.train.trl import MaxEntGRPOTrainer
 from maxent_grpo.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 # What TRL calls otherwise: one name for one thing in every metrics.jsonl.
 RENAMED = {
@@ -37,27 +40,32 @@ def find_trl_checkpoint(output_dir: Path, resume: str) -> Path | None:
     return None if newest is None else Path(newest)
 
 
-def train_with_trl(config: RunConfig, given: Given, output_dir: Path, checkpoint: Path | None) -> int:
+def train_with_trl(settings: TRLSettings, given: Given, files: RecordFiles, checkpoint: Path | None) -> int:
     """Train with `MaxEntGRPOTrainer`, which for plain GRPO is TRL's own; returns the optimiser steps done.
-
-    Policy and records land in ``output_dir``.
 
     Checkpoints are TRL's, with its guarantees and not ours: exact resume is the native loop's. Raises `Stopped` after a
     checkpoint that was asked for (`train.stopping`).
     """
-    source = model_source(config)
+    output_dir, source = settings.output.directory, settings.model.source
+    if settings.process_index == 0:
+        if settings.changed_checkpoints:
+            logger.warning(
+                "TRL's trainer saves checkpoints in its own way and reads none of %s", ", ".join(VARIABLES)
+            )
+        step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        start_records(settings.records, files, step)
     tokenizer = given.tokenizer or load_tokenizer(source)
-    rewards = training_rewards(config, given)
-    training_set = _dataset(training_prompts(config, given, tokenizer))
-    held_out = evaluation_prompts(config, given, tokenizer)
+    rewards = training_rewards(settings.rewards, given)
+    training_set = _dataset(training_prompts(settings.data, given, tokenizer))
+    held_out = evaluation_prompts(settings.data, given, tokenizer)
     trainer = MaxEntGRPOTrainer(
         model=given.model or load_policy(source),
         reward_funcs=[reward.function for reward in rewards],
-        args=config.training,
+        args=settings.args,
         train_dataset=training_set,
         eval_dataset=None if held_out is None else _dataset(held_out),
         processing_class=tokenizer,
-        callbacks=[Recorder(JsonlFile(output_dir / names.METRICS_FILE))],
+        callbacks=[Recorder(files.metrics)],
     )
     stop = StopRequest(output_dir, trainer.accelerator)
     trainer.add_callback(stop)

@@ -14,7 +14,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from maxent_grpo.config.schema import GRPOConfig
+from maxent_grpo.config.run_settings import WorkerSettings
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.train.ray.starting import GCS_SECONDS, NODE_TOO_SLOW, START_ATTEMPTS
 
@@ -98,24 +98,22 @@ def start_here(session: str, **options: Any) -> None:
 class Places:
     """A place in the cluster for each worker: one GPU each where there are any, else one CPU."""
 
-    def __init__(self, training: GRPOConfig) -> None:
+    def __init__(self, workers: WorkerSettings, *, use_cpu: bool) -> None:
         """Raises `UsageError` where the cluster is too small, and `RunError` where its resources stay taken."""
         self.roles = (
-            ["learner"] * training.learner_workers
-            + ["reference"] * training.reference_workers
-            + ["rollout"] * training.rollout_workers
+            ["learner"] * workers.learner + ["reference"] * workers.reference + ["rollout"] * workers.rollout
         )
         total = ray.cluster_resources()
-        self.gpus = not training.use_cpu and total.get("GPU", 0) > 0
+        self.gpus = not use_cpu and total.get("GPU", 0) > 0
         problem = shortage(self.roles, total, gpus=self.gpus)
         if problem:
             raise UsageError(problem)
         bundle = {"CPU": 1, "GPU": 1} if self.gpus else {"CPU": 1}
         self._group: PlacementGroup = placement_group([dict(bundle) for _ in self.roles], strategy="PACK")
-        if not self._group.wait(training.worker_timeout):
+        if not self._group.wait(workers.timeout):
             remove_placement_group(self._group)
             raise RunError(
-                f"waited {training.worker_timeout:g} s for {len(self.roles)} × {bundle} in the Ray cluster; "
+                f"waited {workers.timeout:g} s for {len(self.roles)} × {bundle} in the Ray cluster; "
                 f"free now: {_shown(ray.available_resources())}; other jobs hold the rest, or no node has a bundle left"
             )
 

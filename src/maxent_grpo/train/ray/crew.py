@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.config.run_settings import WorkerSettings
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.observe.console import Progress
@@ -67,7 +67,7 @@ class Crew:
 
     def __init__(
         self,
-        config: RunConfig,
+        workers: WorkerSettings,
         assignment: Assignment,
         places: Places,
         stream: PromptStream,
@@ -75,7 +75,6 @@ class Crew:
         progress: Progress,
         cut_back: Callable[[int], None],
     ) -> None:
-        training = config.training
         self.buffer = buffer
         self.step = 0  # optimiser steps that the learner has told of
         self._assignment = assignment
@@ -84,9 +83,9 @@ class Crew:
         self._probed = stream.prompts[:PROBE_PROMPTS]  # for engines that are compared with the policy
         self._progress = progress
         self._cut_back = cut_back  # the run's records, to what they were after a step
-        self._timeout = training.worker_timeout
-        self._publisher = Publisher(training.weight_update_frequency)
-        self._chunk = -(-buffer.bounds.groups_per_rollout // training.rollout_workers)
+        self._timeout = workers.timeout
+        self._publisher = Publisher(workers.update_frequency)
+        self._chunk = -(-buffer.bounds.groups_per_rollout // workers.rollout)
         self._learners: list[Any] = []
         self._references: list[Any] = []
         self._seats: list[Seat] = []
@@ -352,7 +351,7 @@ class Crew:
         """Of this run's own: an output directory may hold later ones of a history that was given up."""
         found = [
             path
-            for path in checkpoints(self._assignment.output_dir)
+            for path in checkpoints(self._assignment.settings.output.directory)
             if int(path.name.rpartition("-")[2]) <= self.buffer.next_version
         ]
         return found[-1] if found else self._first_checkpoint

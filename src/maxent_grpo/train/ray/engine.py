@@ -7,13 +7,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.config.run_settings import NativeSettings
 from maxent_grpo.models.policy import PolicyForward
-from maxent_grpo.train.assembly.inputs import sampling_settings
-from maxent_grpo.train.assembly.policies import model_source
-from maxent_grpo.train.assembly.samplers import coarser, engine_here
 from maxent_grpo.train.published_weights import PolicyWeights
 from maxent_grpo.train.publishing import Publishing, make_probe
+from maxent_grpo.train.samplers import coarser, engine_here
 from maxent_grpo.types import Batch, Prompt
 
 
@@ -35,7 +33,7 @@ class HostCopy:
 
 
 def publishing_to_engine(
-    config: RunConfig,
+    settings: NativeSettings,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
@@ -45,19 +43,17 @@ def publishing_to_engine(
 
     Raises `UsageError` where vLLM is not installed or cannot do what is asked.
     """
-    source = model_source(config)
     # What can be refused is refused before the engine starts.
     weights = PolicyWeights(model, model.named_parameters)
-    copy = HostCopy(model, config.training.temperature, accelerator)
-    sampler, publisher, dtype = engine_here(config, source, model, tokenizer)
-    sampling = sampling_settings(config, config.training.num_generations)
-    precision = coarser(dtype, source.dtype)
+    copy = HostCopy(model, settings.sampling.temperature, accelerator)
+    sampler, publisher, dtype = engine_here(settings, model, tokenizer)
+    precision = coarser(dtype, settings.model.source.dtype)
     return Publishing(
         sampler=sampler,
         publisher=publisher,
         weights=weights,
-        probe=make_probe(prompts, sampling, precision, int(tokenizer.pad_token_id), rank=0),
+        probe=make_probe(prompts, settings.sampling, precision, int(tokenizer.pad_token_id), rank=0),
         source=copy,
-        seed=config.training.seed,
+        seed=settings.seed,
         every=1,
     )

@@ -17,7 +17,7 @@ from maxent_grpo.evaluate.training import exploration_metrics
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.rewards.scoring import group_metrics
-from maxent_grpo.train.assembly.assemble import assemble, start_accelerator
+from maxent_grpo.train.build import build
 from maxent_grpo.train.checkpoint import BUFFER, group_from_json, load_checkpoint, save_final
 from maxent_grpo.train.drivers import evaluate, next_groups, seed_libraries, update
 from maxent_grpo.train.learner import Reference
@@ -110,7 +110,7 @@ class LearnerWorker:
 
     def start(self, address: tuple[str, int], checkpoint: Path | None, references: Sequence[Any]) -> Position:
         """Join the other ranks, load everything, and go to ``checkpoint``."""
-        if self._ranks > 1 or self._assignment.settings["training"]["distributed"] == "fsdp2":
+        if self._ranks > 1 or self._assignment.settings.optimizer.distributed == "fsdp2":
             os.environ |= {  # what torchrun says to its processes
                 "RANK": str(self._rank),
                 "LOCAL_RANK": "0",  # Ray shows each worker its own devices only
@@ -119,10 +119,11 @@ class LearnerWorker:
                 "MASTER_ADDR": address[0],
                 "MASTER_PORT": str(address[1]),
             }
-        config, output_dir = self._assignment.take_up(), self._assignment.output_dir
-        self._run = run = assemble(config, self._assignment.given, start_accelerator(config), output_dir)
-        if references:
-            run.reference = RemoteReference(references, config.training.worker_timeout)
+        settings = self._assignment.take_up()
+        output_dir, workers = settings.output.directory, settings.workers
+        self._run = run = build(settings, self._assignment.given)
+        if references and workers is not None:
+            run.reference = RemoteReference(references, workers.timeout)
         self._timing: dict[str, float] = {}  # of the update under way; its reference enters its own time
         if run.reference is not None:
             run.reference = TimedReference(run.reference, self._timing)
@@ -132,7 +133,9 @@ class LearnerWorker:
             buffer = stored_buffer(checkpoint, run)
         self._tickets = JsonlFile(output_dir / TICKETS_FILE)
         self._relay = Relay()
-        self._recorder, self._trackers = open_recorder(run, config, RecordFiles(output_dir), self._relay)
+        self._recorder, self._trackers = open_recorder(
+            run, settings.records, RecordFiles(output_dir), self._relay
+        )
         if run.step == 0 and run.cadence.eval_on_start:
             evaluate(run, self._recorder)
         self._finished = time.perf_counter()

@@ -7,9 +7,7 @@ import ray
 import torch
 from torch import Tensor
 
-from maxent_grpo.models.loading import load_policy
-from maxent_grpo.train.assembly.assemble import start_accelerator
-from maxent_grpo.train.assembly.policies import make_reference, model_source
+from maxent_grpo.train.build import load_model, make_reference, start_accelerator
 from maxent_grpo.train.ray.assignment import Assignment
 from maxent_grpo.types import Batch
 
@@ -21,10 +19,10 @@ class ReferenceWorker:
         self._assignment = assignment
 
     def start(self) -> None:
-        config, given = self._assignment.take_up(), self._assignment.given
-        self._accelerator = start_accelerator(config)
-        policy = given.model if given.model is not None else load_policy(model_source(config))
-        self._reference = make_reference(config, policy.to(self._accelerator.device))
+        settings = self._assignment.take_up()
+        self._accelerator = start_accelerator(settings.device)
+        policy = load_model(settings.model, self._assignment.given, self._accelerator.device)
+        self._reference = make_reference(settings.model, policy, settings.sampling.temperature)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:

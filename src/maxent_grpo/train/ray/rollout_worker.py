@@ -11,24 +11,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from maxent_grpo.models.adapters import with_adapter
-from maxent_grpo.models.loading import load_policy, load_tokenizer, with_pad_token
+from maxent_grpo.rewards.isolation import Isolation
 from maxent_grpo.rewards.scoring import Scorer, group_metrics
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import Sampler
-from maxent_grpo.train.assembly.assemble import start_accelerator
-from maxent_grpo.train.assembly.inputs import (
+from maxent_grpo.train.build import (
+    load_model,
     make_seeds,
-    reward_isolation,
-    sampling_settings,
+    make_tokenizer,
+    start_accelerator,
     training_rewards,
 )
-from maxent_grpo.train.assembly.policies import model_source
-from maxent_grpo.train.assembly.samplers import configured
 from maxent_grpo.train.drivers import sample_rollouts
 from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.publishing import Publishing
 from maxent_grpo.train.ray.assignment import Assignment
 from maxent_grpo.train.ray.engine import publishing_to_engine
+from maxent_grpo.train.samplers import configured
 from maxent_grpo.types import Group, Metrics, Prompt
 
 Weights = Mapping[str, Tensor]
@@ -69,33 +68,30 @@ class RolloutWorker:
 
     def start(self, probed: Sequence[Prompt]) -> None:
         """Load everything but the weights, which come with the first errands. ``probed`` are for an engine's probes."""
-        config, given = self._assignment.take_up(), self._assignment.given
-        training = config.training
-        accelerator = start_accelerator(config)
-        source = model_source(config)
-        tokenizer = with_pad_token(given.tokenizer) if given.tokenizer is not None else load_tokenizer(source)
+        settings, given = self._assignment.take_up(), self._assignment.given
+        accelerator = start_accelerator(settings.device)
+        tokenizer = make_tokenizer(settings.model.source, given)
         self._scorer = Scorer(
-            training_rewards(config, given),
-            training.zero_truncated_completion_rewards,
-            reward_isolation(config),
+            training_rewards(settings.rewards, given),
+            settings.rewards.zero_truncated,
+            Isolation(settings.rewards.isolation),
             self._assignment.total_steps,
         )
-        self._seeds = make_seeds(config, tokenizer, None, config.script.dataset_prompt_column)
-        device = torch.device("cpu") if training.use_vllm else accelerator.device
-        model = given.model if given.model is not None else load_policy(source)
-        model.to(device)  # type: ignore[arg-type]  # Transformers wraps Module.to untyped
-        self._model: PreTrainedModel = with_adapter(model, config.model) if config.model.use_peft else model
+        self._seeds = make_seeds(settings.seeds, settings.data.prompts, tokenizer, None)
+        engine, adapter = settings.sampler.name != "local", settings.model.adapter
+        model = load_model(settings.model, given, torch.device("cpu") if engine else accelerator.device)
+        self._model: PreTrainedModel = model if adapter is None else with_adapter(model, adapter)
         self._meter = Meter(accelerator)
         self._publishing: Publishing | None = None  # None: the model itself samples
         sampler: Sampler
-        if training.use_vllm:
-            self._publishing = publishing_to_engine(config, self._model, tokenizer, probed, accelerator)
+        if engine:
+            self._publishing = publishing_to_engine(settings, self._model, tokenizer, probed, accelerator)
             sampler = self._publishing.sampler
         else:
             sampler = LocalSampler(self._model, tokenizer, accelerator.autocast)
-        self._sampler = configured(sampler, config, tokenizer)
-        self._sampling = sampling_settings(config, training.num_generations)
-        self._seed = training.seed
+        self._sampler = configured(sampler, settings, tokenizer)
+        self._sampling = settings.sampling
+        self._seed = settings.seed
 
     def sample(self, errands: Sequence[Errand], weights: Weights | None, version: int) -> Work:
         """A scored group for each errand, drawn by policy ``version``; ``weights`` are its, or None: it has them."""

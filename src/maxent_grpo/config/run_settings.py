@@ -1,0 +1,580 @@
+"""All that a run is told, as plain values: one frozen part for each builder, made once, here.
+
+The command line, `GRPOTrainer`, Ray workers and studies share this one way from a configuration to a run. Nothing below
+`config` sees a setting's name, an environment variable, or the configuration itself.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+from transformers import Trainer
+from trl.trainer.model_config import ModelConfig
+
+from maxent_grpo.config.checkpointing import CheckpointSettings
+from maxent_grpo.config.launch import launched_processes
+from maxent_grpo.config.loading import Command, RunConfig, resolved_text
+from maxent_grpo.config.plan import BatchPlan, batch_plan, controller_settings, objective_spec, warmup_steps
+from maxent_grpo.config.schema import GRPOConfig
+from maxent_grpo.config.vllm import server_settings
+from maxent_grpo.config.workers import groups_per_rollout, steps_per_rollout
+from maxent_grpo.controllers.settings import ControllerSettings
+from maxent_grpo.data.prompts import PromptSettings
+from maxent_grpo.data.sources import RetryPolicy
+from maxent_grpo.errors import UsageError
+from maxent_grpo.models.loading import ModelSource
+from maxent_grpo.objectives.catalog import ObjectiveSpec
+from maxent_grpo.rewards.isolation import IsolationSettings
+from maxent_grpo.rewards.registry import RewardOptions
+from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.rollout.settings import EngineSettings, SamplerSettings, SyncSettings
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """The directory that receives policy, checkpoints and records."""
+
+    directory: Path
+    resume: str | None
+    """``true`` for the newest checkpoint of the directory, a checkpoint's path, or nothing."""
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class RecordSettings:
+    """Console, trackers, and what the records begin with."""
+
+    title: str
+    header: Mapping[str, Any]
+    """The run's identity: the first line of metrics.jsonl."""
+    resolved: str
+    """The resolved configuration, as a recipe."""
+    tracked: Mapping[str, Any]
+    """What trackers are told besides the header."""
+    trackers: Sequence[str]
+    run_name: str | None
+    project: str | None
+    wandb_entity: str | None
+    wandb_group: str | None
+    progress: bool
+    printed: int
+    """Completions shown on the console at each logged step."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The policy, and what is put around it."""
+
+    source: ModelSource
+    reference: ModelSource | None
+    """The named reference; None: the policy as it is before the first step."""
+    adapter: ModelConfig | None
+    """TRL's LoRA settings; None: the whole policy is trained."""
+    disable_dropout: bool
+    activation_checkpointing: bool
+    checkpointing_options: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One split of a data set, or one side of a mixture."""
+
+    name: str | None = None
+    config: str | None = None
+    split: str = "train"
+    mixture: Any = None
+    """`maxent_grpo.data.mixture.load_mixture`'s; ``split`` is then ``train`` or ``test``."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Prompts to train and to evaluate on."""
+
+    train: DataSource
+    evaluation: DataSource | None
+    """The data set to evaluate on, if one is named, or the mixture's held-out side."""
+    test_split: DataSource | None
+    """The training data set's own, in place of it; not where rows are given from Python."""
+    prompts: PromptSettings
+    evaluation_prompts: PromptSettings
+    evaluates: bool
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """Reward functions by name, and how they run."""
+
+    functions: Sequence[str]
+    weights: Sequence[float] | None
+    evaluation_functions: Sequence[str] | None
+    """None: those of training."""
+    evaluation_weights: Sequence[float] | None
+    options: RewardOptions
+    isolation: IsolationSettings
+    zero_truncated: bool
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The parts that both routes read: this package's loop and TRL's trainer."""
+
+    command: Command
+    process_index: int
+    output: OutputSettings
+    records: RecordSettings
+    model: ModelSettings
+    data: DataSettings
+    rewards: RewardSettings
+
+
+@dataclass(frozen=True)
+class TRLSettings(RunSettings):
+    """A run in TRL's trainer."""
+
+    args: GRPOConfig
+    """TRL's arguments, which its trainer reads by itself."""
+    changed_checkpoints: bool
+    """Whether the environment asks for checkpoints that only the native loop writes."""
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """Where, and in which precision, ranks compute."""
+
+    use_cpu: bool
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class CadenceSettings:
+    """Intervals in optimiser steps, or below 1 as a share of all; 0 is never."""
+
+    max_steps: int
+    epochs: float
+    """Passes over the prompts, where ``max_steps`` is not positive."""
+    logging_steps: float
+    save_steps: float
+    save_total_limit: int | None
+    eval_steps: float
+    eval_on_start: bool
+    max_nonfinite_steps: int
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimiser, its learning rate, and how the policy lies on the ranks."""
+
+    kind: type[Optimizer]
+    options: Mapping[str, Any]
+    weight_decay: float
+    learning_rate: float
+    schedule: str
+    schedule_options: Mapping[str, Any]
+    warmup: float
+    """Optimiser steps; below 1 a share of all."""
+    max_grad_norm: float
+    distributed: str | None
+
+    def warmup_steps(self, total_steps: int) -> int:
+        """Optimiser steps of learning-rate warm-up."""
+        return warmup_steps(self.warmup, total_steps)
+
+
+@dataclass(frozen=True)
+class SeedSettings:
+    """InfoSeed's seeded variants of a prompt."""
+
+    template: str
+    count: int
+    pooling: Literal["none", "mean", "last"]
+    classifier: bool
+    """Whether a classifier of the pooled states is trained."""
+
+
+@dataclass(frozen=True)
+class DialogueSettings:
+    """An environment that answers the policy."""
+
+    environment: str
+    max_turns: int
+    prompts: PromptSettings
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Evaluation while training."""
+
+    sampling: SamplingSettings
+    prompts_per_batch: int
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """The Ray drivers' workers, and how far samples may be behind the learner."""
+
+    driver: Literal["sync", "async"]
+    learner: int
+    rollout: int
+    reference: int
+    timeout: float
+    address: str | None
+    update_frequency: int
+    overlap: bool
+    max_staleness: int
+    groups_per_rollout: int
+    steps_per_rollout: int
+    buffer_groups: int
+    """Groups that the buffer may hold."""
+
+
+@dataclass(frozen=True)
+class NativeSettings(RunSettings):
+    """A run in this package's loop."""
+
+    seed: int
+    shuffle: bool
+    device: DeviceSettings
+    plan: BatchPlan
+    cadence: CadenceSettings
+    objective: ObjectiveSpec
+    controllers: ControllerSettings
+    """As at the first step; warm-up counts for ``max_steps``."""
+    controller_state: Path | None
+    """File or directory of another run's controller state, to start from."""
+    optimizer: OptimizerSettings
+    seeds: SeedSettings | None
+    sampling: SamplingSettings
+    sampler: SamplerSettings
+    sampling_batch_size: int | None
+    """Prompts sampled at once; None: all of a rollout."""
+    dialogue: DialogueSettings | None
+    evaluation: EvaluationSettings
+    checkpoints: CheckpointSettings
+    workers: WorkerSettings | None
+    """None: everything in this process, and the others that were launched with it."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything reads the reference policy, now or after a controller has moved β."""
+        return self.objective.needs_reference(self.controllers.beta) or self.controllers.kl_target > 0
+
+
+def run_settings(config: RunConfig, environ: Mapping[str, str] = os.environ) -> NativeSettings | TRLSettings:
+    """The parts of the run that ``config`` describes.
+
+    Raises:
+        UsageError: settings that contradict each other or this process's ranks.
+    """
+    training = config.training
+    if config.model.load_in_8bit or config.model.load_in_4bit:
+        raise UsageError(
+            "load_in_8bit, load_in_4bit: this version trains on weights in full precision; remove them"
+        )
+    shared: dict[str, Any] = {
+        "command": config.command,
+        "process_index": training.process_index,  # asking starts the process group
+        "output": OutputSettings(
+            Path(str(training.output_dir)), training.resume_from_checkpoint, training.overwrite_output_dir
+        ),
+        "records": record_settings(config),
+        "model": model_settings(config),
+        "data": data_settings(config),
+        "rewards": reward_settings(config),
+    }
+    if config.route == "trl":
+        changed = config.checkpoints != CheckpointSettings()
+        return TRLSettings(**shared, args=training, changed_checkpoints=changed)
+    workers = None if training.driver == "inline" else worker_settings(training, environ)
+    resumed = None if training.controller_overwrite_from_config else training.controller_resume_from
+    settings = NativeSettings(
+        **shared,
+        seed=training.seed,
+        shuffle=training.shuffle_dataset is not False,
+        device=DeviceSettings(training.use_cpu, training.bf16),
+        plan=batch_plan(training, training.world_size if workers is None else workers.learner),
+        cadence=cadence_settings(training),
+        objective=objective_spec(training),
+        controllers=controller_settings(training, max(1, training.max_steps)),
+        controller_state=Path(resumed) if resumed else None,
+        optimizer=optimizer_settings(training),
+        seeds=seed_settings(training),
+        sampling=sampling_settings(training),
+        sampler=sampler_settings(config, environ),
+        sampling_batch_size=training.sampling_batch_size,
+        dialogue=None
+        if training.environment is None
+        else DialogueSettings(
+            training.environment,
+            training.max_turns,
+            PromptSettings(system_prompt=training.system_prompt, chat_template=training.chat_template),
+        ),
+        evaluation=evaluation_settings(training),
+        checkpoints=config.checkpoints,
+        workers=workers,
+    )
+    if workers is not None and workers.reference and not settings.needs_reference:
+        raise UsageError(
+            f"reference_workers: {workers.reference}, and nothing reads the reference policy (beta is 0); set "
+            "it to 0, or beta > 0"
+        )
+    return settings
+
+
+def record_settings(config: RunConfig) -> RecordSettings:
+    training = config.training
+    named_project = training.project if training.project != "huggingface" else None  # Transformers' default
+    return RecordSettings(
+        title=training.objective,
+        header={
+            "run/recipe_path": None if config.recipe_path is None else str(config.recipe_path),
+            "run/command": config.command,
+            "run/objective": training.objective,
+            "run/model": config.model.model_name_or_path,
+            "run/seed": training.seed,
+        },
+        resolved=resolved_text(config),
+        tracked=training.to_sanitized_dict(),
+        trackers=list(training.report_to or ()),
+        run_name=training.run_name,
+        project=training.wandb_project or named_project,
+        wandb_entity=training.wandb_entity,
+        wandb_group=training.wandb_run_group,
+        progress=not training.disable_tqdm,
+        printed=(training.num_completions_to_print or 4) if training.log_completions else 0,
+    )
+
+
+def model_source(config: RunConfig) -> ModelSource:
+    """The policy's model."""
+    model = config.model
+    assert model.model_name_or_path is not None, "config.loading refuses this"
+    return ModelSource(
+        model.model_name_or_path,
+        model.model_revision,
+        torch.float32 if model.dtype in (None, "auto") else getattr(torch, model.dtype),
+        model.attn_implementation,
+        config.training.trust_remote_code,
+    )
+
+
+def model_settings(config: RunConfig) -> ModelSettings:
+    training, source = config.training, model_source(config)
+    reference = None
+    if training.reference_model_name_or_path is not None:
+        reference = ModelSource(
+            training.reference_model_name_or_path,
+            training.reference_model_revision,
+            source.dtype,
+            source.attn_implementation,
+            source.trust_remote_code,
+        )
+    return ModelSettings(
+        source=source,
+        reference=reference,
+        adapter=config.model if config.model.use_peft else None,
+        disable_dropout=training.disable_dropout,
+        activation_checkpointing=bool(training.activation_checkpointing),
+        checkpointing_options=training.activation_checkpointing_kwargs,  # type: ignore[arg-type]  # parsed by now
+    )
+
+
+def data_settings(config: RunConfig) -> DataSettings:
+    """Data sets, and the columns and templates that make prompts of them."""
+    script, training, retry = config.script, config.training, config.dataset_retry
+
+    def prompts(prompt_column: str, solution_column: str) -> PromptSettings:
+        return PromptSettings(
+            prompt_column=prompt_column,
+            solution_column=solution_column,
+            system_prompt=training.system_prompt,
+            chat_template=training.chat_template,
+            max_prompt_chars=config.max_prompt_chars,
+            max_prompt_length=training.max_prompt_length,
+        )
+
+    mixture, name = script.dataset_mixture, script.dataset_name
+    named = mixture is None and name is not None
+    evaluation = None
+    if script.eval_dataset_name is not None:
+        evaluation = DataSource(
+            script.eval_dataset_name, script.eval_dataset_config, script.eval_dataset_split, retry=retry
+        )
+    elif mixture is not None:
+        evaluation = DataSource(mixture=mixture, split="test", retry=retry)
+    return DataSettings(
+        train=DataSource(name, script.dataset_config, script.dataset_train_split, retry=retry)
+        if mixture is None
+        else DataSource(mixture=mixture, retry=retry),
+        evaluation=evaluation,
+        test_split=DataSource(name, script.dataset_config, script.dataset_test_split, retry=retry)
+        if named
+        else None,
+        prompts=prompts(script.dataset_prompt_column, script.dataset_solution_column),
+        evaluation_prompts=prompts(
+            script.eval_dataset_prompt_column or script.dataset_prompt_column,
+            script.eval_dataset_solution_column or script.dataset_solution_column,
+        ),
+        evaluates=training.eval_strategy != "no" or training.eval_on_start,
+    )
+
+
+def reward_settings(config: RunConfig) -> RewardSettings:
+    script, training = config.script, config.training
+    return RewardSettings(
+        functions=script.reward_funcs,
+        weights=training.reward_weights,
+        evaluation_functions=script.eval_reward_funcs or None,
+        evaluation_weights=script.eval_reward_weights or None,
+        options=RewardOptions(dict(vars(script)), training.reward_isolation),
+        isolation=IsolationSettings(
+            training.reward_timeout, training.reward_memory_mb, training.reward_workers
+        ),
+        zero_truncated=training.zero_truncated_completion_rewards,
+    )
+
+
+def cadence_settings(training: GRPOConfig) -> CadenceSettings:
+    return CadenceSettings(
+        max_steps=training.max_steps,
+        epochs=training.num_train_epochs,
+        logging_steps=training.logging_steps,
+        save_steps=training.save_steps if training.save_strategy == "steps" else 0,
+        save_total_limit=training.save_total_limit,
+        eval_steps=(training.eval_steps or 0) if training.eval_strategy == "steps" else 0,
+        eval_on_start=training.eval_on_start,
+        max_nonfinite_steps=training.max_nonfinite_steps,
+    )
+
+
+def optimizer_settings(training: GRPOConfig) -> OptimizerSettings:
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(training)
+    except (ImportError, ValueError) as error:  # a package that is missing, or settings that contradict it
+        raise UsageError(f"optim: {training.optim}: {' '.join(str(error).split())}") from error
+    return OptimizerSettings(
+        kind=kind,
+        options=options,
+        weight_decay=training.weight_decay,
+        learning_rate=training.learning_rate,
+        schedule=str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)),
+        schedule_options=training.lr_scheduler_kwargs or {},  # type: ignore[arg-type]  # TRL parses texts
+        warmup=training.warmup_steps,
+        max_grad_norm=training.max_grad_norm,
+        distributed=training.distributed,
+    )
+
+
+def seed_settings(training: GRPOConfig) -> SeedSettings | None:
+    if not training.info_seed_enabled:
+        return None
+    return SeedSettings(
+        template=training.info_seed_prompt_template,
+        count=training.info_seed_num_seeds,
+        pooling=training.info_seed_pooling,
+        classifier=training.info_seed_loss_type == "ce",
+    )
+
+
+def sampling_settings(training: GRPOConfig) -> SamplingSettings:
+    """How training samples."""
+    return SamplingSettings(
+        num_generations=training.num_generations,
+        max_completion_length=training.max_completion_length,
+        temperature=training.temperature,
+        top_p=training.top_p,
+        top_k=training.top_k,
+        min_p=training.min_p,
+        stop=tuple(training.stop_sequences or ()),
+    )
+
+
+def evaluation_settings(training: GRPOConfig) -> EvaluationSettings:
+    """As in training, but with the evaluation's own temperature and truncation."""
+    k = training.num_generations_eval or training.num_generations
+    return EvaluationSettings(
+        sampling=SamplingSettings(
+            num_generations=k,
+            max_completion_length=training.max_completion_length,
+            temperature=training.eval_temperature,
+            top_p=training.eval_top_p,
+            top_k=training.eval_top_k,
+            min_p=training.eval_min_p,
+            stop=tuple(training.stop_sequences or ()),
+            for_learning=False,
+        ),
+        prompts_per_batch=max(1, training.per_device_eval_batch_size // k),
+        greedy=training.greedy_eval_enabled,
+    )
+
+
+def sampler_settings(config: RunConfig, environ: Mapping[str, str]) -> SamplerSettings:
+    """What samples, in this process or in rollout workers.
+
+    Raises:
+        UsageError: an engine that would have to spread over ranks.
+    """
+    training = config.training
+    sync = SyncSettings(
+        backend=training.vllm_sync_backend,
+        urls=training.vllm_sync_urls or (),
+        directory=training.vllm_sync_dir or "",
+        port=training.vllm_group_port,
+        interval=training.vllm_sync_interval_steps if training.vllm_sync_weights else 0,
+    )
+    if not training.use_vllm:
+        return SamplerSettings(sync=sync)
+    if training.vllm_mode == "server":
+        server = server_settings(training, training.world_size, training.process_index, environ)
+        backfill = training.vllm_backfill_with_model
+        return SamplerSettings("vllm_server", server, sync=sync, backfill=backfill)
+    if training.driver == "inline" and training.world_size > 1:
+        raise UsageError("vllm_mode: colocate works in one process; use vllm_mode=server for several ranks")
+    if training.vllm_tensor_parallel_size != 1:
+        raise UsageError(
+            "vllm_tensor_parallel_size: a colocated engine belongs to one rank; use 1, or vllm_mode=server"
+        )
+    source = model_source(config)
+    engine = EngineSettings(
+        model=source.name_or_path,
+        dtype="bfloat16" if training.bf16 else str(source.dtype).removeprefix("torch."),
+        memory_fraction=training.vllm_gpu_memory_utilization,
+        max_model_len=training.vllm_max_model_length,
+        temperature=training.temperature,
+        sleep=training.vllm_enable_sleep_mode,
+        trust_remote_code=training.trust_remote_code,
+    )
+    return SamplerSettings("vllm_engine", engine=engine, sync=sync)
+
+
+def worker_settings(training: GRPOConfig, environ: Mapping[str, str]) -> WorkerSettings:
+    """The Ray drivers' part; where ``buffer_groups`` is unset, ``max_staleness`` alone limits the buffer.
+
+    Raises:
+        UsageError: several processes were launched, where the driver starts its own.
+    """
+    if launched_processes(environ) > 1:
+        raise UsageError(
+            f"driver: {training.driver} starts its own ranks, and {launched_processes(environ)} processes were "
+            "launched; start one, and set learner_workers"
+        )
+    groups, steps = groups_per_rollout(training), steps_per_rollout(training)
+    return WorkerSettings(
+        driver=training.driver,  # type: ignore[arg-type]  # not inline
+        learner=training.learner_workers,
+        rollout=training.rollout_workers,
+        reference=training.reference_workers,
+        timeout=training.worker_timeout,
+        address=training.ray_address,
+        update_frequency=training.weight_update_frequency,
+        overlap=training.overlap_sampling,
+        max_staleness=training.max_staleness,
+        groups_per_rollout=groups,
+        steps_per_rollout=steps,
+        buffer_groups=training.buffer_groups or (training.max_staleness // steps + 1) * groups,
+    )

@@ -1,1 +1,0 @@
-"""Settings become the parts of a run: `assemble` puts together what `inputs`, `policies` and `samplers` make."""
