@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.config.loading import run_config
-from maxent_grpo.config.run_settings import run_settings
+from maxent_grpo.config.run_settings import NativeSettings, run_settings
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConfig
 from maxent_grpo.config.unsupported import refuse_unsupported
 from maxent_grpo.errors import UsageError
@@ -74,11 +74,18 @@ class GRPOTrainer:
             model=ModelConfig(model_name_or_path=name),
         )
 
+    @property
+    def settings(self) -> NativeSettings:
+        """The parts of the run as ``args`` and the environment have them."""
+        settings = run_settings(self._config)
+        assert isinstance(settings, NativeSettings), "the route is native"
+        return settings
+
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainResult:
         """Train to the last step. ``resume_from_checkpoint``: true for the newest of ``output_dir``, or a path."""
         if resume_from_checkpoint is not None:
             self.args.resume_from_checkpoint = str(resume_from_checkpoint)
-        return train(run_settings(self._config), self._given)
+        return train(self.settings, self._given)
 
 
 def _rows(dataset: Rows) -> Sequence[Mapping[str, Any]]:
