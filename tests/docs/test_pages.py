@@ -12,7 +12,7 @@ from documented_commands import ROOT, Block, blocks, pages
 from maxent_grpo.config.dialect import split
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.objectives.catalog import CATALOG
-from maxent_grpo.study.plan_file import read_plan
+from maxent_grpo.study.plan import read_plan
 
 ELSEWHERE = {
     "README.md": "tests/test_readme.py",

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from maxent_grpo.study.cells import cells_of
-from maxent_grpo.study.plan import Plan
-from maxent_grpo.study.plan_file import plan_of
+from maxent_grpo.study.plan import StudyPlan, plan_of
+from maxent_grpo.study.runs import runs_of
 
 PLAN: dict[str, Any] = {
     "question": "Does it?",
@@ -37,13 +36,13 @@ def tree() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def plan_in() -> Callable[[Path], Plan]:
+def plan_in() -> Callable[[Path], StudyPlan]:
     """The plan, with its runs below a directory."""
     return lambda directory: replace(plan_of(json.loads(json.dumps(PLAN))), output_dir=directory / "study")
 
 
 @pytest.fixture
-def plan(plan_in: Callable[[Path], Plan], tmp_path: Path) -> Plan:
+def plan(plan_in: Callable[[Path], StudyPlan], tmp_path: Path) -> StudyPlan:
     return plan_in(tmp_path)
 
 
@@ -51,7 +50,7 @@ def plan(plan_in: Callable[[Path], Plan], tmp_path: Path) -> Plan:
 def make_rows() -> Callable[..., pd.DataFrame]:
     """Evaluation rows of 20 prompts: ``effects`` (arm → shift of coverage), ``run_sd`` between runs."""
 
-    def build(plan: Plan, effects: dict[str, float], run_sd: float = 0.01) -> pd.DataFrame:
+    def build(plan: StudyPlan, effects: dict[str, float], run_sd: float = 0.01) -> pd.DataFrame:
         rng = np.random.default_rng(11)
         modes = rng.integers(4, 12, 20)
         rows = []
@@ -86,11 +85,11 @@ def make_rows() -> Callable[..., pd.DataFrame]:
 
 
 @pytest.fixture(scope="session")
-def finish() -> Callable[[Plan, pd.DataFrame], None]:
+def finish() -> Callable[[StudyPlan, pd.DataFrame], None]:
     """Leaves the files of finished runs that hold ``rows``, with records of four steps each."""
 
-    def write(plan: Plan, rows: pd.DataFrame) -> None:
-        for cell in cells_of(plan):
+    def write(plan: StudyPlan, rows: pd.DataFrame) -> None:
+        for cell in runs_of(plan):
             mine = rows[(rows["task"] == cell.task.name) & (rows["arm"] == cell.arm.name)]
             mine = mine[mine["seed"] == cell.seed]
             if mine.empty:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from maxent_grpo.study.conclusions import aa_sentence, conclusions, p_relation, smallest_p
 from maxent_grpo.study.effects import aa_alarms, effects_table, run_outcomes
+from maxent_grpo.study.report import aa_sentence, conclusions, p_relation, smallest_p
 
 
 def test_an_effect_is_the_mean_of_seed_paired_differences_of_run_averages(plan, make_rows):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.study.study import run_study
+from maxent_grpo.study.command import run_study
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "configs" / "study" / "smoke.yaml"
@@ -24,6 +24,10 @@ def finish(output_dir: Path, plan: Path = PLAN) -> str:
     return "\n".join(lines)
 
 
+def thread_of(children: Path) -> int:
+    return int(children.parent.name)
+
+
 def kill_in_the_middle(output_dir: Path) -> None:
     """SIGKILL to the study and to one of the two runs under way; the other run goes on, an orphan."""
     command = [sys.executable, "-m", "maxent_grpo.cli.main", "command=study", f"study.plan={PLAN}"]
@@ -33,9 +37,12 @@ def kill_in_the_middle(output_dir: Path) -> None:
         deadline = time.monotonic() + 240
         while not any(first.glob("checkpoint-*")) and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.02)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = Path(f"/proc/{process.pid}/task").glob(
+            "*/children"
+        )  # a thread of the study waits for each
+        child = next(pid for path in sorted(children, key=thread_of) for pid in path.read_text().split())
         process.send_signal(signal.SIGKILL)
-        os.kill(int(children[0]), signal.SIGKILL)
+        os.kill(int(child), signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.study.cells import cells_of, config_of, refused_arms
-from maxent_grpo.study.plan_file import plan_of, read_plan
+from maxent_grpo.study.plan import plan_of, read_plan
+from maxent_grpo.study.runs import config_of, refused_arms, runs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ def test_the_baseline_comes_first_and_the_aa_arm_second(tree):
 
 
 def test_the_cells_are_whole_pairs_in_a_stable_order(plan):
-    cells = cells_of(plan)
+    cells = runs_of(plan)
     assert [cell.index for cell in cells] == list(range(24))
     assert [cell.name for cell in cells[:4]] == [
         "graph_coloring/dr_grpo/seed-0",
@@ -71,7 +71,7 @@ def change(tree, path, value):
         ("budget.steps", 0, "budget.steps: 0 is not an integer of at least 1"),
         ("budget.stpes", 3, r"budget.stpes: unknown key \(did you mean steps\?\)"),
         ("evaluation.temperatures", [0.0], "evaluation.temperatures: 0.0 is not a number above 0"),
-        ("judgement.primary", "covrage", r"unknown outcome 'covrage' \(did you mean coverage\?\)"),
+        ("judgement.primary", "covrage", r"'covrage' is not one of mean, .*\(did you mean coverage\?\)"),
         ("judgement.outcomes", ["mean"], "judgement.primary: coverage is not among judgement.outcomes"),
         ("judgement.margin", {"coverage": -1}, "judgement.margin.coverage: -1 is not a number above 0"),
         ("tasks", {"a/b": None}, "tasks: 'a/b' is no name: letters, digits"),
@@ -112,7 +112,7 @@ def test_settings_of_an_arm_win_over_those_of_task_and_budget(tmp_path, monkeypa
     monkeypatch.chdir(ROOT)
     plan = read_plan(ROOT / "configs" / "study" / "tiny_exploration.yaml")
     cell = next(
-        c for c in cells_of(plan) if c.arm.name == "hot" and c.task.name == "countdown" and c.seed == 3
+        c for c in runs_of(plan) if c.arm.name == "hot" and c.task.name == "countdown" and c.seed == 3
     )
     config = config_of(plan, cell)
     assert config.training.temperature == 1.2

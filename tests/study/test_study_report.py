@@ -8,9 +8,9 @@ import pytest
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.observe.run_files import Series
-from maxent_grpo.study.cells import cells_of
-from maxent_grpo.study.curves import average
-from maxent_grpo.study.study import report_study
+from maxent_grpo.study.command import report_study
+from maxent_grpo.study.figures import average
+from maxent_grpo.study.runs import runs_of
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def reported(plan_in, plan_file, make_rows, finish, tmp_path_factory):
     """A plan whose arm "other" is better, and the files of its report."""
     plan = plan_in(tmp_path_factory.mktemp("reported"))
     finish(plan, make_rows(plan, {"other": 0.1}))
-    return plan, report_study(plan, plan_file, cells_of(plan))
+    return plan, report_study(plan, plan_file, runs_of(plan))
 
 
 def test_the_report_carries_its_numbers_figures_and_plan(reported):
@@ -50,7 +50,7 @@ def test_the_report_carries_its_numbers_figures_and_plan(reported):
 
 def test_the_head_warns_of_an_aa_arm_that_is_not_null(plan, plan_file, make_rows, finish):
     finish(plan, make_rows(plan, {"aa": 0.1}))
-    report_study(plan, plan_file, cells_of(plan))
+    report_study(plan, plan_file, runs_of(plan))
     head = (plan.output_dir / "report.html").read_text().partition("What came out")[0]
     assert re.search(r'class="note warning"><strong>A/A check.</strong> The A/A arm differs', head)
 
@@ -58,7 +58,7 @@ def test_the_head_warns_of_an_aa_arm_that_is_not_null(plan, plan_file, make_rows
 def test_the_head_warns_of_missing_runs_and_too_few_seeds(plan, plan_file, make_rows, finish):
     rows = make_rows(plan, {})
     finish(plan, rows[rows["seed"] < 4])
-    report_study(plan, plan_file, cells_of(plan))
+    report_study(plan, plan_file, runs_of(plan))
     head = (plan.output_dir / "report.html").read_text().partition("What came out")[0]
     assert "12 of 24 runs are not finished" in head
     assert "With 4 seeds the smallest p that the permutation test can give is .125" in head
@@ -67,13 +67,13 @@ def test_the_head_warns_of_missing_runs_and_too_few_seeds(plan, plan_file, make_
 def test_equal_runs_give_equal_files(reported, plan_file):
     plan, paths = reported
     first = {path: path.read_bytes() for path in paths}
-    again = {path: path.read_bytes() for path in report_study(plan, plan_file, cells_of(plan))}
+    again = {path: path.read_bytes() for path in report_study(plan, plan_file, runs_of(plan))}
     assert first == again
 
 
 def test_nothing_finished_is_said(plan, plan_file):
     with pytest.raises(UsageError, match="no run is finished yet"):
-        report_study(plan, plan_file, cells_of(plan))
+        report_study(plan, plan_file, runs_of(plan))
 
 
 def test_a_curve_is_the_mean_at_common_steps_with_a_t_interval():

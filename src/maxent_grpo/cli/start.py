@@ -55,7 +55,7 @@ def start(composed: Composed, default_command: str | None, place: Place) -> None
 
         generate_rows(request.generate, os.environ)
     elif request.command == "study":
-        from maxent_grpo.study.study import run_study
+        from maxent_grpo.study.command import run_study
 
         place.recipe = str(request.study.get("plan", ""))
         run_study(request.study, show)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from maxent_grpo.study.paired import compare, holm
-from maxent_grpo.study.plan import Plan
+from maxent_grpo.study.plan import StudyPlan
 from maxent_grpo.study.regression import regress
 
 LEAST_SEEDS = 2
@@ -18,12 +18,12 @@ def run_outcomes(rows: pd.DataFrame, outcomes: Sequence[str]) -> pd.DataFrame:
     return rows.groupby(keys, as_index=False, sort=True)[list(outcomes)].mean()
 
 
-def measured_outcomes(rows: pd.DataFrame, plan: Plan) -> list[str]:
+def measured_outcomes(rows: pd.DataFrame, plan: StudyPlan) -> list[str]:
     """The plan's outcomes that the tasks have: modes are counted only where all right answers are known."""
     return [name for name in plan.judgement.outcomes if name in rows.columns and rows[name].notna().any()]
 
 
-def effects_table(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+def effects_table(rows: pd.DataFrame, plan: StudyPlan) -> pd.DataFrame:
     """One row per task, temperature, outcome and arm, the A/A arm first.
 
     ``p_holm`` is adjusted over the arms of one outcome, task and temperature; the A/A arm is no hypothesis of the
@@ -83,7 +83,7 @@ def effects_table(rows: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     return with_holm(pd.DataFrame(table), plan)
 
 
-def with_holm(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+def with_holm(table: pd.DataFrame, plan: StudyPlan) -> pd.DataFrame:
     """The table with ``p_holm`` filled in."""
     if table.empty:
         return table
@@ -94,7 +94,7 @@ def with_holm(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     return table
 
 
-def aa_alarms(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+def aa_alarms(table: pd.DataFrame, plan: StudyPlan) -> pd.DataFrame:
     """The rows in which the A/A arm differs from the baseline although nothing in its settings does.
 
     Its outcomes are several looks at one comparison: p is adjusted by Holm over them, so that a study without a fault

@@ -12,12 +12,11 @@ import pytest
 
 from forked import finish, start
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.study import schedule, study
-from maxent_grpo.study.cells import cells_of, config_of
-from maxent_grpo.study.estimate import Forecast
-from maxent_grpo.study.plan_file import read_plan
-from maxent_grpo.study.schedule import duration_text, run_cells, train_command
-from maxent_grpo.study.store import State, durations, open_cell, state_of, try_lock
+from maxent_grpo.study import command as study
+from maxent_grpo.study import scheduler
+from maxent_grpo.study.plan import read_plan
+from maxent_grpo.study.runs import State, config_of, open_run, runs_of, try_lock
+from maxent_grpo.study.scheduler import duration_text, run_all, seconds_left, train_command
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "configs" / "study" / "smoke.yaml"
@@ -27,9 +26,9 @@ SMOKE = ROOT / "configs" / "study" / "smoke.yaml"
 def smoke(tmp_path, monkeypatch):
     """The smoke plan; training leaves an empty policy, evaluation an empty file, at once."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(schedule, "train_command", lambda cell: touch(cell.directory / "model.safetensors"))
+    monkeypatch.setattr(scheduler, "train_command", lambda cell: touch(cell.directory / "model.safetensors"))
     monkeypatch.setattr(
-        schedule, "evaluate_command", lambda cell, evaluation: touch(cell.directory / "evaluation.parquet")
+        scheduler, "evaluate_command", lambda cell, evaluation: touch(cell.directory / "evaluation.parquet")
     )
     return replace(read_plan(SMOKE), output_dir=tmp_path / "study")
 
@@ -40,7 +39,7 @@ def touch(path):
 
 def run(plan, cells, processes=2):
     lines: list[str] = []
-    failed = run_cells(plan, cells, configs(plan, cells), processes, lines.append)
+    failed = run_all(plan, cells, configs(plan, cells), processes, lines.append)
     return failed, lines
 
 
@@ -49,25 +48,25 @@ def configs(plan, cells):
 
 
 def test_every_missing_run_is_trained_and_evaluated_and_a_finished_one_left_alone(smoke):
-    cells = cells_of(smoke)
+    cells = runs_of(smoke)
     cells[0].directory.mkdir(parents=True)
     (cells[0].directory / "evaluation.parquet").write_text("kept")
     failed, lines = run(smoke, cells)
     assert failed == {}
-    assert all(state_of(cell.directory) is State.DONE for cell in cells)
+    assert all(cell.state is State.DONE for cell in cells)
     assert (cells[0].directory / "evaluation.parquet").read_text() == "kept"
     assert sum(line.startswith("started") for line in lines) == 3
     assert "4 of 4 runs ended" in lines[-1]
-    assert durations(cells[1].directory).keys() == {"train", "evaluate"}
+    assert cells[1].durations.keys() == {"train", "evaluate"}
 
 
 def test_a_trained_run_is_only_evaluated(smoke):
-    cell = cells_of(smoke)[0]
-    open_cell(cell, configs(smoke, [cell])[0])
+    cell = runs_of(smoke)[0]
+    open_run(cell, configs(smoke, [cell])[0])
     (cell.directory / "model.safetensors").write_text("trained")
     run(smoke, [cell])
     assert (cell.directory / "model.safetensors").read_text() == "trained"
-    assert state_of(cell.directory) is State.DONE
+    assert cell.state is State.DONE
 
 
 def test_a_failed_run_is_told_with_its_log_and_stops_no_other(smoke, monkeypatch):
@@ -76,20 +75,20 @@ def test_a_failed_run_is_told_with_its_log_and_stops_no_other(smoke, monkeypatch
             return [sys.executable, "-c", "import sys; sys.exit('out of luck')"]
         return touch(cell.directory / "model.safetensors")
 
-    monkeypatch.setattr(schedule, "train_command", command)
-    cells = cells_of(smoke)
+    monkeypatch.setattr(scheduler, "train_command", command)
+    cells = runs_of(smoke)
     failed, _ = run(smoke, cells)
     assert failed.keys() == {"graph_coloring/tilted/seed-0"}
     assert failed["graph_coloring/tilted/seed-0"].startswith("out of luck (log: ")
-    assert [state_of(cell.directory) is State.DONE for cell in cells] == [True, False, True, True]
+    assert [cell.state is State.DONE for cell in cells] == [True, False, True, True]
     monkeypatch.setattr(study, "report_study", lambda *_: [])
     with pytest.raises(RunError, match=r"1 run\(s\) failed: graph_coloring/tilted/seed-0: out of luck"):
         study.run_study({"plan": str(SMOKE), "output_dir": str(smoke.output_dir), "index": 1}, lambda _: None)
 
 
 def test_a_run_whose_process_outlived_its_study_is_waited_for(smoke):
-    cell = cells_of(smoke)[0]
-    open_cell(cell, configs(smoke, [cell])[0])
+    cell = runs_of(smoke)[0]
+    open_run(cell, configs(smoke, [cell])[0])
     lock = try_lock(cell.directory)
     assert lock is not None
     left = cell.directory / "evaluation.parquet"
@@ -122,10 +121,10 @@ for step in range(done, 5):
 
 def study_of_five_steps(arguments: list[str]) -> int:
     """A study, its runs in five steps of a fifth of a second that go on where their records end."""
-    schedule.train_command = lambda cell: [sys.executable, "-c", FIVE_STEPS, str(cell.directory)]
-    schedule.evaluate_command = lambda cell, evaluation: touch(cell.directory / "evaluation.parquet")
+    scheduler.train_command = lambda cell: [sys.executable, "-c", FIVE_STEPS, str(cell.directory)]
+    scheduler.evaluate_command = lambda cell, evaluation: touch(cell.directory / "evaluation.parquet")
     plan = replace(read_plan(SMOKE), output_dir=Path(arguments[0]))
-    failed, lines = run(plan, cells_of(plan))
+    failed, lines = run(plan, runs_of(plan))
     print("\n".join(lines))
     return len(failed)
 
@@ -134,20 +133,21 @@ def study_of_five_steps(arguments: list[str]) -> int:
 def test_a_killed_study_goes_on_with_the_runs_that_were_under_way(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     output = tmp_path / "study"
-    first, second, *_ = cells_of(replace(read_plan(SMOKE), output_dir=output))
+    first, second, *_ = runs_of(replace(read_plan(SMOKE), output_dir=output))
     killed = start(study_of_five_steps, [str(output)], tmp_path / "killed")
     while not all((cell.directory / "metrics.jsonl").exists() for cell in (first, second)):
         assert killed.is_alive(), (tmp_path / "killed").read_text()
         time.sleep(0.01)
-    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    children = Path(f"/proc/{killed.pid}/task").glob("*/children")  # a thread of the study waits for each
+    process = next(pid for path in sorted(children) for pid in path.read_text().split())
     killed.kill()
-    os.kill(int(children[0]), signal.SIGKILL)  # one of the two runs; the other goes on, an orphan
+    os.kill(int(process), signal.SIGKILL)  # one of the two runs; the other goes on, an orphan
     killed.join()
     said = finish(study_of_five_steps, [str(output)], tmp_path / "said")
     assert f"resumed   {first.name}" in said
     assert said.count("started") == 2
-    for cell in cells_of(replace(read_plan(SMOKE), output_dir=output)):
-        assert state_of(cell.directory) is State.DONE
+    for cell in runs_of(replace(read_plan(SMOKE), output_dir=output)):
+        assert cell.state is State.DONE
         assert (cell.directory / "metrics.jsonl").read_text().split() == ["0", "1", "2", "3", "4"]
     assert "done" not in finish(study_of_five_steps, [str(output)], tmp_path / "again")
 
@@ -155,27 +155,27 @@ def test_a_killed_study_goes_on_with_the_runs_that_were_under_way(tmp_path, monk
 def test_an_index_runs_one_run_and_no_report(smoke):
     lines: list[str] = []
     study.run_study({"plan": str(SMOKE), "output_dir": str(smoke.output_dir), "index": 2}, lines.append)
-    cells = cells_of(smoke)
-    assert [state_of(cell.directory) for cell in cells].count(State.DONE) == 1
-    assert state_of(cells[2].directory) is State.DONE
+    cells = runs_of(smoke)
+    assert [cell.state for cell in cells].count(State.DONE) == 1
+    assert cells[2].state is State.DONE
     assert not (smoke.output_dir / "report.html").exists()
     with pytest.raises(UsageError, match="no such run"):
         study.run_study({"plan": str(SMOKE), "output_dir": str(smoke.output_dir), "index": 4}, lines.append)
 
 
 def test_the_forecast_is_the_median_of_an_arm_over_the_processes(smoke):
-    cells = cells_of(smoke)
+    cells = runs_of(smoke)
     for cell, seconds in zip(cells[:2], (60, 100), strict=True):
         cell.directory.mkdir(parents=True)
         (cell.directory / "evaluation.parquet").touch()
         (cell.directory / "durations.json").write_text(f'{{"train": {seconds - 10}, "evaluate": 10}}')
-    assert Forecast(smoke, cells).seconds_left(2) == 80
-    assert Forecast(smoke, cells).seconds_left(1) == 160
-    assert Forecast(smoke, cells[2:]).seconds_left(2) is None
+    assert seconds_left(cells, 2) == 80
+    assert seconds_left(cells, 1) == 160
+    assert seconds_left(cells[2:], 2) is None
 
 
 def test_the_training_command_is_the_one_a_user_would_type(tmp_path):
-    cell = cells_of(read_plan(SMOKE))[1]
+    cell = runs_of(read_plan(SMOKE))[1]
     assert train_command(cell)[2:] == [
         "maxent_grpo.cli.main",
         "command=train-maxent",

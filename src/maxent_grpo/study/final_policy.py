@@ -1,4 +1,4 @@
-"""Evaluates the final policy of one run: a row per prompt, temperature and evaluation seed. A process of its own.
+"""Evaluates the final policy of one run, in a process of its own: a row per prompt, temperature and evaluation seed.
 
 Sampler, scoring and definitions are those of the evaluation during training. Draws are keyed by (evaluation seed,
 prompt, sample) and not by the run: all runs of a study answer the same prompts with the same random numbers.
@@ -13,15 +13,15 @@ from typing import Any
 
 from maxent_grpo.config.loading import RunConfig, resolve
 from maxent_grpo.config.run_settings import data_settings, model_source
+from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.evaluate.passk import exploration_scores
 from maxent_grpo.models.loading import load_policy, load_tokenizer
 from maxent_grpo.rewards.registry import load_rewards
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
-from maxent_grpo.study.identity import evaluation_identity
 from maxent_grpo.study.plan import EvaluationPlan
-from maxent_grpo.study.store import CELL, EVALUATION, IDENTITY_KEY, RECIPE
+from maxent_grpo.study.runs import EVALUATION, IDENTITY, IDENTITY_KEY, RECIPE, evaluation_identity
 from maxent_grpo.train.build import Given, evaluation_prompts
 from maxent_grpo.types import Group
 
@@ -33,13 +33,12 @@ def evaluate_run(directory: Path, evaluation: EvaluationPlan) -> None:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    cell = json.loads((directory / CELL).read_text())
-    command = cell["identity"]["command"]
-    trained = resolve(command, directory / RECIPE, None, dict(os.environ))
-    config = resolve(
-        command, directory / RECIPE, {"flat": {"model_name_or_path": str(directory)}}, dict(os.environ)
-    )
-    facts = {name: cell[name] for name in ("task", "arm", "seed", "run_seed")}
+    saved = json.loads((directory / IDENTITY).read_text())
+    command, environ = saved["identity"]["command"], dict(os.environ)
+    trained = resolve(command, directory / RECIPE, None, environ)
+    final = {"flat": {"model_name_or_path": str(directory)}}
+    facts = {name: saved[name] for name in ("task", "arm", "seed", "run_seed")}
+    config = resolve(command, directory / RECIPE, final, environ)
     rows = [{**facts, **row} for row in evaluation_rows(config, evaluation)]
     identity = json.dumps(evaluation_identity(trained, evaluation)).encode()
     table = arrow.Table.from_pylist(rows).replace_schema_metadata({IDENTITY_KEY: identity})
@@ -67,8 +66,7 @@ def evaluation_rows(config: RunConfig, evaluation: EvaluationPlan) -> Iterator[R
             for start in range(0, len(prompts), at_once):
                 batch = prompts[start : start + at_once]
                 rollouts = sampler.sample(batch, settings, (seed, "evaluation"), policy_version=0)
-                groups = scorer.score(rollouts, 0)[0]
-                for row in _scored(groups):
+                for row in _scored(scorer.score(rollouts, 0)[0]):
                     yield {"temperature": temperature, "eval_seed": seed, "k": evaluation.k, **row}
     scorer.close()
 
@@ -77,25 +75,21 @@ def _scored(groups: list[Group]) -> Iterator[Row]:
     scores = {name.partition("_at_")[0]: values for name, values in exploration_scores(groups).items()}
     for position, group in enumerate(groups):
         prompt = group.rollout.prompt
-        modes = len(prompt.columns["modes"]) if "modes" in prompt.columns else None
-        lengths = [len(ids) for ids in group.rollout.token_ids]
         yield {
             "prompt": prompt.index,
-            "modes": modes,
+            "modes": len(prompt.columns["modes"]) if "modes" in prompt.columns else None,
             **{name: values[position] for name, values in scores.items()},
-            "mean_length": sum(lengths) / len(lengths),
+            "mean_length": sum(map(len, group.rollout.token_ids)) / len(group.rollout.token_ids),
         }
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m maxent_grpo.study.evaluation RUN_DIRECTORY '{"k": 8, …}'``."""
-    from maxent_grpo.errors import RunError, UsageError
-
+    """``python -m maxent_grpo.study.final_policy RUN_DIRECTORY '{"k": 8, …}'``."""
     directory, text = arguments
-    tree = json.loads(text)
+    given = json.loads(text)
     try:
         evaluate_run(
-            Path(directory), EvaluationPlan(tree["k"], tuple(tree["temperatures"]), tuple(tree["seeds"]))
+            Path(directory), EvaluationPlan(given["k"], tuple(given["temperatures"]), tuple(given["seeds"]))
         )
     except (UsageError, RunError) as error:
         print(f"maxent-grpo: study: {directory}: {error}", file=sys.stderr)

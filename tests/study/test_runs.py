@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.study import study
-from maxent_grpo.study.cells import cells_of, config_of
-from maxent_grpo.study.identity import changes, identity_of
-from maxent_grpo.study.plan_file import read_plan
-from maxent_grpo.study.store import State, is_trained, open_cell, refuse_changes, state_of, try_lock
+from maxent_grpo.study import command as study
+from maxent_grpo.study.plan import read_plan
+from maxent_grpo.study.runs import (
+    State,
+    changes,
+    config_of,
+    identity_of,
+    open_run,
+    refuse_changes,
+    runs_of,
+    try_lock,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "configs" / "study" / "smoke.yaml"
@@ -29,21 +36,21 @@ def changed_budget(plan, **overrides):
 
 
 def test_a_changed_setting_is_refused_by_name_and_the_same_plan_is_not(smoke):
-    cells = cells_of(smoke)
-    open_cell(cells[0], config_of(smoke, cells[0]))
+    cells = runs_of(smoke)
+    open_run(cells[0], config_of(smoke, cells[0]))
     assert len(refuse_changes(smoke, cells)) == 4
     with pytest.raises(
         UsageError, match=r"seed-0: was run with other settings .*\(learning_rate: 0.0001 → 0.0002\)"
     ):
-        refuse_changes(changed_budget(smoke, learning_rate=2e-4), cells_of(smoke))
+        refuse_changes(changed_budget(smoke, learning_rate=2e-4), runs_of(smoke))
     longer = replace(smoke, budget=replace(smoke.budget, steps=4))
     with pytest.raises(UsageError, match=r"max_steps: 3 → 4"):
-        refuse_changes(longer, cells_of(longer))
+        refuse_changes(longer, runs_of(longer))
 
 
 def test_a_report_of_runs_that_a_changed_plan_does_not_describe_is_refused(smoke, tmp_path):
-    cell = cells_of(smoke)[0]
-    open_cell(cell, config_of(smoke, cell))
+    cell = runs_of(smoke)[0]
+    open_run(cell, config_of(smoke, cell))
     (cell.directory / "evaluation.parquet").touch()
     longer = tmp_path / "plan.yaml"
     longer.write_text(SMOKE.read_text().replace("steps: 3\n", "steps: 4\n", 1))
@@ -53,15 +60,15 @@ def test_a_report_of_runs_that_a_changed_plan_does_not_describe_is_refused(smoke
 
 
 def test_what_does_not_change_a_run_may_change(smoke):
-    cell = cells_of(smoke)[0]
-    open_cell(cell, config_of(smoke, cell))
+    cell = runs_of(smoke)[0]
+    open_run(cell, config_of(smoke, cell))
     other = replace(
         smoke,
         budget=replace(smoke.budget, save_steps=2),
         judgement=replace(smoke.judgement, alpha=0.1),
         seeds=(0, 1, 2),
     )
-    refuse_changes(other, cells_of(other))
+    refuse_changes(other, runs_of(other))
 
 
 def test_other_prompts_are_another_run_although_no_setting_changed(smoke, tmp_path):
@@ -72,7 +79,7 @@ def test_other_prompts_are_another_run_although_no_setting_changed(smoke, tmp_pa
     path.write_text("\n".join(map(json.dumps, rows)))
     plan = changed_budget(smoke, **overrides)
     plan = replace(plan, tasks=(replace(plan.tasks[0], overrides={}),))
-    cell = cells_of(plan)[0]
+    cell = runs_of(plan)[0]
     before = identity_of(config_of(plan, cell))
     other = tmp_path / "other.jsonl"
     other.write_text("\n".join(map(json.dumps, rows[::-1])))
@@ -88,13 +95,13 @@ def test_other_prompts_are_another_run_although_no_setting_changed(smoke, tmp_pa
 
 
 def test_seeds_differ_in_their_seed_alone(smoke):
-    cells = [cell for cell in cells_of(smoke) if cell.arm.name == "tilted"]
+    cells = [cell for cell in runs_of(smoke) if cell.arm.name == "tilted"]
     first, second = (identity_of(config_of(smoke, cell)) for cell in cells)
     assert changes(first, second) == ["seed: 0 → 1"]
 
 
 def test_the_arms_of_the_smoke_plan_differ_in_what_is_trained_alone(smoke):
-    one, two = (identity_of(config_of(smoke, cell)) for cell in cells_of(smoke)[:2])
+    one, two = (identity_of(config_of(smoke, cell)) for cell in runs_of(smoke)[:2])
     differing = {change.partition(":")[0] for change in changes(one, two)}
     assert {name for name in differing if not name.startswith("maxent_")} == {
         "objective",
@@ -104,25 +111,25 @@ def test_the_arms_of_the_smoke_plan_differ_in_what_is_trained_alone(smoke):
 
 
 def test_the_state_is_read_from_the_files(smoke):
-    cell = cells_of(smoke)[0]
-    assert state_of(cell.directory) is State.MISSING
-    open_cell(cell, config_of(smoke, cell))
-    assert state_of(cell.directory) is State.STARTED
+    cell = runs_of(smoke)[0]
+    assert cell.state is State.MISSING
+    open_run(cell, config_of(smoke, cell))
+    assert cell.state is State.STARTED
     (cell.directory / ".final.partial").mkdir()
     (cell.directory / "model.safetensors").touch()  # half of the final files are moved: not yet trained
-    assert not is_trained(cell.directory)
+    assert cell.state is State.STARTED
     (cell.directory / ".final.partial").rmdir()
-    assert state_of(cell.directory) is State.TRAINED
+    assert cell.state is State.TRAINED
     (cell.directory / "evaluation.parquet").touch()
-    assert state_of(cell.directory) is State.DONE
+    assert cell.state is State.DONE
 
 
 def test_a_directory_with_another_run_is_not_taken_over(smoke):
-    cell = cells_of(smoke)[0]
+    cell = runs_of(smoke)[0]
     cell.directory.mkdir(parents=True)
     (cell.directory / "metrics.jsonl").touch()
     with pytest.raises(UsageError, match="holds a run that is not of a study"):
-        refuse_changes(smoke, cells_of(smoke))
+        refuse_changes(smoke, runs_of(smoke))
 
 
 def test_a_run_has_one_process(tmp_path):

@@ -1,0 +1,324 @@
+"""The runs of a plan: one per seed, task and arm, with its configuration, its identity, and how far it has come.
+
+A run's directory is an ordinary run directory with four more files: ``cell.json`` (its identity, written before the run
+starts), ``recipe.yaml`` (its resolved configuration), ``study.log``, and at the end ``evaluation.parquet``, which
+appears whole and carries its own identity. A run is done when that file is there: nothing else is a sign of it, so a
+kill at any moment leaves either a finished run or one to go on with.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from maxent_grpo import __version__
+from maxent_grpo.config.loading import RunConfig, resolve, resolved, write_resolved
+from maxent_grpo.config.run_settings import data_settings, model_source
+from maxent_grpo.errors import UsageError, did_you_mean
+from maxent_grpo.files import replace_file
+from maxent_grpo.models.loading import load_tokenizer
+from maxent_grpo.observe import names
+from maxent_grpo.study.plan import Arm, EvaluationPlan, StudyPlan, StudyTask
+from maxent_grpo.train.build import Given, evaluation_prompts, training_prompts
+from maxent_grpo.types import Prompt
+
+Identity = Mapping[str, Any]
+"""What makes a run the run that it is, as plain values by name: equal identities, equal runs."""
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+IDENTITY, RECIPE, LOG, LOCK = "cell.json", "recipe.yaml", "study.log", ".study.lock"
+EVALUATION, DURATIONS = "evaluation.parquet", "durations.json"
+IDENTITY_KEY = b"maxent_grpo.evaluation"
+
+# fmt: off
+NOT_IDENTITY = frozenset({
+    "output_dir", "run_name", "resume_from_checkpoint", "overwrite_output_dir", "disable_tqdm", "log_level",
+    "report_to", "project", "wandb_project", "wandb_entity", "wandb_run_group", "logging_dir", "save_steps",
+    "save_total_limit",
+})
+# fmt: on
+"""Settings that leave the trained policy and its records as they are."""
+
+
+class State(Enum):
+    """How far a run has come."""
+
+    MISSING = "missing"
+    STARTED = "started"
+    TRAINED = "trained"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of a study."""
+
+    index: int
+    """Position in the plan, for job arrays."""
+    task: StudyTask
+    arm: Arm
+    seed: int
+    """Of the pair: what runs of different arms share."""
+    directory: Path
+
+    @property
+    def run_seed(self) -> int:
+        """The seed of the training; differs from ``seed`` in the A/A arm."""
+        return self.seed + self.arm.seed_offset
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}/{self.arm.name}/seed-{self.seed}"
+
+    @property
+    def state(self) -> State:
+        """How far it has come, from its files."""
+        if (self.directory / EVALUATION).is_file():
+            return State.DONE
+        # The final policy is moved into place file by file, its folder going last.
+        if any(self.directory.glob("*.safetensors")) and not (self.directory / ".final.partial").exists():
+            return State.TRAINED
+        return State.STARTED if (self.directory / IDENTITY).is_file() else State.MISSING
+
+    @property
+    def durations(self) -> dict[str, float]:
+        """Stage → seconds, for the stages that ran through in one go."""
+        path = self.directory / DURATIONS
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+    def record_duration(self, stage: str, seconds: float) -> None:
+        kept = json.dumps({**self.durations, stage: round(seconds, 2)})
+        replace_file(self.directory / DURATIONS, kept, shared=True)
+
+
+def runs_of(plan: StudyPlan, arms: Sequence[str] = ()) -> list[StudyRun]:
+    """Every run, or those of the baseline and the named ``arms``; seeds outermost: a study that stops has whole pairs.
+
+    Raises `UsageError` for an arm that the plan has not.
+    """
+    known = [arm.name for arm in plan.arms]
+    for name in arms:
+        if name not in known:
+            raise UsageError(f"study.arms: no arm is called {name!r}{did_you_mean(name, known)}")
+    all_runs = [(seed, task, arm) for seed in plan.seeds for task in plan.tasks for arm in plan.arms]
+    return [
+        StudyRun(index, task, arm, seed, plan.output_dir / "runs" / task.name / arm.name / f"seed-{seed}")
+        for index, (seed, task, arm) in enumerate(all_runs)
+        if not arms or arm.name in {plan.baseline, *arms}
+    ]
+
+
+def config_of(plan: StudyPlan, run: StudyRun) -> RunConfig:
+    """The run's checked configuration: recipe < budget < task < arm < what the study decides.
+
+    Raises `UsageError`, its line opening with the arm, where this version cannot do what the arm asks for.
+    """
+    decided: dict[str, Any] = {
+        "output_dir": str(run.directory),
+        "run_name": run.name,
+        "seed": run.run_seed,
+        "max_steps": plan.budget.steps,
+        "resume_from_checkpoint": True,
+        "save_strategy": "steps",
+        "save_steps": plan.budget.save_steps,
+        "save_total_limit": 1,
+        "disable_tqdm": True,
+        "report_to": [],
+        "eval_on_start": True,  # the curves start where training starts
+    }
+    given = {**plan.budget.overrides, **run.task.overrides, **run.arm.overrides, **decided}
+    environ = {name: value for name, value in os.environ.items() if name != "GRPO_RECIPE"}
+    recipe = Path(run.arm.recipe.replace("{task}", run.task.name)).expanduser()
+    if not recipe.is_file() and (CHECKOUT / recipe).is_file():
+        recipe = CHECKOUT / recipe
+    try:
+        config = resolve(run.arm.command, recipe, {"flat": given}, environ)
+    except UsageError as error:
+        raise UsageError(f"arms.{run.arm.name} on {run.task.name}: {error}") from error
+    if config.route != "native":
+        raise UsageError(
+            f"arms.{run.arm.name} on {run.task.name}: would train with TRL's trainer, whose records differ from the "
+            "other arms'; add force_custom_loop: true to its overrides"
+        )
+    return config
+
+
+def refused_arms(plan: StudyPlan) -> dict[str, str]:
+    """Arm → why this version cannot run it, for the arms whose settings it refuses."""
+    refused: dict[str, str] = {}
+    for run in runs_of(plan)[: len(plan.tasks) * len(plan.arms)]:  # one seed is enough
+        try:
+            config_of(plan, run)
+        except UsageError as error:
+            refused.setdefault(run.arm.name, str(error))
+    return refused
+
+
+def refuse_changes(plan: StudyPlan, runs: Sequence[StudyRun]) -> dict[int, RunConfig]:
+    """The configuration of every run by its index, once none that exists was made with another one.
+
+    Raises `UsageError` that names what changed, and what to do.
+    """
+    configs: dict[int, RunConfig] = {}
+    for run in runs:
+        config = configs[run.index] = config_of(plan, run)
+        path = run.directory / IDENTITY
+        if not path.is_file():
+            if (run.directory / names.METRICS_FILE).exists():
+                raise UsageError(
+                    f"{run.directory}: holds a run that is not of a study; choose another study.output_dir"
+                )
+            continue
+        changed = changes(json.loads(path.read_text())["identity"], identity_of(config))
+        if changed:
+            raise UsageError(
+                f"{run.directory}: was run with other settings than the plan now says ({_first(changed)}); choose "
+                "another study.output_dir, take the change back, or delete that run to repeat it"
+            )
+        evaluated = _evaluation_identity_in(run.directory / EVALUATION)
+        changed = changes(evaluated, evaluation_identity(config, plan.evaluation)) if evaluated else []
+        if changed:
+            raise UsageError(
+                f"{run.directory / EVALUATION}: was evaluated otherwise than the plan now says ({_first(changed)}); "
+                f"delete the study's {EVALUATION} files to evaluate its policies again, or take the change back"
+            )
+    return configs
+
+
+def open_run(run: StudyRun, config: RunConfig) -> None:
+    """Write the run's recipe and then its identity, unless that is there. The caller holds the run's lock."""
+    run.directory.mkdir(parents=True, exist_ok=True)
+    if not (run.directory / IDENTITY).is_file():
+        write_resolved(config, run.directory / RECIPE)
+        facts = {"task": run.task.name, "arm": run.arm.name, "seed": run.seed, "run_seed": run.run_seed}
+        text = json.dumps({**facts, "identity": identity_of(config)}, indent=1)
+        replace_file(run.directory / IDENTITY, text, shared=True)
+
+
+def drop_checkpoints(run: StudyRun) -> None:
+    """Remove the checkpoints of a finished run; its final policy stays."""
+    for path in run.directory.glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+
+def try_lock(directory: Path) -> int | None:
+    """A descriptor that holds the run's lock; None while another process trains it.
+
+    The lock belongs to the open file, which the run's own processes inherit: it outlives a study that is killed while
+    its runs go on, and ends with the last of them.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def identity_of(config: RunConfig) -> Identity:
+    """The identity of a training run: settings, data, model and package version."""
+    tree = resolved(config)
+    settings = {
+        name: value
+        for section in ("script", "training", "model")
+        for name, value in tree[section].items()
+        if name not in NOT_IDENTITY
+    }
+    train, held_out, _ = prompt_digests(config)
+    return {
+        **settings,
+        "command": config.command,
+        "training prompts": train,
+        "held-out prompts": held_out,
+        "initial policy": _model_digest(model_source(config).location),
+        "maxent_grpo version": __version__,
+    }
+
+
+def evaluation_identity(config: RunConfig, evaluation: EvaluationPlan) -> Identity:
+    """The identity of an evaluation, apart from the policy that it is of."""
+    return {
+        "evaluation.k": evaluation.k,
+        "evaluation.temperatures": list(evaluation.temperatures),
+        "evaluation.seeds": list(evaluation.seeds),
+        "max_completion_length": config.training.max_completion_length,
+        "held-out prompts": prompt_digests(config)[1],
+        "maxent_grpo version": __version__,
+    }
+
+
+def changes(before: Identity, after: Identity) -> list[str]:
+    """``name: old → new`` for every part that differs; ``after`` is compared as it would read back from its file."""
+    after = json.loads(json.dumps(after))
+    return [
+        f"{name}: {before.get(name, 'unset')} → {after.get(name, 'unset')}"
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name, "unset") != after.get(name, "unset")
+    ]
+
+
+def _first(changed: Sequence[str], shown: int = 4) -> str:
+    more = f"; and {len(changed) - shown} more" if len(changed) > shown else ""
+    return "; ".join(changed[:shown]) + more
+
+
+def _evaluation_identity_in(path: Path) -> Identity | None:
+    import pyarrow.parquet as parquet
+
+    if not path.is_file():
+        return None
+    return dict(json.loads((parquet.read_schema(path).metadata or {})[IDENTITY_KEY]))
+
+
+_digests: dict[str, tuple[str, str, int]] = {}
+
+
+def prompt_digests(config: RunConfig) -> tuple[str, str, int]:
+    """Digests of training and held-out prompts as the policy reads them, with their columns; how many are held out."""
+    training, model = config.training, config.model
+    reads = [
+        resolved(config)["script"],
+        model.model_name_or_path,
+        model.model_revision,
+        config.max_prompt_chars,
+    ]
+    reads += [training.system_prompt, training.chat_template, training.max_prompt_length]
+    key = json.dumps(reads, default=str)
+    if key not in _digests:
+        tokenizer, data = load_tokenizer(model_source(config)), data_settings(config)
+        held_out = evaluation_prompts(data, Given(), tokenizer)
+        assert held_out is not None, "runs of a study evaluate at their start"
+        train = training_prompts(data, Given(), tokenizer)
+        _digests[key] = (_prompts_digest(train), _prompts_digest(held_out), len(held_out))
+    return _digests[key]
+
+
+def _prompts_digest(prompts: Iterable[Prompt]) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for prompt in prompts:
+        digest.update(json.dumps([prompt.text, dict(prompt.columns)], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+@cache
+def _model_digest(location: str) -> str:
+    """The digest of a local model's files; a hub model's name."""
+    directory = Path(location)
+    if not directory.is_dir():
+        return location
+    digest = hashlib.blake2b(digest_size=12)
+    for path in sorted(p for p in directory.iterdir() if p.suffix in (".safetensors", ".json", ".jinja")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
