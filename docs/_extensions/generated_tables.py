@@ -104,7 +104,7 @@ def metric_entry(metric: Definition) -> list[str]:
         f"  {escaped(capital(metric.meaning))}.",
         "",
     ]
-    return lines + ([f"  **Bad:** {escaped(metric.trouble)}.", ""] if metric.trouble else [])
+    return lines + ([f"  **Bad:** {escaped(metric.warning)}.", ""] if metric.warning else [])
 
 
 def capital(text: str) -> str:

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from maxent_grpo.controllers.controller import CONTROLLER_METRICS, Controllers, Measurement
+from maxent_grpo.controllers.controller import Controllers, Measurement
 from maxent_grpo.controllers.meta import MetaState, Potential, meta_update, path_gradient
 from maxent_grpo.controllers.meta_optimizer import Moments, descend
 from maxent_grpo.controllers.settings import SMALLEST_TAU, ControllerSettings, MetaSettings
 from maxent_grpo.objectives.weights import closed_form_weights, weight_entropy
+from maxent_grpo.observe.definitions import definitions
+
+DEFINED = {metric.name for metric in definitions() if metric.part == "controllers"}
 
 Array = npt.NDArray[np.float64]
 TAU, BETA = 0.3, 0.2
@@ -344,7 +347,7 @@ def test_every_method_brings_entropy_and_kl_to_their_targets(meta: MetaSettings,
         entropies.append(weight_entropy(weights(tau, beta)).mean().item())
         kls.append(0.4 * math.exp(-3 * knobs.beta) * (1 + 0.1 * noise.normal()))
         controllers, metrics = controllers.update(Measurement(step, kls[-1], entropies[-1], 1.0, weights))
-        assert set(metrics) <= set(CONTROLLER_METRICS)
+        assert {f"train/{name}" for name in metrics} <= DEFINED
     assert np.mean(entropies[-100:]) == pytest.approx(1.4, abs=0.03)
     assert np.mean(kls[-100:]) == pytest.approx(0.1, abs=0.02)
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.observe.definitions import definitions
 from maxent_grpo.rewards.registry import RewardFunction, TrainerState, load_rewards
-from maxent_grpo.rewards.scoring import REWARD_METRICS, Scorer
+from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.types import Prompt, Rollout
 
 
@@ -268,9 +269,9 @@ def test_the_metrics_are_those_documented_and_add_up_over_ranks():
     ]
     whole = score(length, rollouts)[2]
     first, second = score(length, rollouts[:1])[2], score(length, rollouts[1:])[2]
-    assert {name.replace("/f/", "/<name>/") for name in whole} == set(REWARD_METRICS) - {
-        "reward/logged/<name>"
-    }
+    defined = {metric.name for metric in definitions() if metric.part == "rewards"}
+    found = {"train/" + name.replace("/f/", "/<name>/") for name in whole}
+    assert found == defined - {"train/reward/logged/<name>"}
     expected = {
         "rewards/f/mean": 14 / 6,
         "rewards/f/std": (math.sqrt(2) + 0 + math.sqrt(8)) / 3,

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from maxent_grpo.config.plan import VLLM_TIS_CAP, objective_spec
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.observe.names import DEFINITIONS, STOP_FILE
+from maxent_grpo.observe.definitions import definitions
+from maxent_grpo.observe.names import STOP_FILE
 from maxent_grpo.train.stopping import Stopped
 from runs import train
 
@@ -43,7 +44,7 @@ def test_async_without_staleness_gives_the_parameters_of_the_inline_driver(
     steps = records(run)[1:]
     assert [r["train/buffer/policy_age_max"] for r in steps] == [0.0] * 10
     own = {key for key in steps[0] if key.startswith("train/buffer/")}
-    assert own == {name for name in DEFINITIONS if name.startswith("train/buffer/")}
+    assert own == {metric.name for metric in definitions() if metric.name.startswith("train/buffer/")}
     shared = records(inline_tiny)[1]
     assert {k: steps[0][k] for k in shared} == pytest.approx(shared)
     numbers = [number for r in records(run, "tickets.jsonl") for number in r["tickets"]]

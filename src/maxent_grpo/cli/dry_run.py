@@ -8,7 +8,7 @@ import yaml
 from maxent_grpo.config.loading import RunConfig, resolved
 from maxent_grpo.config.plan import batch_plan
 from maxent_grpo.observe import names
-from maxent_grpo.observe.redaction import without_secrets
+from maxent_grpo.observe.names import without_secrets
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 

@@ -16,37 +16,6 @@ from maxent_grpo.controllers.snapshot import ControllerState, from_json, from_nu
 from maxent_grpo.controllers.tau import entropy_target, next_ema, next_tau
 from maxent_grpo.types import Knobs
 
-CONTROLLER_METRICS: dict[str, str] = {
-    "tau": "τ that the step used",
-    "beta": "β that the step used",
-    "tau_log": "ln τ that the step used; absent at τ = 0",
-    "delta_tau": "change of τ by this step's update",
-    "delta_beta": "change of β by this step's update",
-    "tau_target_entropy": "target H* of the weight entropy at this step, nats",
-    "weight_entropy_ema": "moving average of the weight entropy (decay 0.9), this step included, nats",
-    "weight_entropy_error": "weight entropy of this step minus its target, nats",
-    "kl_error_to_target": "KL of this step minus its target, nats",
-    "kl_ratio_to_target": "KL of this step divided by its target",
-    "kl_controller/enabled": "1 if the multiplicative β controller runs, else 0",
-    "kl_controller/target": "its KL target, nats",
-    "kl_controller/horizon": "its horizon, optimiser steps",
-    "kl_controller/step_size": "bound on its relative KL error",
-    "entropy_coef": "coefficient of the token-entropy bonus that the step used, where a controller sets it",
-    "controller/skipped": "values of this step that were not finite and therefore moved nothing",
-    "meta/enabled": "1 if the meta-controller runs, else 0",
-    "meta/lr": "its learning rate before the schedule",
-    "meta/update_interval": "optimiser steps between two of its updates",
-    "meta/truncation_steps": "inner updates that truncated_backprop unrolls",
-    "meta/use_hessian": "1 if its gradients are divided by the curvature",
-    "meta/loss": "potential ½(H−H*)² + ½(KL−KL*)² at the knobs used; this and what follows: on update steps",
-    "meta/tau_grad": "slope in τ that the update descended, before curvature",
-    "meta/beta_grad": "push on β that the update followed, before clip and curvature; KL − KL* if analytic",
-    "meta/grad_norm": "Euclidean norm of the two",
-    "meta/tau_projected": "1 if a bound of τ was active",
-    "meta/beta_projected": "1 if β was held at 0",
-}
-"""Metric name without its ``train/`` prefix → what it says."""
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -97,7 +66,7 @@ class Controllers:
         return by_gradient and step % meta.update_interval == 0
 
     def update(self, measurement: Measurement) -> tuple["Controllers", dict[str, float]]:
-        """The controllers after a step that used `knobs`, and its `CONTROLLER_METRICS`.
+        """The controllers after a step that used `knobs`, and its metrics, named without ``train/``.
 
         A measurement that is not finite counts as not made: what depends on it stays as it is. Raises
         ``ValueError`` where `needs_weights` and an entropy comes without the weights behind it.

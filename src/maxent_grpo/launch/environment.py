@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from maxent_grpo.observe.redaction import is_secret
+from maxent_grpo.observe.names import is_secret
 
 HIDDEN = "***"
 SHORTEST_SECRET = 6

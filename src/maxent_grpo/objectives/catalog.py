@@ -7,11 +7,10 @@
 import importlib
 
 from maxent_grpo.errors import UsageError, did_you_mean
-from maxent_grpo.objectives.metrics import METRIC_DEFINITIONS
 from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.objectives.spec import ObjectiveSpec
 
-__all__ = ["CATALOG", "METRIC_DEFINITIONS", "Objective", "ObjectiveSpec", "find_objective"]
+__all__ = ["CATALOG", "Objective", "ObjectiveSpec", "find_objective"]
 
 DR_GRPO = ObjectiveSpec(scale_rewards="none", loss_type="dr_grpo")
 

@@ -1,4 +1,4 @@
-"""What an objective reports: the definition of every metric, and the statistics that it computes."""
+"""The statistics that an objective reports; ``observe/metrics.yaml`` says what each metric means."""
 
 import math
 
@@ -9,70 +9,6 @@ from maxent_grpo.objectives.advantages import group_std, has_spread
 from maxent_grpo.objectives.surrogates import ClipEvents
 from maxent_grpo.objectives.weights import weight_entropy
 from maxent_grpo.types import Metrics, Stat, extreme_stat, mean_stat
-
-METRIC_DEFINITIONS: dict[str, str] = {
-    "reward": "mean utility (weighted sum of rewards) of the completions",
-    "reward_std": "mean over groups of the sample standard deviation of utilities within the group",
-    "frac_reward_zero_std": "fraction of groups whose utilities are all equal: they carry no policy signal",
-    "reward_shaped": "mean utility after shaping (overlong, unlikeliness, entropy bonus, KL), where there is any",
-    "seed_grpo/semantic_entropy_mean": "mean over groups of the entropy over distinct answers, in nats",
-    "seed_grpo/semantic_entropy_min": "smallest semantic entropy of a group, in nats",
-    "seed_grpo/semantic_entropy_max": "largest semantic entropy of a group, in nats",
-    "seed_grpo/advantage_scale_mean": "mean over groups of 1 / (1 + alpha_effective × semantic entropy)",
-    "seed_grpo/advantage_scale_min": "smallest factor that SEED-GRPO gave a group's advantages",
-    "seed_grpo/advantage_scale_max": "largest factor that SEED-GRPO gave a group's advantages",
-    "seed_grpo/alpha_effective": "α, divided by ln G where it is normalised",
-    "seed_grpo/max_possible_entropy": "ln G: the semantic entropy of G different answers of equal probability",
-    "weight_entropy": "mean over groups of H(w), the entropy of the candidate weights, in nats",
-    "weight_entropy_norm": "mean over groups of H(w) / ln G: 1 is uniform, 0 is a single candidate",
-    "weight_entropy_min": "smallest H(w) of a group, in nats",
-    "weight_entropy_max": "largest H(w) of a group, in nats",
-    "weight_norm_denom": "what the log-weights are divided by: τ+β, or τ where that form is chosen",
-    "effective_rollouts": "mean over groups of exp H(w): how many candidates the weights effectively use",
-    "q_entropy_mean": "mean over groups of H(q), the entropy of the target distribution, in nats",
-    "q_entropy_min": "smallest H(q) of a group, in nats",
-    "q_entropy_max": "largest H(q) of a group, in nats",
-    "loss": "the optimised loss: loss/policy + loss/weighted_kl + loss/behaviour_kl + loss/entropy + loss/kl_cov "
-    "+ loss/seed + info_seed/entropy, as far as there are these terms",
-    "loss/policy": "the policy term of the loss",
-    "loss/kl": "KL estimate to the reference policy under the loss's reduction, without its coefficient",
-    "loss/weighted_kl": "what the KL to the reference adds to the loss: β × loss/kl, 0 where only measured",
-    "loss/behaviour_kl": "what the KL to the behaviour policy adds to the loss, coefficient included",
-    "loss/entropy": "what the entropy bonus adds to the loss: −coefficient × entropy",
-    "loss/kl_cov": "what KL-Cov adds to the loss, coefficient included",
-    "kl_cov/held": "fraction of tokens that KL-Cov holds",
-    "clip_cov/dropped": "fraction of tokens that Clip-Cov leaves without policy gradient",
-    "top_entropy/kept": "fraction of tokens that keep their policy gradient for their high entropy",
-    "off_policy_mask/kept": "fraction of completions that the off-policy mask keeps",
-    "kl": "KL estimate of the policy from the reference policy, mean over tokens, in nats",
-    "behaviour_kl": "KL estimate of the policy from the policy that sampled, mean over tokens, in nats",
-    "entropy": "exact entropy of the policy's next-token distribution, mean over tokens, in nats",
-    "clip_ratio": "fraction of ratios (per token or completion) whose gradient the clip switched off (cispo: capped)",
-    "clip_ratio/low_mean": "fraction clipped from below: ratio < 1 − epsilon with a negative advantage",
-    "clip_ratio/high_mean": "fraction clipped from above: ratio > 1 + epsilon_high with a positive advantage",
-    "ratio/mean": "mean importance ratio of the policy to the policy at the start of the updates",
-    "ratio/max": "largest importance ratio",
-    "ratio/square_mean": "mean squared importance ratio; ratio/mean² over it is the effective sample size as a share",
-    "tis/mean": "mean truncated importance weight between the learner's and the sampler's log-probs",
-    "tis/capped": "fraction of tokens whose importance weight reached the cap",
-    "tis/raw_mean": "mean of that weight before it is truncated, over all tokens that were sampled",
-    "tis/raw_max": "the largest of them",
-    "tis/raw_square_mean": "their mean square; tis/raw_mean² over it is the effective sample size as a share",
-    "loss/seed": "what the InfoSeed loss adds to the loss: λ × InfoNCE or cross-entropy",
-    "info_seed/entropy": "what the entropy gap adds to the loss: α × (seed/entropy/orig − seed/entropy/seed_aug)",
-    "seed/entropy/orig": "entropy of the policy's softmax over a group's original completions (log-probs per token), "
-    "mean over groups, in nats",
-    "seed/entropy/seed_aug": "the same over the group's seeded completions",
-    "seed/seed_aug_frac": "fraction of the completions trained on that were sampled with a seed",
-    "seed/seed_pred_acc": "fraction of seeded completions whose pooled state is nearest (cosine) to the centroid of "
-    "its own seed's completions of the step's other prompts; chance is 1/S",
-    "seed/seed_pred_acc_aug": "fraction of seeded completions that the loss's own classifier gives the right seed: "
-    "the seed head (ce), or the nearest completion of another prompt (infonce)",
-    "seed/seed_diversity_l2": "L2 distance between the normalised pooled states of one prompt's seeded completions, "
-    "mean over pairs and prompts; 0 to 2",
-}
-"""Metric name without its ``train/`` prefix → definition. Means are over the whole optimiser batch, the groups that
-teach nothing included: those run without a backward pass, and are measured all the same."""
 
 
 def sum_stat(value: Tensor) -> Stat:

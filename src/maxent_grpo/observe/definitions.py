@@ -1,17 +1,13 @@
-"""Every metric that a run can record: its name, its unit, what it says, and what a bad value looks like.
+"""Every metric that a run can record: its name, its unit, its meaning, and what a bad value looks like.
 
-Each room defines the metrics that it measures; here they stand together, with how to read them. The report's glossary
-and the page *Metrics* of the documentation are made from `definitions`.
+They are defined in ``metrics.yaml``, each once. The report's glossary and the page *Metrics* of the documentation are
+made from `definitions`.
 """
 
 import re
 from dataclasses import dataclass
-
-from maxent_grpo.controllers.controller import CONTROLLER_METRICS
-from maxent_grpo.objectives.metrics import METRIC_DEFINITIONS
-from maxent_grpo.observe import names
-from maxent_grpo.observe.readings import READINGS
-from maxent_grpo.rewards.scoring import REWARD_METRICS
+from functools import cache
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -20,22 +16,28 @@ class Definition:
 
     name: str
     meaning: str
-    unit: str  # "share" is a number from 0 to 1; "" where the number only counts or labels
-    trouble: str  # what a bad value looks like; "" where no value is bad by itself
+    unit: str = ""  # "share" is a number from 0 to 1; "" where the number only counts or labels
+    warning: str = ""  # what a bad value looks like; "" where no value is bad by itself
+    part: str = ""  # what measures it: rewards, objectives, controllers, exploration, …
 
     @property
     def pattern(self) -> re.Pattern[str]:
-        """What the recorded names of this metric look like."""
+        """A regular expression of the names under which this metric is recorded."""
         varying = re.escape(self.name).replace("<k>", r"\d+")
         return re.compile(re.sub(r"<[^<>]*>", ".+", varying))
 
 
-def definitions() -> list[Definition]:
+@cache
+def definitions() -> tuple[Definition, ...]:
     """All metrics: rewards, objectives, controllers, then the learner's, evaluation and timing."""
-    trained = {**REWARD_METRICS, **METRIC_DEFINITIONS, **CONTROLLER_METRICS}
-    meanings = {f"train/{name}": meaning for name, meaning in trained.items()}
-    meanings.update(names.DEFINITIONS)
-    return [Definition(name, meaning, *READINGS[name]) for name, meaning in meanings.items()]
+    import yaml
+
+    parts = yaml.safe_load(Path(__file__).with_name("metrics.yaml").read_text(encoding="utf-8"))
+    return tuple(
+        Definition(name, part=part, **entry)
+        for part, metrics in parts.items()
+        for name, entry in metrics.items()
+    )
 
 
 def definition_of(recorded: str) -> Definition | None:

@@ -9,8 +9,8 @@ from typing import Any, Final
 from maxent_grpo.observe import names
 from maxent_grpo.observe.figures import RUN_FIGURES
 from maxent_grpo.observe.html_page import filled
+from maxent_grpo.observe.names import is_secret, without_secrets
 from maxent_grpo.observe.plots import plot_comparison, plot_run
-from maxent_grpo.observe.redaction import is_secret, without_secrets
 from maxent_grpo.observe.run_files import Record, RunFiles, load_run
 
 TEMPLATE: Final = Path(__file__).with_name("report.html")

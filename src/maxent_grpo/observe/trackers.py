@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.observe.redaction import without_secrets
+from maxent_grpo.observe.names import without_secrets
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

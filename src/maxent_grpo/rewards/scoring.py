@@ -23,22 +23,6 @@ from maxent_grpo.types import Group, Metrics, Rollout, Stat, extreme_stat, mean_
 
 logger = logging.getLogger(__name__)
 
-REWARD_METRICS: dict[str, str] = {
-    "rewards/<name>/mean": "mean score of reward function <name> over the completions that it gave a score",
-    "rewards/<name>/std": "mean over groups of the within-group standard deviation (n − 1; 0 for one score)",
-    "reward/errors": "scores lost in the step: a reward function raised, returned no finite number, overran its "
-    "deadline, or took its worker process down",
-    "reward/timeouts": "those of reward/errors that were lost to the deadline reward_timeout",
-    "reward/logged/<name>": "what reward functions reported as log_metric(name, value), averaged",
-    "reward/unscored": "completions that no reward function gave a score: their utility is 0",
-    "completions/mean_length_sampled": "mean length of the completions in tokens, end-of-sequence token included",
-    "completions/min_length_sampled": "shortest completion in tokens",
-    "completions/max_length_sampled": "longest completion in tokens",
-    "completions/mean_length_terminated": "the same mean over the completions that ended by themselves",
-    "completions/clipped_frac": "share of completions that were cut off at the length limit",
-}
-"""What `Scorer.score` reports → its definition."""
-
 # Names that mean something else in a call; a dataset column of such a name is not passed.
 _RESERVED = frozenset(
     {"prompt", "prompts", "completion", "completions", "completion_ids"}
@@ -206,7 +190,7 @@ def _groups(rollouts: Sequence[Rollout]) -> Iterator[tuple[Rollout, slice]]:
 
 
 def group_metrics(groups: Sequence[Group]) -> Metrics:
-    """The part of `REWARD_METRICS` that the scored groups themselves tell."""
+    """The metrics that the scored groups themselves tell."""
     metrics: Metrics = {}
     for name in groups[0].rewards:
         scored = [[s for s in group.rewards[name] if not math.isnan(s)] for group in groups]

@@ -1,6 +1,6 @@
 import pytest
 
-from maxent_grpo.observe.redaction import is_secret, without_secrets
+from maxent_grpo.observe.names import is_secret, without_secrets
 
 
 @pytest.mark.parametrize(
