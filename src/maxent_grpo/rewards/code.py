@@ -1,65 +1,51 @@
-"""Rewards that run the code of a completion: in an interpreter of its own that may do little, and not for long.
+"""Rewards that run the code of a completion: in confined interpreters, judged from outside.
 
-What it may not: run longer than `SECONDS` in all, use more than `MEMORY_MB`, write files of more than `FILE_MB`, open
-many files, start processes (as long as the user is not root), reach the network (where the kernel grants namespaces
-to users; a container may not), import what is not Python's own, or outlive the call. What it may: read what the user
-may read. It is a fence against accidents and idle tricks, not against an attacker: train on code that you would not
-run yourself in a container or virtual machine.
+The program runs in a process of its own, its tests in another (`code_sandbox`): expected values and the verdict are
+never where the completion's code could read or write them. The Linux kernel confines both (Landlock and seccomp): they
+read Python's own files and compute; they write no file, start no process, send no signal, open no socket, and see
+neither the user's files nor the environment. They have `SECONDS` in all, `MEMORY_MB` each, and `OUTPUT_MB` of output.
+Where the kernel cannot do that, code rewards are refused unless ``code_confinement: none`` asks for bare interpreters
+with limits of time and memory, which are a fence against accidents only.
 """
 
 import contextlib
 import json
 import os
-import secrets
+import selectors
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from maxent_grpo.errors import UsageError
+from maxent_grpo.rewards.code_sandbox import missing_confinement
 from maxent_grpo.rewards.completions import Completion, text_of
 
 SECONDS = 6.0
 """Wall clock for all cases of a completion together."""
 
 MEMORY_MB = 512
-FILE_MB = 1
+OUTPUT_MB = 1
 BINARY_THRESHOLD = 0.99
 
 _LANGUAGES = frozenset({"", "python", "python3", "py"})
+_SANDBOX = str(Path(__file__).with_name("code_sandbox.py"))
 
-# Read from a file that is gone before the program starts, so that it cannot look up the word of success.
-_RUNNER = r"""
-import ctypes, json, os, resource, signal, sys
-with open("case.json", encoding="utf-8", errors="surrogatepass") as file:
-    case = json.load(file)
-os.unlink("case.json")
-libc = ctypes.CDLL(None, use_errno=True)
-libc.prctl(1, signal.SIGKILL)
-libc.unshare(0x10000000 | 0x40000000)  # user and network namespace
-for name, limit in case["limits"].items():
-    resource.setrlimit(getattr(resource, name), (limit, limit))
-done = os.dup(1)
-word = case["word"].encode()
-reads_input = case["reads_input"]
-program = compile(case["program"], "completion.py", "exec")
-del case, file, libc, resource, ctypes, json
-def _run(program, done, word, reads_input, write=os.write, exit=sys.exit, flush=sys.stdout.flush):
-    try:
-        exec(program, {"__name__": "__main__", "exit": exit, "quit": exit})
-    except SystemExit as ended:  # how a program that answers may end, and one that is to pass asserts may not
-        if not reads_input or ended.code not in (None, 0):
-            raise
-    flush()
-    write(done, word)
-_run(program, done, word, reads_input)
-"""
 
-Case = tuple[str, str | None, str | None]
-"""What follows the program, the input, and the expected output; None: success is that nothing raises."""
+def check_confinement(code_confinement: str = "kernel") -> None:
+    """Raise `UsageError` where ``code_confinement`` asks the kernel for what it has not, or is no choice."""
+    if code_confinement not in ("kernel", "none"):
+        raise UsageError(f"code_confinement: {code_confinement!r} is not one of kernel, none")
+    missing = missing_confinement() if code_confinement == "kernel" else ""
+    if missing:
+        raise UsageError(
+            f"reward code: completions cannot be confined here ({missing}); train in a container or virtual "
+            "machine that holds nothing of value and set code_confinement=none there"
+        )
 
 
 def python_unit_tests(
@@ -68,6 +54,7 @@ def python_unit_tests(
     test: Sequence[str] | None = None,
     entry_point: Sequence[str] | None = None,
     input_output: Sequence[str | Mapping[str, Any]] | None = None,
+    code_confinement: str = "kernel",
     **columns: Any,
 ) -> list[float]:
     """The share of a problem's cases that the completion's Python program passes, 0 … 1.
@@ -79,16 +66,21 @@ def python_unit_tests(
     cases share `SECONDS` of time; what has not passed by then has failed.
     """
     rewards = []
+    confined = code_confinement == "kernel"
     for row, completion in enumerate(completions):
+        program = program_in(text_of(completion))
         if test_list is not None:
-            cases: list[Case] = [(statement, None, None) for statement in test_list[row]]
+            rewards.append(share_of_tests(program, test_list[row], confined=confined))
         elif test is not None and entry_point is not None:
-            cases = [(f"{test[row]}\ncheck({entry_point[row]})", None, None)]
+            check = f"{test[row]}\ncheck({entry_point[row]})"
+            rewards.append(share_of_tests(program, [check], confined=confined))
         elif input_output is not None:
-            cases = _standard_input_cases(input_output[row])
+            column = input_output[row]
+            given = json.loads(column) if isinstance(column, str) else column
+            cases = [(str(i), str(o)) for i, o in zip(given["inputs"], given["outputs"], strict=True)]
+            rewards.append(share_of_outputs(program, cases, confined=confined))
         else:
             raise TypeError("code rewards need a column test_list, test and entry_point, or input_output")
-        rewards.append(passed_share(program_in(text_of(completion)), cases))
     return rewards
 
 
@@ -98,10 +90,11 @@ def binary_code(
     test: Sequence[str] | None = None,
     entry_point: Sequence[str] | None = None,
     input_output: Sequence[str | Mapping[str, Any]] | None = None,
+    code_confinement: str = "kernel",
     **columns: Any,
 ) -> list[float]:
     """1.0 where `python_unit_tests` gives more than 0.99, else 0.0."""
-    shares = python_unit_tests(completions, test_list, test, entry_point, input_output)
+    shares = python_unit_tests(completions, test_list, test, entry_point, input_output, code_confinement)
     return [float(share > BINARY_THRESHOLD) for share in shares]
 
 
@@ -114,68 +107,156 @@ def program_in(text: str) -> str:
     return body if language.strip().lower() in _LANGUAGES else fenced[-1]
 
 
-def passed_share(program: str, cases: Sequence[Case], seconds: float = SECONDS) -> float:
-    """The share of ``cases`` that ``program`` passes within ``seconds``; 0.0 where there are none."""
+def share_of_tests(
+    program: str, tests: Sequence[str], seconds: float = SECONDS, *, confined: bool = True
+) -> float:
+    """The share of ``tests`` that raise nothing after ``program``, which is executed anew for each; 0.0 for no tests.
+
+    A program that exits, crashes or hangs fails the test at hand; one that used up ``seconds`` all further ones.
+    """
     deadline = time.monotonic() + seconds
-    passed = sum(_passes(program, case, deadline) for case in cases)
+    passed = done = 0
+    while done < len(tests) and time.monotonic() < deadline:
+        verdicts = _judged(program, tests[done:], list(tests), deadline, confined)
+        passed += sum(verdicts)
+        done += len(verdicts) + 1  # the one without a verdict has failed
+    return passed / len(tests) if tests else 0.0
+
+
+def share_of_outputs(
+    program: str, cases: Sequence[tuple[str, str]], seconds: float = SECONDS, *, confined: bool = True
+) -> float:
+    """The share of ``cases`` (input, expected output) that ``program`` answers, line by line without outer blanks."""
+    deadline = time.monotonic() + seconds
+    passed = 0
+    for given, expected in cases:
+        if time.monotonic() >= deadline:
+            break
+        piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with _running("program", {"program": program}, deadline, confined, **piped) as process:
+            output = _output(process, given.encode("utf-8", "surrogatepass"), deadline)
+            ended = output is not None and _ended_well(process, deadline)
+        passed += ended and _lines((output or b"").decode("utf-8", "replace")) == _lines(expected)
     return passed / len(cases) if cases else 0.0
-
-
-def _standard_input_cases(column: str | Mapping[str, Any]) -> list[Case]:
-    given = json.loads(column) if isinstance(column, str) else column
-    return [("", str(i), str(o)) for i, o in zip(given["inputs"], given["outputs"], strict=True)]
-
-
-def _passes(program: str, case: Case, deadline: float) -> bool:
-    tail, given, expected = case
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        return False
-    word = secrets.token_hex(16)
-    output = _run(f"{program}\n{tail}\n", given, word, seconds)
-    if not output.endswith(word):
-        return False
-    return expected is None or _lines(output.removesuffix(word)) == _lines(expected)
 
 
 def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.strip().splitlines()]
 
 
-def _run(program: str, given: str | None, word: str, seconds: float) -> str:
-    """What the program wrote to its output, with ``word`` at the end if it came to its end."""
-    with tempfile.TemporaryDirectory(prefix="maxent-code-", ignore_cleanup_errors=True) as folder:
-        limits = {
-            "RLIMIT_CPU": int(seconds) + 1,
-            "RLIMIT_DATA": MEMORY_MB << 20,
-            "RLIMIT_FSIZE": FILE_MB << 20,
-            "RLIMIT_NOFILE": 64,
-            "RLIMIT_NPROC": 0,
-            "RLIMIT_CORE": 0,
-        }
-        here = Path(folder)
-        case = json.dumps(
-            {"program": program, "word": word, "limits": limits, "reads_input": given is not None}
-        )
-        (here / "case.json").write_text(case, encoding="utf-8")
-        (here / "input").write_text(given or "", encoding="utf-8", errors="surrogatepass")
-        with (here / "input").open("rb") as stdin, (here / "output").open("w+b") as stdout:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _RUNNER],
-                cwd=folder,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                env={"PATH": os.defpath, "PYTHONHASHSEED": "0", "HOME": folder},
-            )
-            try:
-                process.wait(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                pass  # it has not passed
-            finally:
-                with contextlib.suppress(ProcessLookupError):  # nothing of it is left
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            stdout.seek(0)
-            return stdout.read().decode("utf-8", errors="replace")
+def _judged(
+    program: str, tests: Sequence[str], all_tests: list[str], deadline: float, confined: bool
+) -> list[bool]:
+    """The verdicts of a judge on ``tests``, up to the one at which the program was lost or the time was up."""
+    asked, asks = os.pipe()
+    answered, answers = os.pipe()
+    told, tells = os.pipe()
+    work = {"tests": list(tests), "all_tests": all_tests}
+    try:
+        with (
+            _running("candidate", {"program": program}, deadline, confined, line=(asked, answers)),
+            _running("judge", work, deadline, confined, line=(answered, asks), verdicts=tells),
+        ):
+            for end in (asked, asks, answered, answers, tells):
+                os.close(end)  # so that each process sees the other's end
+            said = _read(told, deadline)
+    finally:
+        os.close(told)
+    return [line.endswith(b"1") for line in said.splitlines()]
+
+
+@contextlib.contextmanager
+def _running(
+    role: str,
+    work: Mapping[str, Any],
+    deadline: float,
+    confined: bool,
+    line: tuple[int, int] | None = None,
+    verdicts: int | None = None,
+    **streams: int,
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process of `code_sandbox`, killed at the end with all that it started."""
+    with tempfile.TemporaryFile() as file:
+        file.write(json.dumps(work).encode("ascii"))
+        file.seek(0)
+        handed = os.dup(file.fileno())
+    limits = {
+        "RLIMIT_CPU": int(max(0.0, deadline - time.monotonic())) + 1,
+        "RLIMIT_DATA": MEMORY_MB << 20,
+        "RLIMIT_FSIZE": 0,
+        "RLIMIT_NOFILE": 64,
+        "RLIMIT_NPROC": 0,
+        "RLIMIT_CORE": 0,
+    }
+    told = {"work": handed, "line": line, "verdicts": verdicts, "limits": limits, "confined": confined}
+    ends = [end for end in (handed, *(line or ()), verdicts) if end is not None]
+    nothing = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", _SANDBOX, role, json.dumps(told)],
+        pass_fds=ends,
+        cwd="/",
+        start_new_session=True,
+        bufsize=0,
+        env={"PATH": os.defpath, "PYTHONHASHSEED": "0", "HOME": "/"},
+        **(nothing | streams),
+    )
+    os.close(handed)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nothing of it is left
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def _ended_well(process: "subprocess.Popen[bytes]", deadline: float) -> bool:
+    try:
+        return process.wait(max(0.0, deadline - time.monotonic())) == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _read(end: int, deadline: float) -> bytes:
+    """What comes until the other side closes or the time is up."""
+    said = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(end, selectors.EVENT_READ)
+        while selector.select(max(0.0, deadline - time.monotonic())):
+            part = os.read(end, 1 << 16)
+            if not part:
+                break
+            said += part
+    return said
+
+
+def _output(process: "subprocess.Popen[bytes]", given: bytes, deadline: float) -> bytes | None:
+    """What the process writes while it reads ``given``; None where it is too much or takes too long."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    reads, writes = process.stdout.fileno(), process.stdin.fileno()
+    os.set_blocking(writes, False)
+    output, left = bytearray(), memoryview(given)
+    with selectors.DefaultSelector() as selector:
+        selector.register(reads, selectors.EVENT_READ)
+        selector.register(writes, selectors.EVENT_WRITE)
+        while ready := selector.select(max(0.0, deadline - time.monotonic())):
+            for key, _ in ready:
+                if key.fd == reads:
+                    part = os.read(reads, 1 << 16)
+                    output += part
+                    if not part:
+                        return bytes(output)
+                    if len(output) > OUTPUT_MB << 20:
+                        return None
+                    continue
+                try:
+                    left = left[os.write(writes, left[: 1 << 16]) :]
+                except BrokenPipeError:
+                    left = left[:0]
+                if not left:
+                    selector.unregister(writes)
+                    process.stdin.close()
+    return None

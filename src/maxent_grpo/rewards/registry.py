@@ -74,9 +74,18 @@ BUILTIN_REWARDS = {
         preload=("maxent_grpo.rewards.ifeval_checkers",),
         check="maxent_grpo.rewards.ifeval:ensure_ifeval",
     ),
-    "code": Builtin(f"{_CODE}:python_unit_tests", isolated=True),
-    "python_unit_tests": Builtin(f"{_CODE}:python_unit_tests", isolated=True),
-    "binary_code": Builtin(f"{_CODE}:binary_code", isolated=True),
+} | {
+    name: Builtin(
+        f"{_CODE}:{function}",
+        isolated=True,
+        options=("code_confinement",),
+        check=f"{_CODE}:check_confinement",
+    )
+    for name, function in (
+        ("code", "python_unit_tests"),
+        ("python_unit_tests", "python_unit_tests"),
+        ("binary_code", "binary_code"),
+    )
 }
 """Short name → the function behind it. docs/guides/rewards.md lists their values."""
 
@@ -168,9 +177,9 @@ def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptio
     if builtin is None:
         location = Location(spec) if options.isolation else None
         return RewardFunction(spec.partition(":")[2], function, weight, location)
-    if builtin.check is not None:
-        load_named("reward_funcs", builtin.check)()
     bound = tuple((name, options.values[name]) for name in builtin.options if name in options.values)
+    if builtin.check is not None:
+        load_named("reward_funcs", builtin.check)(**dict(bound))
     isolated = builtin.isolated and options.isolation
     return RewardFunction(
         spec,

@@ -59,3 +59,8 @@ class ScriptFields:
     missing_boxed_answer_penalty: float = setting(
         -0.05, "Reward missing_boxed_answer_penalty_math: value without a boxed answer, ≤ 0."
     )
+    code_confinement: str = setting(
+        "kernel",
+        "Rewards code, python_unit_tests, binary_code: what holds a completion's program, kernel (Landlock and seccomp; "
+        "refused where the kernel has them not) or none.",
+    )
