@@ -61,6 +61,6 @@ class ScriptFields:
     )
     code_confinement: str = setting(
         "kernel",
-        "Rewards code, python_unit_tests, binary_code: what holds a completion's program, kernel (Landlock and seccomp; "
-        "refused where the kernel has them not) or none.",
+        "Rewards code, python_unit_tests, binary_code: what confines a program, kernel (Landlock and "
+        "seccomp; refused where the kernel lacks them) or none.",
     )
