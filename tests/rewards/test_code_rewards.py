@@ -84,7 +84,8 @@ def test_the_program_is_the_last_closed_block(text, program):
             "try:\n    f(1)\nexcept ValueError as e:\n    assert 'no' in str(e)\nelse:\n    assert 0",
         ),
         ("def sum(a, b): return a * b", "assert sum(2, 5) == 10"),
-        ("def is_even(n): return n % 2 == 0", "assert is_even(4) and not is_even(3)"),
+        ("def is_even(n): return n % 2 == 0", "assert is_even(4) is True and is_even(3) is False"),
+        ("class N(int): pass\nclass T(str): pass\ndef f(): return N(3), T('a')", "assert f() == (3, 'a')"),
         ("def f(n): return 10 ** n", "assert f(5000) == 10 ** 5000"),
         ("import math\ndef f(x): return math.sqrt(x)", "assert abs(f(2) - 1.41421356) < 1e-6"),
         (

@@ -132,8 +132,7 @@ def share_of_outputs(
     for given, expected in cases:
         if time.monotonic() >= deadline:
             break
-        piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with _running("program", {"program": program}, deadline, confined, **piped) as process:
+        with _running("program", {"program": program}, deadline, confined) as process:
             output = _output(process, given.encode("utf-8", "surrogatepass"), deadline)
             ended = output is not None and _ended_well(process, deadline)
         passed += ended and _lines((output or b"").decode("utf-8", "replace")) == _lines(expected)
@@ -173,9 +172,8 @@ def _running(
     confined: bool,
     line: tuple[int, int] | None = None,
     verdicts: int | None = None,
-    **streams: int,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process of `code_sandbox`, killed at the end with all that it started."""
+    """A process of `code_sandbox`, killed at the end with all that it started. Without a ``line`` it has pipes."""
     with tempfile.TemporaryFile() as file:
         file.write(json.dumps(work).encode("ascii"))
         file.seek(0)
@@ -190,7 +188,7 @@ def _running(
     }
     told = {"work": handed, "line": line, "verdicts": verdicts, "limits": limits, "confined": confined}
     ends = [end for end in (handed, *(line or ()), verdicts) if end is not None]
-    nothing = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    stream = subprocess.PIPE if line is None else subprocess.DEVNULL
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", _SANDBOX, role, json.dumps(told)],
         pass_fds=ends,
@@ -198,7 +196,9 @@ def _running(
         start_new_session=True,
         bufsize=0,
         env={"PATH": os.defpath, "PYTHONHASHSEED": "0", "HOME": "/"},
-        **(nothing | streams),
+        stdin=stream,
+        stdout=stream,
+        stderr=subprocess.DEVNULL,
     )
     os.close(handed)
     try:
@@ -207,9 +207,9 @@ def _running(
         with contextlib.suppress(ProcessLookupError):  # nothing of it is left
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def _ended_well(process: "subprocess.Popen[bytes]", deadline: float) -> bool:

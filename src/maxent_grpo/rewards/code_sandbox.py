@@ -23,6 +23,7 @@ import sys
 from collections import deque
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 # -- What the kernel lets a process do -----------------------------------------------------------------------------
 
@@ -135,7 +136,7 @@ def _check(result: int) -> int:
 
 # -- Values between the processes ----------------------------------------------------------------------------------
 
-Wire = object
+Wire = Any
 """A value as JSON: numbers, texts and null as they are, everything else as {tag: content}."""
 
 _SEQUENCES = {"l": list, "t": tuple, "s": set, "f": frozenset, "q": deque}
@@ -144,45 +145,45 @@ _SEQUENCES = {"l": list, "t": tuple, "s": set, "f": frozenset, "q": deque}
 class Remote:
     """An object of the candidate that is no plain value, held there under a number. Equal to itself alone."""
 
-    def __init__(self, number: int) -> None:
-        self.__dict__["_number"] = number
+    def __init__(self, judge: "Judge", number: int) -> None:
+        self.__dict__["_judge"], self.__dict__["_number"] = judge, number
 
-    def __call__(self, *args: object, **named: object) -> object:
-        return CANDIDATE.ask("call", self, *args, **named)
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self._judge.ask("call", self, *args, **named)
 
-    def __getattr__(self, name: str) -> object:
-        return CANDIDATE.ask("getattr", self, name)
+    def __getattr__(self, name: str) -> Any:
+        return self._judge.ask("getattr", self, name)
 
-    def __setattr__(self, name: str, value: object) -> None:
-        CANDIDATE.ask("setattr", self, name, value)
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._judge.ask("setattr", self, name, value)
 
-    def __getitem__(self, key: object) -> object:
-        return CANDIDATE.ask("getitem", self, key)
+    def __getitem__(self, key: Any) -> Any:
+        return self._judge.ask("getitem", self, key)
 
-    def __setitem__(self, key: object, value: object) -> None:
-        CANDIDATE.ask("setitem", self, key, value)
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._judge.ask("setitem", self, key, value)
 
-    def __iter__(self) -> object:
-        return iter(CANDIDATE.ask("list", self))
+    def __iter__(self) -> Any:
+        return iter(self._judge.ask("list", self))
 
-    def __next__(self) -> object:
-        return CANDIDATE.ask("next", self)
+    def __next__(self) -> Any:
+        return self._judge.ask("next", self)
 
     def __len__(self) -> int:
-        return int(CANDIDATE.ask("len", self))
+        return int(self._judge.ask("len", self))
 
     def __bool__(self) -> bool:
-        return bool(CANDIDATE.ask("bool", self))
+        return bool(self._judge.ask("bool", self))
 
     def __str__(self) -> str:
-        return str(CANDIDATE.ask("str", self))
+        return str(self._judge.ask("str", self))
 
     __repr__ = __str__
 
-    def __contains__(self, item: object) -> bool:
+    def __contains__(self, item: Any) -> bool:
         return item in list(self)
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: Any) -> bool:
         return isinstance(other, Remote) and other._number == self._number
 
     def __hash__(self) -> int:
@@ -193,15 +194,16 @@ class Objects:
     """What cannot travel, by the number that travels for it."""
 
     def __init__(self) -> None:
-        self.held: list[object] = []
+        self.held: list[Any] = []
 
-    def pack(self, value: object) -> Wire:
+    def pack(self, value: Any) -> Wire:
         """``value`` for the other process. Subclasses of plain types go as the plain type."""
-        if value is None or isinstance(value, (bool, str, int, float)):
-            for plain in (bool, str, int, float):
-                if isinstance(value, plain):
-                    return plain.__new__(plain, value) if type(value) is not plain else value
+        if value is None or type(value) in (bool, str, int, float):
             return value
+        if isinstance(value, str):
+            return str.__str__(value)
+        if isinstance(value, (int, float)):
+            return int.__int__(value) if isinstance(value, int) else float.__float__(value)
         for tag, kind in _SEQUENCES.items():
             if isinstance(value, kind):
                 return {tag: [self.pack(item) for item in kind.__iter__(value)]}
@@ -222,7 +224,7 @@ class Objects:
         self.held.append(value)
         return {"mine": len(self.held) - 1}
 
-    def unpack(self, wire: Wire) -> object:
+    def unpack(self, wire: Wire) -> Any:
         """The value that the other process packed."""
         if not isinstance(wire, dict):
             return wire
@@ -233,7 +235,7 @@ class Objects:
             return {self.unpack(key): self.unpack(item) for key, item in content}
         if tag == "yours":
             return self.held[content]
-        plain = {
+        plain: dict[str, Any] = {
             "b": bytes.fromhex,
             "c": lambda parts: complex(*parts),
             "r": lambda parts: range(*parts),
@@ -243,9 +245,9 @@ class Objects:
         }
         return plain[tag](content)
 
-    def foreign(self, number: int) -> object:
+    def foreign(self, number: int) -> Any:
         """What stands here for an object of the other process."""
-        return Remote(number)
+        raise NotImplementedError
 
 
 class Line:
@@ -275,7 +277,8 @@ class Candidate(Objects):
 
     def __init__(self, line: Line, program: str) -> None:
         super().__init__()
-        self.line, self.program, self.names = line, program, {}
+        self.line, self.program = line, program
+        self.names: dict[str, Any] = {}
 
     def serve(self) -> None:
         while True:
@@ -295,8 +298,8 @@ class Candidate(Objects):
         except BaseException as error:  # noqa: BLE001
             return {"raised": type(error).__name__, "text": str(error)[:500]}
 
-    def foreign(self, number: int) -> object:
-        def call(*args: object) -> object:  # a function of the tests, as a key for sorting say
+    def foreign(self, number: int) -> Any:
+        def call(*args: Any) -> Any:  # a function of the tests, as a key for sorting say
             self.line.send({"call": number, "arguments": [self.pack(argument) for argument in args]})
             return self.unpack(self.line.receive())
 
@@ -308,19 +311,24 @@ class Candidate(Objects):
         exec(compile(self.program, "completion.py", "exec"), self.names)
         return list(self.names)
 
-    def do_name(self, name: str) -> object:
+    def do_name(self, name: str) -> Any:
         return self.names[name]
 
-    def do_call(self, function: object, args: tuple[object, ...], named: dict[str, object]) -> object:
+    def do_call(self, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         return function(*args, **named)
 
-    do_getattr, do_setattr = staticmethod(getattr), staticmethod(setattr)
-    do_list, do_next, do_len, do_bool, do_str = map(staticmethod, (list, next, len, bool, str))
+    do_getattr: Any = staticmethod(getattr)
+    do_setattr: Any = staticmethod(setattr)
+    do_list: Any = staticmethod(list)
+    do_next: Any = staticmethod(next)
+    do_len: Any = staticmethod(len)
+    do_bool: Any = staticmethod(bool)
+    do_str: Any = staticmethod(str)
 
-    def do_getitem(self, holder: object, key: object) -> object:
+    def do_getitem(self, holder: Any, key: Any) -> Any:
         return holder[key]
 
-    def do_setitem(self, holder: object, key: object, value: object) -> None:
+    def do_setitem(self, holder: Any, key: Any, value: Any) -> None:
         holder[key] = value
 
 
@@ -334,7 +342,10 @@ class Judge(Objects):
         super().__init__()
         self.line = line
 
-    def ask(self, verb: str, *args: object, **named: object) -> object:
+    def foreign(self, number: int) -> Any:
+        return Remote(self, number)
+
+    def ask(self, verb: str, *args: Any, **named: Any) -> Any:
         """What the candidate answers. Raises what it raised: a built-in exception, else `Exception`."""
         sent = [args[0], list(args[1:]), named] if verb == "call" else list(args)
         self.line.send([verb, *map(self.pack, sent)])
@@ -360,14 +371,14 @@ class Judge(Objects):
         return True
 
 
-class Names(dict):  # type: ignore[type-arg]
+class Names(dict[str, Any]):
     """The names of a test: its own, Python's, and those that the program defines."""
 
     def __init__(self, judge: Judge, defined: set[str], shadowed: set[str]) -> None:
         super().__init__()
         self._judge, self._defined, self._shadowed = judge, defined, shadowed
 
-    def __missing__(self, name: str) -> object:
+    def __missing__(self, name: str) -> Any:
         if name not in self._defined or (hasattr(builtins, name) and name not in self._shadowed):
             raise KeyError(name)
         return self._judge.ask("name", name)
@@ -386,7 +397,7 @@ def shadowed(tests: list[str], defined: set[str]) -> set[str]:
     return used.intersection(*called) if called else set()
 
 
-def _update(mine: object, theirs: object) -> None:
+def _update(mine: Any, theirs: Any) -> None:
     """Make a list, dictionary or set what the candidate made of its copy, and so for those inside it."""
     if type(mine) is not type(theirs):
         return
@@ -408,7 +419,6 @@ def _update(mine: object, theirs: object) -> None:
 
 def main() -> None:
     """Take up the role ``sys.argv[1]``; ``argv[2]`` is JSON with limits and descriptors."""
-    global CANDIDATE
     role, told = sys.argv[1], json.loads(sys.argv[2])
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for name, limit in told["limits"].items():
@@ -423,10 +433,10 @@ def main() -> None:
         Candidate(Line(*told["line"]), work["program"]).serve()
     else:
         verdicts = os.fdopen(told["verdicts"], "w", encoding="ascii")
-        CANDIDATE = Judge(Line(*told["line"]))
+        judge = Judge(Line(*told["line"]))
         for number, test in enumerate(work["tests"]):
             try:
-                verdict = CANDIDATE.passes(test, work["all_tests"])
+                verdict = judge.passes(test, work["all_tests"])
             except (EOFError, BrokenPipeError):
                 return  # the candidate is gone: this test has failed
             # Tests fail by raising, whatever it is.
