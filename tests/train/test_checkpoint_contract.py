@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from maxent_grpo.config.checkpointing import ALLOW, MODE, PREFER, SKIP, SOURCE, CheckpointSettings
 from maxent_grpo.errors import UsageError
-from maxent_grpo.train.checkpoint_metadata import find_source, paired_run, save_metadata
+from maxent_grpo.train.checkpoint import find_source, paired_run, save_metadata
 from ranks import Ended, run_ranks
 from runs import train
 

@@ -20,8 +20,8 @@ from maxent_grpo.train.stopping import Stopped
 from runs import train
 
 ray = pytest.importorskip("ray")
+from maxent_grpo.train.ray import NODE_TOO_SLOW  # noqa: E402
 from maxent_grpo.train.ray.cluster import shortage, start_here  # noqa: E402
-from maxent_grpo.train.ray.starting import NODE_TOO_SLOW  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("ray")  # one worker, one cluster
 

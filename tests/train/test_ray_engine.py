@@ -1,6 +1,7 @@
 """A rollout worker with an engine: here a local sampler on a copy of the model, which a publisher fills."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from copy_publisher import CopyPublisher
 
 import runs
-from maxent_grpo.config.loading import RunConfig
+from maxent_grpo.config.checkpointing import MODE
+from maxent_grpo.config.loading import RunConfig, resolve, resolved
 from maxent_grpo.errors import RunError
 from maxent_grpo.models.loading import load_tokenizer
 from maxent_grpo.rollout.local import LocalSampler
@@ -17,12 +19,11 @@ from maxent_grpo.train.build import Given, start_accelerator, training_prompts
 from maxent_grpo.train.collate import collate
 from maxent_grpo.types import Prompt
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 
-from maxent_grpo.train.ray import engine
-from maxent_grpo.train.ray.assignment import Assignment
-from maxent_grpo.train.ray.engine import HostCopy
-from maxent_grpo.train.ray.rollout_worker import Errand, RolloutWorker
+from maxent_grpo.train.ray import rollout_worker  # noqa: E402
+from maxent_grpo.train.ray.messages import SampleTask, WorkerConfig  # noqa: E402
+from maxent_grpo.train.ray.rollout_worker import HostCopy, RolloutWorker  # noqa: E402
 
 ON_RAY: dict[str, Any] = {"driver": "async", "use_vllm": True, "vllm_mode": "colocate"}
 ADAPTER: dict[str, Any] = {
@@ -48,9 +49,9 @@ def started(
                 torch.nn.init.normal_(parameter)
             return LocalSampler(other, tokenizer), CopyPublisher(other, forgets=forgets), torch.float32
 
-        monkeypatch.setattr(engine, "engine_here", engine_here)
+        monkeypatch.setattr(rollout_worker, "engine_here", engine_here)
         told = runs.native(configure(**ON_RAY | settings))
-        worker = RolloutWorker(Assignment.of(told, Given(), total_steps=6))
+        worker = RolloutWorker(WorkerConfig.of(told, Given(), total_steps=6))
         prompts = training_prompts(told.data, Given(), load_tokenizer(told.model.source))
         worker.start(prompts[:2])
         return worker, prompts
@@ -70,27 +71,38 @@ def test_new_weights_reach_the_engine_and_are_probed_before_it_samples(
     started: Callable[..., Any], settings: dict[str, Any]
 ) -> None:
     worker, prompts = started(**settings)
-    work = worker.sample([Errand(prompt, 3) for prompt in prompts[:3]], moved(worker), 3)
-    first, *others = (one.metrics for one in work.sampled)
+    sampled, _ = worker.sample([SampleTask(prompt, 3) for prompt in prompts[:3]], moved(worker), 3)
+    first, *others = (one.metrics for one in sampled)
     assert first["sampling/publishes"].value == 1
     assert 0 < first["sampling/logp_difference/max"].value < 1e-4
     mean = first["sampling/logp_difference/mean"]
     assert 0 < mean.value / mean.weight < 1e-4
     assert all("sampling/publishes" not in metrics for metrics in others)
-    assert [one.group.rollout.policy_version for one in work.sampled] == [3] * 3
-    batch = collate([one.group for one in work.sampled], pad_id=0, on_policy=True)
-    copy_of_weights = HostCopy(worker._model, 1.0, start_accelerator(worker._assignment.settings.device))
+    assert [one.group.rollout.policy_version for one in sampled] == [3] * 3
+    batch = collate([one.group for one in sampled], pad_id=0, on_policy=True)
+    copy_of_weights = HostCopy(worker._model, 1.0, start_accelerator(worker._config.settings.device))
     gap = (copy_of_weights.logps(batch) - batch.behaviour_logps)[batch.completion_mask]
     assert gap.abs().max() < 1e-4
-    again = worker.sample([Errand(prompts[3], 3)], None, 3)  # the same version: nothing is published
-    assert not any(name.startswith("sampling/") for name in again.sampled[0].metrics)
+    again, _ = worker.sample([SampleTask(prompts[3], 3)], None, 3)  # the same version: nothing is published
+    assert not any(name.startswith("sampling/") for name in again[0].metrics)
 
 
 def test_an_engine_that_misses_a_parameter_ends_the_run(started: Callable[..., Any]) -> None:
     worker, prompts = started(forgets=UNTRAINED)
     with pytest.raises(RunError, match=r"^step 2: the sampler did not get its weights: its log-probs differ"):
-        worker.sample([Errand(prompts[0], 2)], moved(worker), 2)
+        worker.sample([SampleTask(prompts[0], 2)], moved(worker), 2)
     assert len(worker._publishing.publisher.versions) == 3  # type: ignore[union-attr]
+
+
+def test_a_worker_gets_every_setting_that_the_driver_resolved(configure: Callable[..., RunConfig]) -> None:
+    """Those of the environment too, which a worker on another machine does not have."""
+    sections = resolved(configure(**ON_RAY))
+    command = sections.pop("command")
+    told = runs.native(resolve(command, None, sections, {MODE: "shallow", "MAX_PROMPT_CHARS": "99"}))
+    sent = ray.cloudpickle.dumps(WorkerConfig.of(told, Given(), total_steps=6))
+    got = pickle.loads(sent).load_config()
+    assert (got.checkpoints.metadata, got.data.prompts.max_prompt_chars) == ("shallow", 99)
+    assert got == told
 
 
 def test_the_learner_has_no_engine_and_measures_what_engines_sample(

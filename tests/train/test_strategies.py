@@ -224,7 +224,7 @@ def test_a_forged_index_of_shards_is_refused(tmp_path):
 
 
 def test_the_sampling_copy_owns_no_memory_between_rollouts(policy):
-    from maxent_grpo.train.strategies.sampling_copy import SamplingCopy
+    from maxent_grpo.train.strategies.strategy import SamplingCopy
 
     copied = SamplingCopy(policy)
     prompt = torch.tensor([[1, 2, 3]])

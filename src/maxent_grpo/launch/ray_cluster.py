@@ -31,7 +31,7 @@ from maxent_grpo.launch.supervision import (
     wait_until,
 )
 from maxent_grpo.launch.table import gpu_names, table
-from maxent_grpo.train.ray.starting import GCS_SECONDS, NODE_TOO_SLOW, START_ATTEMPTS
+from maxent_grpo.train.ray import GCS_SECONDS, NODE_TOO_SLOW, START_ATTEMPTS
 
 LOGS = Path("var/artifacts/logs")
 COMPONENTS = ("train_model", "ref_model", "inference_model")

@@ -41,7 +41,7 @@ from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rewards.isolation import Isolation
 from maxent_grpo.rewards.registry import RewardFunction, load_rewards
 from maxent_grpo.rewards.scoring import Scorer
-from maxent_grpo.train.checkpoint_metadata import find_source
+from maxent_grpo.train.checkpoint import find_source
 from maxent_grpo.train.learner import Learner, Reference, make_optimizer
 from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ranks import parameter_checksum, refuse_disagreement, together

@@ -7,6 +7,8 @@ hold the policy whole, and InfoSeed's ``seed_head.safetensors`` where one is tra
 rest); ``controller_state.json``; ``trainer_state.json`` (position of run and prompt stream); between two updates of one
 rollout the groups of all ranks; and with a Ray driver ``buffer.json``: the prompts that were drawn and not trained on,
 with their groups. Nothing else is pickled. Randomness is keyed, never saved. Ranks must share the output directory.
+
+Shallow checkpoints hold the small files of the policy without its weights, which the sharded state holds.
 """
 
 import json
@@ -18,14 +20,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from maxent_grpo.config.checkpointing import SKIP
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from maxent_grpo.config.checkpointing import SKIP, SOURCE, CheckpointSettings
 from maxent_grpo.controllers.state_file import read_state, write_state
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.adapters import is_adapted
-from maxent_grpo.train.checkpoint_metadata import save_metadata
+from maxent_grpo.models.saved_files import BESIDE_THE_WEIGHTS
 from maxent_grpo.train.ranks import gathered, own_part
 from maxent_grpo.train.state import Run
-from maxent_grpo.train.strategies.saved_state import write_json
+from maxent_grpo.train.strategies.replicated import write_json
 from maxent_grpo.train.strategies.strategy import NO_STATE
 from maxent_grpo.types import Group, Prompt, Rollout
 
@@ -35,6 +39,8 @@ NAMES = {"replicated": "ddp, or of one process", "accelerate": "zero2 or zero3"}
 """Kinds of training state whose name is not the setting's."""
 RESHARDABLE = frozenset({"replicated", "fsdp2", "accelerate"})
 """Kinds that resume on another number of ranks."""
+SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+"""What two configurations must agree in for one's weights to fit the other."""
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -72,11 +78,8 @@ def save_checkpoint(run: Run) -> Path:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _flush(run.output_dir)
-        for old in (
-            checkpoints(run.output_dir)[: -run.cadence.save_total_limit]
-            if run.cadence.save_total_limit
-            else []
-        ):
+        kept = run.cadence.save_total_limit
+        for old in checkpoints(run.output_dir)[:-kept] if kept else []:
             shutil.rmtree(old)
         if kind == NO_STATE:
             logger.warning("%s holds no training state (%s is true): it cannot be resumed", final, SKIP)
@@ -85,7 +88,7 @@ def save_checkpoint(run: Run) -> Path:
 
 
 def has_full_policy(run: Run) -> bool:
-    """Whether the checkpoint that is due holds the policy as ``save_pretrained`` writes it.
+    """True where the checkpoint that is due holds the policy as ``save_pretrained`` writes it.
 
     Shallow ones leave it out where the training state holds the parameters anyway; the last one never does, and an
     adapter is small.
@@ -104,6 +107,45 @@ def save_policy(run: Run, directory: Path) -> None:
         if run.learner.accelerator.is_main_process:
             model.save_pretrained(directory, safe_serialization=True)
             run.tokenizer.save_pretrained(directory)
+
+
+def find_source(settings: CheckpointSettings, output_dir: Path, config: PretrainedConfig) -> Path | None:
+    """The folder to copy from: the named one, or that of the paired GRPO run; None: there is none.
+
+    The paired run is the sibling whose path says GRPO where ``output_dir`` says MaxEnt-GRPO. Raises `UsageError`
+    where the folder's model has another shape.
+    """
+    source = settings.metadata_source or paired_run(output_dir)
+    if source is None:
+        return None
+    theirs = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    mine = config.to_dict()
+    for key in SHAPE:
+        if key in theirs and theirs[key] != mine.get(key):
+            raise UsageError(
+                f"shallow checkpoints: {source} is of another model ({key} {theirs[key]}, here {mine.get(key)}); "
+                f"name the right folder with {SOURCE}"
+            )
+    return source
+
+
+def paired_run(output_dir: Path) -> Path | None:
+    """The folder of the GRPO run that a MaxEnt run is paired with, if it holds a saved policy."""
+    sibling = Path(str(output_dir).replace("MaxEnt-GRPO", "GRPO"))
+    return sibling if sibling != output_dir and (sibling / "config.json").is_file() else None
+
+
+def save_metadata(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: Path | None, directory: Path
+) -> None:
+    """Configuration and tokenizer into ``directory``: copied from ``source``, or written where there is none."""
+    if source is None:
+        model.config.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        return
+    for pattern in BESIDE_THE_WEIGHTS:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, directory / path.name)
 
 
 def save_final(run: Run) -> None:

@@ -48,7 +48,7 @@ def train(settings: NativeSettings | TRLSettings, given: Given | None = None) ->
 
             step = train_with_trl(settings, given, files, checkpoint)
         elif settings.workers is not None:
-            from maxent_grpo.train.ray.training import train_on_ray
+            from maxent_grpo.train.ray.driver import train_on_ray
 
             step = train_on_ray(settings, given, checkpoint)
         else:

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from maxent_grpo.config.run_settings import WorkerSettings
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.train.ray.starting import GCS_SECONDS, NODE_TOO_SLOW, START_ATTEMPTS
+from maxent_grpo.train.ray import GCS_SECONDS, NODE_TOO_SLOW, START_ATTEMPTS
 
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 """The node address of a cluster of one machine: nothing outside it is reached. Ray takes 127.0.0.1 for "find the
@@ -122,7 +122,7 @@ class Places:
         return {
             "num_cpus": 1,
             "num_gpus": 1 if self.gpus else 0,
-            "max_restarts": 0,  # the crew replaces workers: it knows what they were doing
+            "max_restarts": 0,  # supervisors replace workers: they know what these were doing
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 placement_group=self._group, placement_group_bundle_index=place
             ),

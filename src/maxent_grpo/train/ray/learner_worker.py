@@ -1,117 +1,67 @@
-"""The worker that learns: one rank of the learner, with the same parts and the same step as a run without Ray."""
+"""The workers that learn: ranks of the learner, with the parts and the step of a run without Ray, and the reference."""
 
 import json
 import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from torch import Tensor
 
 from maxent_grpo.evaluate.training import exploration_metrics
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.rewards.scoring import group_metrics
-from maxent_grpo.train.build import build
+from maxent_grpo.train.build import build, load_model, make_reference, start_accelerator
 from maxent_grpo.train.checkpoint import BUFFER, group_from_json, load_checkpoint, save_final
 from maxent_grpo.train.drivers import evaluate, next_groups, seed_libraries, update
 from maxent_grpo.train.learner import Reference
 from maxent_grpo.train.ranks import naming_lost_ranks, own_part
-from maxent_grpo.train.ray.assignment import Assignment
 from maxent_grpo.train.ray.buffer import Held
-from maxent_grpo.train.ray.reference_worker import RemoteReference
-from maxent_grpo.train.ray.rollout_worker import Sampled, Weights
+from maxent_grpo.train.ray.messages import (
+    LearnerStart,
+    RolloutBatch,
+    SampledGroup,
+    UpdateResult,
+    Weights,
+    WorkerConfig,
+)
 from maxent_grpo.train.records import RecordFiles, open_recorder
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.stopping import forget_request
 from maxent_grpo.types import Batch, Group, Metrics, Stat, extreme_stat, mean_stat
 
 TICKETS_FILE = "tickets.jsonl"
-"""Which prompts each rollout trained on, and under which version each was sampled."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where the learner stands after it has started."""
-
-    step: int
-    updates_left: int  # of a rollout that the checkpoint lies within
-    stream: Mapping[str, Any]  # the prompt stream's state
-    buffer: dict[str, Any]  # what `GroupBuffer.restore` takes, but ``next_version``
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What the learner is handed for the updates on one rollout."""
-
-    held: Sequence[Held[Sampled]]  # over all ranks, in stream order; empty: the rollout of its checkpoint
-    drawn: int  # prompts that have left the stream
-    buffer: Mapping[str, Any]  # `GroupBuffer.state_dict` after these were taken
-    metrics: Mapping[str, float]
-    timing: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """What came of it."""
-
-    step: int
-    shown: list[tuple[str, tuple[Any, ...]]]  # calls for the driver's `Progress`
-
-
-class Relay(Progress):
-    """Keeps what it would show, for the driver's console."""
-
-    def __init__(self) -> None:
-        super().__init__(0, "", enabled=False)
-        self.kept: list[tuple[str, tuple[Any, ...]]] = []
-
-    def update(self, step: int, metrics: Mapping[str, float | None], timing: Mapping[str, float]) -> None:
-        self.kept.append(("update", (step, dict(metrics), dict(timing))))
-
-    def note(self, text: str) -> None:
-        self.kept.append(("note", (text,)))
-
-
-class TimedReference:
-    """A reference that adds the seconds it takes to an entry of ``timing``."""
-
-    def __init__(self, reference: Reference, timing: dict[str, float]) -> None:
-        self._reference = reference
-        self._timing = timing
-
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        started = time.perf_counter()
-        scored = self._reference(batch)
-        name = "time/reference"
-        self._timing[name] = self._timing.get(name, 0.0) + time.perf_counter() - started
-        return scored
+"""The prompts that each rollout trained on, and the version under which each was sampled."""
 
 
 class LearnerWorker:
     """One rank. All ranks are called alike: `start`, then `publish` and `learn` in turn, then `finish`."""
 
-    def __init__(self, assignment: Assignment, rank: int, ranks: int) -> None:
-        self._assignment = assignment
+    def __init__(self, config: WorkerConfig, rank: int, ranks: int) -> None:
+        self._config = config
         self._rank = rank
         self._ranks = ranks
 
     def address(self) -> tuple[str, int]:
-        """Where this rank can be met: its node, and a port that was free a moment ago."""
+        """The meeting point of the ranks: this one's node, and a port that was free a moment ago."""
         host = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((host, 0))
             return host, probe.getsockname()[1]
 
-    def start(self, address: tuple[str, int], checkpoint: Path | None, references: Sequence[Any]) -> Position:
+    def start(
+        self, address: tuple[str, int], checkpoint: Path | None, references: Sequence[Any]
+    ) -> LearnerStart:
         """Join the other ranks, load everything, and go to ``checkpoint``."""
-        if self._ranks > 1 or self._assignment.settings.optimizer.distributed == "fsdp2":
-            os.environ |= {  # what torchrun says to its processes
+        if self._ranks > 1 or self._config.settings.optimizer.distributed == "fsdp2":
+            os.environ |= {  # as torchrun sets them
                 "RANK": str(self._rank),
                 "LOCAL_RANK": "0",  # Ray shows each worker its own devices only
                 "WORLD_SIZE": str(self._ranks),
@@ -119,50 +69,49 @@ class LearnerWorker:
                 "MASTER_ADDR": address[0],
                 "MASTER_PORT": str(address[1]),
             }
-        settings = self._assignment.take_up()
+        settings = self._config.load_config()
         output_dir, workers = settings.output.directory, settings.workers
-        self._run = run = build(settings, self._assignment.given)
+        self._run = run = build(settings, self._config.given)
         if references and workers is not None:
-            run.reference = RemoteReference(references, workers.timeout)
+            run.reference = partial(scored_remotely, references, workers.timeout)
         self._timing: dict[str, float] = {}  # of the update under way; its reference enters its own time
         if run.reference is not None:
-            run.reference = TimedReference(run.reference, self._timing)
+            run.reference = timed(run.reference, self._timing)
         buffer: dict[str, Any] = {"drawn": run.stream.drawn}
         if checkpoint is not None:
             load_checkpoint(run, checkpoint)
             buffer = stored_buffer(checkpoint, run)
         self._tickets = JsonlFile(output_dir / TICKETS_FILE)
         self._relay = Relay()
-        self._recorder, self._trackers = open_recorder(
-            run, settings.records, RecordFiles(output_dir), self._relay
-        )
+        files = RecordFiles(output_dir)
+        self._recorder, self._trackers = open_recorder(run, settings.records, files, self._relay)
         if run.step == 0 and run.cadence.eval_on_start:
             evaluate(run, self._recorder)
         self._finished = time.perf_counter()
-        return Position(run.step, run.updates_left, run.stream.state_dict(), buffer)
+        return LearnerStart(run.step, run.updates_left, run.stream.state_dict(), buffer)
 
-    def learn(self, lesson: Lesson) -> Learnt:
+    def learn(self, batch: RolloutBatch) -> UpdateResult:
         """All updates on a rollout: each is the step of every driver, with the same records and checkpoints."""
         run = self._run
         began = time.perf_counter()
         self._relay.kept = []
-        run.stream.seek(lesson.drawn)
-        if lesson.held:
-            self._open_rollout(lesson.held)
-        run.buffer = partial(buffer_as_json, lesson.buffer)
+        run.stream.seek(batch.drawn)
+        if batch.held:
+            self._open_rollout(batch.held)
+        run.buffer = partial(buffer_as_json, batch.buffer)
         self._timing.clear()
-        self._timing |= dict(lesson.timing) | {"time/wait": began - self._finished}
+        self._timing |= dict(batch.timing) | {"time/wait": began - self._finished}
         with naming_lost_ranks():
             while run.updates_left > 0 and run.step < run.cadence.total_steps:
                 seed_libraries(run)
-                run.meter.add(_means(lesson.metrics) | ages(run, next_groups(run)))
+                run.meter.add(_means(batch.metrics) | ages(run, next_groups(run)))
                 update(run, self._recorder, self._finished, self._timing)
                 self._finished = time.perf_counter()
                 self._timing.clear()
-        return Learnt(run.step, self._relay.kept)
+        return UpdateResult(run.step, self._relay.kept)
 
     def publish(self) -> Weights | None:
-        """What rollout workers need to sample with the current weights; None on all ranks but the first."""
+        """The trained weights, for rollout workers to sample with; None on all ranks but the first."""
         trained = {
             name for name, value in self._run.learner.policy.model.named_parameters() if value.requires_grad
         }
@@ -183,7 +132,7 @@ class LearnerWorker:
         self._run.close()
         self._trackers.finish()
 
-    def _open_rollout(self, held: Sequence[Held[Sampled]]) -> None:
+    def _open_rollout(self, held: Sequence[Held[SampledGroup]]) -> None:
         run, groups = self._run, [one.group.group for one in held]
         run.rollout = own_part(groups, run.plan.prompts_per_step, run.learner.accelerator)
         run.updates_done = 0
@@ -199,8 +148,69 @@ class LearnerWorker:
             self._tickets.append({"step": run.step + 1, "tickets": numbers, "versions": versions})
 
 
+class Relay(Progress):
+    """Keeps what it would show, for the driver's console."""
+
+    def __init__(self) -> None:
+        super().__init__(0, "", enabled=False)
+        self.kept: list[tuple[str, tuple[Any, ...]]] = []
+
+    def update(self, step: int, metrics: Mapping[str, float | None], timing: Mapping[str, float]) -> None:
+        self.kept.append(("update", (step, dict(metrics), dict(timing))))
+
+    def note(self, text: str) -> None:
+        self.kept.append(("note", (text,)))
+
+
+class ReferenceWorker:
+    """Holds the reference policy: the named one, or the policy as it was before the first step."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+
+    def start(self) -> None:
+        settings = self._config.load_config()
+        self._accelerator = start_accelerator(settings.device)
+        policy = load_model(settings.model, self._config.given, self._accelerator.device)
+        self._reference = make_reference(settings.model, policy, settings.sampling.temperature)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Tensor:
+        """Log-probs [B, T] of the batch's completions, on the CPU."""
+        with self._accelerator.autocast():
+            return self._reference(batch.to(self._accelerator.device))[0].cpu()
+
+
+def scored_remotely(workers: Sequence[Any], timeout: float, batch: Batch) -> tuple[Tensor]:
+    """Log-probs [B, T] under the reference of ``workers``, each of which scores a share of the groups.
+
+    Raises Ray's error where a worker does not answer in time.
+    """
+    count, device = batch.utilities.shape[0], batch.completion_ids.device
+    shares = [list(range(count))[rank :: len(workers)] for rank in range(len(workers))]
+    busy = [(share, worker) for share, worker in zip(shares, workers, strict=True) if share]
+    cpu = batch.to(torch.device("cpu"))
+    answers = ray.get([worker.score.remote(cpu.select(share)) for share, worker in busy], timeout=timeout)
+    logps = torch.zeros(count, batch.group_size, batch.completion_ids.shape[1])
+    for (share, _), scored in zip(busy, answers, strict=True):
+        logps[share, :, : scored.shape[1]] = scored.view(len(share), batch.group_size, -1).to(logps)
+    return (logps.flatten(0, 1).to(device),)
+
+
+def timed(reference: Reference, timing: dict[str, float]) -> Reference:
+    """``reference``, which adds the seconds that it takes to an entry of ``timing``."""
+
+    def score(batch: Batch) -> tuple[Tensor, ...]:
+        started = time.perf_counter()
+        scored = reference(batch)
+        timing["time/reference"] = timing.get("time/reference", 0.0) + time.perf_counter() - started
+        return scored
+
+    return score
+
+
 def ages(run: Run, groups: Sequence[Group]) -> Metrics:
-    """How many optimiser steps ago the weights were current that sampled these groups."""
+    """Optimiser steps since the weights were current that sampled these groups."""
     age = torch.tensor([float(run.step - group.rollout.policy_version) for group in groups])
     return {"buffer/policy_age_mean": mean_stat(age), "buffer/policy_age_max": extreme_stat(age, "max")}
 
@@ -220,7 +230,7 @@ def stored_buffer(checkpoint: Path, run: Run) -> dict[str, Any]:
         return {"drawn": run.stream.drawn}
     state = json.loads((checkpoint / BUFFER).read_text())
     ready = [
-        Held(one["number"], one["version"], Sampled(group_from_json(one["group"]), {}))
+        Held(one["number"], one["version"], SampledGroup(group_from_json(one["group"]), {}))
         for one in state["ready"]
     ]
     return state | {"ready": ready}

@@ -1,16 +1,18 @@
 """The worker that samples: a copy of the policy, what samples from it, and the reward functions."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from maxent_grpo.config.run_settings import NativeSettings
 from maxent_grpo.models.adapters import with_adapter
+from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.rewards.isolation import Isolation
 from maxent_grpo.rewards.scoring import Scorer, group_metrics
 from maxent_grpo.rollout.local import LocalSampler
@@ -24,58 +26,30 @@ from maxent_grpo.train.build import (
 )
 from maxent_grpo.train.drivers import sample_rollouts
 from maxent_grpo.train.meter import Meter
-from maxent_grpo.train.publishing import Publishing
-from maxent_grpo.train.ray.assignment import Assignment
-from maxent_grpo.train.ray.engine import publishing_to_engine
-from maxent_grpo.train.samplers import configured
-from maxent_grpo.types import Group, Metrics, Prompt
-
-Weights = Mapping[str, Tensor]
-"""Trained parameters by name, on the CPU."""
-
-
-@dataclass(frozen=True)
-class Errand:
-    """A prompt to sample, and the step that its draws are keyed by."""
-
-    prompt: Prompt
-    step: int
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A scored group. All its tokens were drawn by the version that its rollout names."""
-
-    group: Group
-    metrics: Metrics  # with the first group of a batch: what calls of reward functions and new weights left
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a piece of work gave, in the order of its errands."""
-
-    sampled: list[Sampled]
-    tokens: int
-    seconds: float
+from maxent_grpo.train.published_weights import PolicyWeights
+from maxent_grpo.train.publishing import Publishing, make_probe
+from maxent_grpo.train.ray.messages import SampledGroup, SampleTask, Weights, WorkerConfig
+from maxent_grpo.train.samplers import coarser, configured, engine_here
+from maxent_grpo.types import Batch, Prompt
 
 
 class RolloutWorker:
-    """Samples and scores with weights that it is handed; it keeps nothing else between two pieces of work."""
+    """Samples and scores with weights that it is handed; it keeps nothing else between two calls."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        self._assignment = assignment
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
         self._version = -1
 
     def start(self, probed: Sequence[Prompt]) -> None:
-        """Load everything but the weights, which come with the first errands. ``probed`` are for an engine's probes."""
-        settings, given = self._assignment.take_up(), self._assignment.given
+        """Load everything but the weights, which come with the first tasks. ``probed`` are for an engine's probes."""
+        settings, given = self._config.load_config(), self._config.given
         accelerator = start_accelerator(settings.device)
         tokenizer = make_tokenizer(settings.model.source, given)
         self._scorer = Scorer(
             training_rewards(settings.rewards, given),
             settings.rewards.zero_truncated,
             Isolation(settings.rewards.isolation),
-            self._assignment.total_steps,
+            self._config.total_steps,
         )
         self._seeds = make_seeds(settings.seeds, settings.data.prompts, tokenizer, None)
         engine, adapter = settings.sampler.name != "local", settings.model.adapter
@@ -93,22 +67,26 @@ class RolloutWorker:
         self._sampling = settings.sampling
         self._seed = settings.seed
 
-    def sample(self, errands: Sequence[Errand], weights: Weights | None, version: int) -> Work:
-        """A scored group for each errand, drawn by policy ``version``; ``weights`` are its, or None: it has them."""
+    def sample(
+        self, tasks: Sequence[SampleTask], weights: Weights | None, version: int
+    ) -> tuple[list[SampledGroup], float]:
+        """A scored group for each task, drawn by policy ``version``, and the seconds that all of them took.
+
+        ``weights`` are those of ``version``, or None: the worker has them.
+        """
         started = time.perf_counter()
         if weights is not None:
             load_weights(self._model, weights)
             self._version = version
             if self._publishing is not None:
                 self._publishing.publish(version, self._meter)
-        assert self._version == version, "the crew hands out weights with the first errands of a version"
-        sampled: list[Sampled] = []
-        for step, batch in groupby(errands, key=lambda errand: errand.step):
-            sampled += self._score(step, [errand.prompt for errand in batch])
-        tokens = sum(sum(one.group.rollout.lengths) for one in sampled)
-        return Work(sampled, tokens, time.perf_counter() - started)
+        assert self._version == version, "the supervisor hands out weights with the first tasks of a version"
+        sampled: list[SampledGroup] = []
+        for step, batch in groupby(tasks, key=lambda task: task.step):
+            sampled += self._score(step, [task.prompt for task in batch])
+        return sampled, time.perf_counter() - started
 
-    def _score(self, step: int, prompts: Sequence[Prompt]) -> Iterator[Sampled]:
+    def _score(self, step: int, prompts: Sequence[Prompt]) -> Iterator[SampledGroup]:
         rollouts = sample_rollouts(
             self._sampler,
             self._sampling,
@@ -123,7 +101,7 @@ class RolloutWorker:
         of_groups = group_metrics(groups)  # the learner measures these on what it trains on
         self._meter.add({name: stat for name, stat in metrics.items() if name not in of_groups})
         for group in groups:
-            yield Sampled(group, self._meter.taken())
+            yield SampledGroup(group, self._meter.taken())
 
 
 @torch.no_grad()
@@ -132,3 +110,47 @@ def load_weights(model: PreTrainedModel, weights: Weights) -> None:
     parameters = dict(model.named_parameters())
     for name, value in weights.items():
         parameters[name].copy_(value)
+
+
+class HostCopy:
+    """The `Source` of an engine's weights: the worker's copy of the policy, which leaves the device to the engine."""
+
+    def __init__(self, model: PreTrainedModel, temperature: float, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self._policy = PolicyForward(model, temperature=temperature).eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self._policy.model.device
+
+    @torch.no_grad()
+    def logps(self, batch: Batch) -> Tensor:
+        logps: Tensor = self._policy(batch)[0]
+        return logps
+
+
+def publishing_to_engine(
+    settings: NativeSettings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    accelerator: Accelerator,
+) -> Publishing:
+    """An engine in this process, and what keeps it on the weights of ``model``, compared on ``prompts``.
+
+    Raises `UsageError` where vLLM is not installed or cannot do what is asked.
+    """
+    # What can be refused is refused before the engine starts.
+    weights = PolicyWeights(model, model.named_parameters)
+    copy = HostCopy(model, settings.sampling.temperature, accelerator)
+    sampler, publisher, dtype = engine_here(settings, model, tokenizer)
+    precision = coarser(dtype, settings.model.source.dtype)
+    return Publishing(
+        sampler=sampler,
+        publisher=publisher,
+        weights=weights,
+        probe=make_probe(prompts, settings.sampling, precision, int(tokenizer.pad_token_id), rank=0),
+        source=copy,
+        seed=settings.seed,
+        every=1,
+    )

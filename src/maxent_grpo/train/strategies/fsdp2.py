@@ -7,7 +7,6 @@ of the backward. Sampling fills a whole copy of the policy (`SamplingCopy`).
 
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.policy import PolicyForward, decoder_layers
-from maxent_grpo.train.strategies.sampling_copy import SamplingCopy
-from maxent_grpo.train.strategies.strategy import OptimizerFactory, clip_and_step
+from maxent_grpo.train.strategies.strategy import OptimizerFactory, Strategy
 
 SHARDS = "sharded"
 """Folder of a checkpoint that holds parameters and optimiser state in PyTorch's distributed format."""
@@ -40,61 +37,39 @@ DESCRIPTIONS = {
     "torch": ("Size",),
     "torch.serialization": ("_get_layout",),
     "torch.distributed.checkpoint.metadata": (
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
     ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
     "pathlib": ("PosixPath", "WindowsPath"),
     "collections": ("OrderedDict",),
-}
+}  # fmt: skip
 """Module → the names that the index of a sharded checkpoint may hold, beside PyTorch's dtypes."""
 
 
-class FullyShardedStrategy:
-    """See `Strategy`."""
+class FullyShardedStrategy(Strategy):
+    """Every rank keeps its shards; each micro-batch reduces its gradients at once, so that only shards of them stay."""
 
     kind = "fsdp2"
     reads = frozenset({"fsdp2"})
-    state_holds_parameters = True
 
     def __init__(
         self, policy: PolicyForward, make_optimizer: OptimizerFactory, accelerator: Accelerator
     ) -> None:
-        self.policy = policy
-        self._model = policy.model
-        self._copy = SamplingCopy(policy.model)
-        self.sampling_model = self._copy.model
+        super().__init__(policy, sampling_copy=True)
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         for layer in decoder_layers(policy.model):
             fully_shard(layer, mesh=mesh)
         self._sharded = fully_shard(policy, mesh=mesh)
-        self.module: nn.Module = policy
         self.optimizer = make_optimizer(list(policy.parameters()))
-
-    def expect(self, *, last: bool) -> None:
-        """Nothing to tell: each micro-batch reduces its gradients at once, so that only shards of them are kept."""
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
 
     def update(self, learning_rate: float, max_grad_norm: float) -> float:
         # A forward without gradient leaves the root's parameters gathered: the next one must not read the old ones.
         self._sharded.reshard()
-        return clip_and_step(self.optimizer, self.policy.parameters(), learning_rate, max_grad_norm)
-
-    @contextmanager
-    def full_weights(self) -> Iterator[PreTrainedModel]:
-        with self._copy.filled(self.gathered()) as model:
-            yield model
+        return super().update(learning_rate, max_grad_norm)
 
     def gathered(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self.policy.model.named_parameters():
             yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
     def save(self, directory: Path, *, main: bool) -> str:
