@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.launch.allocation import Allocation, expand_hostlist, read_allocation, visible_gpus
-from maxent_grpo.launch.split import Share, split
+from maxent_grpo.launch.allocation import (
+    Allocation,
+    NodeShare,
+    expand_hostlist,
+    read_allocation,
+    split,
+    visible_gpus,
+)
 
 
 def allocation(nodes: int, gpus: int) -> Allocation:
@@ -50,13 +56,13 @@ def test_a_job_is_read_from_slurms_variables(tmp_path: Path) -> None:
 
 def test_on_one_node_gpu_0_serves_and_the_rest_train() -> None:
     found = split(allocation(1, 8), "server", dp=1, tp=1, local_processes=None)
-    assert found.serving == Share("n0", ("0",), 1)
-    assert found.training == (Share("n0", ("1", "2", "3", "4", "5", "6", "7"), 7),)
+    assert found.serving == NodeShare("n0", ("0",), 1)
+    assert found.training == (NodeShare("n0", ("1", "2", "3", "4", "5", "6", "7"), 7),)
 
 
 def test_of_several_nodes_the_last_serves() -> None:
     found = split(allocation(3, 4), "server", dp=2, tp=2, local_processes=None)
-    assert found.serving == Share("n2", ("0", "1", "2", "3"), 1)
+    assert found.serving == NodeShare("n2", ("0", "1", "2", "3"), 1)
     assert [share.node for share in found.training] == ["n0", "n1"]
     assert found.world_size == 8
     assert found.idle == ()
@@ -76,7 +82,7 @@ def test_without_a_server_every_gpu_trains(sampling) -> None:
 
 def test_a_cpu_node_serves_and_trains() -> None:
     found = split(allocation(1, 0), "server", dp=1, tp=1, local_processes=2)
-    assert (found.serving, found.training) == (Share("n0", (), 1), (Share("n0", (), 2),))
+    assert (found.serving, found.training) == (NodeShare("n0", (), 1), (NodeShare("n0", (), 2),))
 
 
 @pytest.mark.parametrize(

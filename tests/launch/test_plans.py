@@ -7,15 +7,23 @@ import pytest
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.launch.allocation import Allocation
-from maxent_grpo.launch.arguments import flag_value, read_flags
-from maxent_grpo.launch.environment import job_environment, shown_words, without_values
-from maxent_grpo.launch.evaluation import FLAGS as EVALUATION_FLAGS
-from maxent_grpo.launch.evaluation import math_eval_command, slots
+from maxent_grpo.launch.evaluation_jobs import FLAGS as EVALUATION_FLAGS
+from maxent_grpo.launch.evaluation_jobs import math_eval_command, slots
+from maxent_grpo.launch.flags import flag_value, read_flags
 from maxent_grpo.launch.lighteval import lighteval_command
+from maxent_grpo.launch.plan_text import shown_words, without_values
 from maxent_grpo.launch.ray_cluster import FLAGS as RAY_FLAGS
 from maxent_grpo.launch.ray_cluster import packed, plan_ray, with_token
-from maxent_grpo.launch.sweep import grid_points, point_name, point_words
-from maxent_grpo.launch.train import FLAGS, TrainPlan, plan_training, training_table
+from maxent_grpo.launch.supervision import job_environment
+from maxent_grpo.launch.train import (
+    FLAGS,
+    TrainPlan,
+    grid_points,
+    plan_training,
+    point_name,
+    point_words,
+    training_table,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_ThisTokenIsNotReal"

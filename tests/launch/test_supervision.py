@@ -14,7 +14,7 @@ import pytest
 from maxent_grpo.errors import RunError
 from maxent_grpo.launch.allocation import Allocation
 from maxent_grpo.launch.ray_cluster import STOPPED, RayPlan, run_ray
-from maxent_grpo.launch.supervision import Ended, Running, Signals, Step, answers, follow, wait_until
+from maxent_grpo.launch.supervision import Ended, Running, Step, Supervisor, answers
 
 
 def step(tmp_path: Path, code: str, name: str = "it", **environment: str) -> Step:
@@ -32,24 +32,23 @@ def test_a_server_is_waited_for_until_it_is_healthy(tmp_path: Path, free_port: i
                 self.send_response(200 if self.path == "/health" else 404); self.end_headers()
         http.server.HTTPServer(("127.0.0.1", {free_port}), H).serve_forever()
     """
-    server = Running(step(tmp_path, code), os.environ)
     url = f"http://127.0.0.1:{free_port}/health"
-    try:
+    with Supervisor(os.environ).watching() as job:
+        server = job.start(step(tmp_path, code))
         assert not answers(url)
-        wait_until(lambda: answers(url), "it answered", [server], Signals(), deadline=30, every=0.05)
+        job.wait_until(lambda: answers(url), "it answered", deadline=30, every=0.05)
         assert answers(url)
         assert not answers(f"http://127.0.0.1:{free_port}/elsewhere")
-    finally:
-        server.end()
     assert server.exit_code == 128 + signal.SIGTERM
 
 
 def test_a_server_that_dies_is_reported_with_its_log_and_without_secrets(tmp_path: Path) -> None:
     code = "import os, sys; print('no GPU for', os.environ['HF_TOKEN']); sys.exit(3)"
     environ = {**os.environ, "HF_TOKEN": "hf_ThisTokenIsNotReal"}
-    server = Running(step(tmp_path, code, "the server"), environ)
+    job = Supervisor(environ)
+    job.start(step(tmp_path, code, "the server"))
     with pytest.raises(RunError) as caught:
-        wait_until(lambda: False, "it answered", [server], Signals(), deadline=30, every=0.05)
+        job.wait_until(lambda: False, "it answered", deadline=30, every=0.05)
     text = str(caught.value)
     assert "the server ended with exit code 3 before it answered" in text
     assert "no GPU for ***" in text
@@ -58,31 +57,27 @@ def test_a_server_that_dies_is_reported_with_its_log_and_without_secrets(tmp_pat
 
 def test_a_deadline_says_what_was_waited_for(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"waited 0\.2 s for the moon"):
-        wait_until(lambda: False, "the moon", [], Signals(), deadline=0.2, every=0.05)
+        Supervisor({}).wait_until(lambda: False, "the moon", deadline=0.2, every=0.05)
 
 
 def test_the_exit_code_is_the_main_ones(tmp_path: Path) -> None:
-    main = Running(step(tmp_path, "import sys; sys.exit(7)"), os.environ)
-    assert follow(main, [], Signals(), lambda: None, every=0.05) == 7
-    killed = Running(step(tmp_path, "import os; os.kill(os.getpid(), 9)", "killed"), os.environ)
-    assert follow(killed, [], Signals(), lambda: None, every=0.05) == 137
+    for code, expected in (("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)):
+        main = Supervisor(os.environ).follow(step(tmp_path, code), lambda _: None, every=0.05)
+        assert main.exit_code == expected
 
 
 def test_a_server_that_dies_takes_the_job_with_it(tmp_path: Path) -> None:
-    main = Running(step(tmp_path, "import time; time.sleep(60)", "the trainer"), os.environ)
-    server = Running(step(tmp_path, "print('out of memory')", "the server"), os.environ)
-    try:
+    trainer = step(tmp_path, "import time; time.sleep(60)", "the trainer")
+    with Supervisor(os.environ).watching() as job:
+        job.start(step(tmp_path, "print('out of memory')", "the server"))
         with pytest.raises(
             RunError, match=r"(?s)the server ended .* while the trainer needed it.*out of memory"
         ):
-            follow(main, [server], Signals(), lambda: None, every=0.05)
-    finally:
-        main.end()
+            job.follow(trainer, lambda _: None, every=0.05)
 
 
 def test_usr1_asks_once_and_term_ends(tmp_path: Path) -> None:
     asked: list[float] = []
-    main = Running(step(tmp_path, "import time; time.sleep(60)"), os.environ)
 
     def send() -> None:
         for number, pause in ((signal.SIGUSR1, 0.3), (signal.SIGUSR1, 0.3), (signal.SIGTERM, 0.3)):
@@ -90,12 +85,10 @@ def test_usr1_asks_once_and_term_ends(tmp_path: Path) -> None:
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(signal.SIGUSR1)
-    try:
-        with Signals().listening() as signals, pytest.raises(Ended) as caught:  # noqa: PT012  the sender first
-            threading.Thread(target=send).start()
-            follow(main, [], signals, lambda: asked.append(time.monotonic()), every=0.05)
-    finally:
-        main.end()
+    with Supervisor(os.environ).watching() as job, pytest.raises(Ended) as caught:  # noqa: PT012  the sender first
+        threading.Thread(target=send).start()
+        sleeper = step(tmp_path, "import time; time.sleep(60)")
+        job.follow(sleeper, lambda _: asked.append(time.monotonic()), every=0.05)
     assert len(asked) == 1
     assert caught.value.exit_code == 143
     assert signal.getsignal(signal.SIGUSR1) is before
@@ -124,7 +117,7 @@ def test_what_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> Non
 def test_variables_that_a_step_must_not_see_are_gone(tmp_path: Path) -> None:
     code = "import os; print(os.environ.get('VLLM_PORT'), os.environ['MINE'])"
     wanted = Step("it", (sys.executable, "-S", "-c", code), tmp_path / "log", {"MINE": "1"}, ("VLLM_PORT",))
-    follow(Running(wanted, {**os.environ, "VLLM_PORT": "29525"}), [], Signals(), lambda: None, every=0.05)
+    Supervisor({**os.environ, "VLLM_PORT": "29525"}).follow(wanted, lambda _: None, every=0.05)
     assert wanted.log.read_text() == "None 1\n"
 
 

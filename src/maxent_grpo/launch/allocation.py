@@ -1,12 +1,13 @@
-"""What a job was given: its nodes in order and the accelerators of each, by Slurm's variables or this machine."""
+"""An allocation, by Slurm's variables or of this machine, and its division between the vLLM server and the trainer."""
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.launch.arguments import Values
+from maxent_grpo.launch.flags import Values
 
 NO_GPU = ("", "-1", "NoDevFiles")
 """Entries of CUDA_VISIBLE_DEVICES that name no device."""
@@ -17,10 +18,14 @@ class Allocation:
     """Nodes and accelerators, the same on every node."""
 
     nodes: tuple[str, ...]
-    gpus: tuple[str, ...]  # per node, as CUDA_VISIBLE_DEVICES names them; none: a CPU run
-    job: str | None = None  # Slurm's job id; None: no job, everything runs on this machine
-    restarts: int = 0  # how often Slurm has requeued the job
-    cpus_per_task: str | None = None  # as asked of Slurm, which steps do not inherit
+    gpus: tuple[str, ...]
+    """Of each node, as CUDA_VISIBLE_DEVICES names them; none: a CPU run."""
+    job: str | None = None
+    """Slurm's job id; None: no job, everything runs on this machine."""
+    restarts: int = 0
+    """Times that Slurm has requeued the job."""
+    cpus_per_task: str | None = None
+    """As asked of Slurm; steps do not inherit it."""
 
 
 def read_allocation(environ: Mapping[str, str], devices: Path = Path("/dev")) -> Allocation:
@@ -81,11 +86,8 @@ def visible_gpus(environ: Mapping[str, str], devices: Path = Path("/dev")) -> tu
 
 def expand_hostlist(text: str) -> tuple[str, ...]:
     """Slurm's short form of node names, in its order: ``n[01-03,7],login`` → n01 n02 n03 n7 login."""
-    return tuple(name for part in _split_outside_brackets(text) for name in _expand(part))
-
-
-def _split_outside_brackets(text: str) -> Iterator[str]:
-    return (part for part in re.split(r",(?![^\[]*\])", text) if part)
+    parts = re.split(r",(?![^\[]*\])", text)  # at commas outside brackets
+    return tuple(name for part in parts if part for name in _expand(part))
 
 
 def _expand(text: str) -> Iterator[str]:
@@ -99,3 +101,83 @@ def _expand(text: str) -> Iterator[str]:
         for number in range(int(first), int(last or first) + 1):
             for tail in _expand(rest):
                 yield f"{front}{number:0{len(first)}d}{tail}"
+
+
+Sampling = Literal["in-process", "server", "colocate"]
+"""The place of generation: the trainer's own sampler, a vLLM server beside it, or vLLM inside its processes."""
+
+
+@dataclass(frozen=True)
+class NodeShare:
+    """One node's part in one job."""
+
+    node: str
+    gpus: tuple[str, ...]
+    """None of them: it runs on the CPU."""
+    processes: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """The division of an allocation."""
+
+    serving: NodeShare | None
+    training: tuple[NodeShare, ...]
+    """The same number of processes on each node."""
+    idle: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Node → GPUs that nothing uses."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train."""
+        return sum(share.processes for share in self.training)
+
+
+def split(
+    allocation: Allocation, sampling: Sampling, *, dp: int, tp: int, local_processes: int | None
+) -> Split:
+    """Divide ``allocation``.
+
+    With a server: of several nodes the last serves; of a single one the first ``dp · tp`` GPUs do (one by default),
+    and the rest train. Without GPUs, server and trainer share the node's CPUs.
+
+    Args:
+        dp: data-parallel replicas of the server.
+        tp: GPUs of one replica.
+        local_processes: training processes per node; None: one per GPU, or one on a CPU.
+
+    Raises:
+        UsageError: where the allocation cannot hold it, with the arithmetic.
+    """
+    nodes, gpus = allocation.nodes, allocation.gpus
+    if sampling == "colocate" and len(nodes) > 1:
+        raise UsageError(
+            f"vllm_mode: colocate runs on one node and the job has {len(nodes)}; use vllm_mode: server, or --nodes=1"
+        )
+    if sampling != "server":
+        return Split(None, tuple(_training(node, gpus, local_processes) for node in nodes))
+    width = dp * tp
+    if gpus and width > len(gpus):
+        raise UsageError(
+            f"--dp {dp} × --tp {tp} = {width} GPUs for the server, and a node has {len(gpus)}: make the product smaller"
+        )
+    serving = gpus[:width]
+    if len(nodes) > 1:
+        idle = ((nodes[-1], gpus[width:]),) if gpus[width:] else ()
+        training = tuple(_training(node, gpus, local_processes) for node in nodes[:-1])
+        return Split(NodeShare(nodes[-1], serving, 1), training, idle)
+    if gpus and width == len(gpus):
+        raise UsageError(
+            f"one node with {len(gpus)} GPU(s): the server takes {width} and none is left to train; "
+            "ask for more GPUs or nodes, or use vllm_mode: colocate"
+        )
+    return Split(NodeShare(nodes[0], serving, 1), (_training(nodes[0], gpus[width:], local_processes),))
+
+
+def _training(node: str, gpus: tuple[str, ...], asked: int | None) -> NodeShare:
+    processes = max(1, len(gpus)) if asked is None else asked
+    if gpus and processes > len(gpus):
+        raise UsageError(
+            f"TRAIN_LOCAL_PROCS={processes}: {node} has {len(gpus)} GPU(s) to train on; use at most that many"
+        )
+    return NodeShare(node, gpus[:processes] if gpus else (), processes)

@@ -3,14 +3,13 @@
 import shlex
 from collections.abc import Mapping, Sequence
 
-from maxent_grpo.launch.allocation import Allocation
-from maxent_grpo.launch.split import Share
+from maxent_grpo.launch.allocation import Allocation, NodeShare
 
 ECHO_TAGS = "maxent_grpo.rollout.vllm.client_tag.EchoMiddleware"
 """Makes vLLM's own server copy a rank's client tag into its answers."""
 
 SERVER_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {"native": {"VLLM_SERVER_DEV_MODE": "1"}, "trl": {}}
-"""What a server needs to take new weights over HTTP."""
+"""Variables that a server needs to take new weights over HTTP."""
 
 NODE_RANK = "@node-rank@"
 """Stands for the node's position among the training nodes, which only the started process knows."""
@@ -30,33 +29,24 @@ def server_command(
     extra: Sequence[str],
 ) -> list[str]:
     """A vLLM server: ``trl`` is TRL's ``vllm_serve``, ``native`` is vLLM's own OpenAI-compatible one."""
+    front = ["trl.scripts.vllm_serve", "--model", model]
+    sizes = "--tensor_parallel_size --data_parallel_size --max_model_len --gpu_memory_utilization"
+    echo: list[str] = []
+    if implementation == "native":
+        front, echo = ["vllm.entrypoints.cli.main", "serve", model], ["--middleware", ECHO_TAGS]
+        sizes = sizes.replace("_", "-")
     named = ["--revision", revision] if revision else []
-    if implementation == "trl":
-        command = [python, "-m", "trl.scripts.vllm_serve", "--model", model, *named, "--host", "0.0.0.0"]
-        sizes = (
-            "--tensor_parallel_size",
-            "--data_parallel_size",
-            "--max_model_len",
-            "--gpu_memory_utilization",
-        )
-    else:
-        command = [python, "-m", "vllm.entrypoints.cli.main", "serve", model, *named, "--host", "0.0.0.0"]
-        command += ["--middleware", ECHO_TAGS]
-        sizes = (
-            "--tensor-parallel-size",
-            "--data-parallel-size",
-            "--max-model-len",
-            "--gpu-memory-utilization",
-        )
-    values = (tp, dp, max_length, memory)
-    pairs = [word for flag, value in zip(sizes, values, strict=True) for word in (flag, f"{value:g}")]
-    return [*command, "--port", str(port), *pairs, *extra]
+    values = zip(sizes.split(), (tp, dp, max_length, memory), strict=True)
+    pairs = [word for flag, value in values for word in (flag, f"{value:g}")]
+    return [
+        python, "-m", *front, *named, "--host", "0.0.0.0", *echo, "--port", str(port), *pairs, *extra
+    ]  # fmt: skip
 
 
 def trainer_command(
     python: str,
     accelerator: str,
-    training: Sequence[Share],
+    training: Sequence[NodeShare],
     *,
     module: str,
     recipe: str,
@@ -65,7 +55,7 @@ def trainer_command(
     port: int,
     tee: str,
 ) -> list[str]:
-    """What every training node runs; `NODE_RANK` is in it where there are several.
+    """The command of every training node; `NODE_RANK` is in it where there are several.
 
     Args:
         accelerator: file of Accelerate's configuration, or ``torchrun``: the recipe's ``distributed`` counts then.
@@ -73,24 +63,17 @@ def trainer_command(
     """
     nodes, local = len(training), training[0].processes
     trainer = ["-m", module, "--config", recipe, *words]
+    several: list[str] = []
     if accelerator == "torchrun":
-        several = ["--node-rank", NODE_RANK, "--master-addr", address] if nodes > 1 else []
+        if nodes > 1:
+            several = ["--node-rank", NODE_RANK, "--master-addr", address]
         return [
             python, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--nproc-per-node", str(local), *several,
             "--master-port", str(port), "--tee", tee, *trainer,
         ]  # fmt: skip
-    several = (
-        [
-            "--machine_rank",
-            NODE_RANK,
-            "--main_process_ip",
-            address,
-            "--deepspeed_multinode_launcher",
-            "standard",
-        ]
-        if nodes > 1
-        else []
-    )
+    if nodes > 1:
+        several = ["--machine_rank", NODE_RANK, "--main_process_ip", address]
+        several += ["--deepspeed_multinode_launcher", "standard"]
     return [
         python, "-m", "accelerate.commands.launch", "--config_file", accelerator, "--num_machines", str(nodes),
         "--num_processes", str(nodes * local), *several, "--main_process_port", str(port), "--tee", tee, *trainer,
@@ -99,15 +82,10 @@ def trainer_command(
 
 def on_nodes(command: Sequence[str], nodes: Sequence[str], allocation: Allocation) -> list[str]:
     """``command`` on each of ``nodes`` of a Slurm job, as one step whose end is that of its first failing task."""
-    steps = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
+    count = len(nodes)
+    steps = f"srun --nodes={count} --ntasks={count} --ntasks-per-node=1 --nodelist={','.join(nodes)} --overlap".split()
     # One task holds all of its node's processes: binding it to a core would bind them all to that core.
-    steps += [
-        f"--nodelist={','.join(nodes)}",
-        "--overlap",
-        "--kill-on-bad-exit=1",
-        "--cpu-bind=none",
-        "--export=ALL",
-    ]
+    steps += ["--kill-on-bad-exit=1", "--cpu-bind=none", "--export=ALL"]
     if allocation.cpus_per_task:
         steps.append(f"--cpus-per-task={allocation.cpus_per_task}")
     return [*steps, *with_rank(command)]
@@ -121,6 +99,6 @@ def with_rank(command: Sequence[str]) -> list[str]:
     return ["bash", "-c", f"exec {line}"]
 
 
-def devices(gpus: Sequence[str]) -> Mapping[str, str]:
+def devices(gpus: Sequence[str]) -> dict[str, str]:
     """The variable that shows a process its GPUs; nothing where it runs on the CPU."""
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}

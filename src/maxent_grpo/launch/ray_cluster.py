@@ -4,6 +4,7 @@ The first node is the head and runs the driver. It is up when ``ray health-check
 probe, itself a Ray driver, counts them; each wait has a deadline and says what it waited for.
 """
 
+import logging
 import os
 import secrets
 import shlex
@@ -17,25 +18,24 @@ from pathlib import Path
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.launch.allocation import Allocation, imagined, read_allocation
-from maxent_grpo.launch.arguments import Flag, Values, read_flags
 from maxent_grpo.launch.commands import on_nodes
-from maxent_grpo.launch.environment import job_environment, make_folders, shown_words
+from maxent_grpo.launch.flags import Flag, Values, read_flags
+from maxent_grpo.launch.plan_text import gpu_names, shown_words, table
 from maxent_grpo.launch.supervision import (
+    LOGS,
     Ended,
     Running,
-    Signals,
     Step,
-    follow,
+    Supervisor,
+    job_environment,
+    make_folders,
     requeue,
     say,
-    wait_until,
 )
-from maxent_grpo.launch.table import gpu_names, table
 from maxent_grpo.train.ray import GCS_SECONDS, NODE_TOO_SLOW, START_ATTEMPTS
 
-LOGS = Path("var/artifacts/logs")
 COMPONENTS = ("train_model", "ref_model", "inference_model")
-"""Who asks for devices, by ``COMPONENT.num_devices=N`` on the driver's command line, in the order of the table."""
+"""The parts that ask for devices, by ``COMPONENT.num_devices=N`` among the driver's words, in the table's order."""
 
 FLAGS = (
     Flag("port", "6379", ("RAY_PORT",)),
@@ -54,18 +54,23 @@ STOPPED = os.EX_TEMPFAIL
 
 @dataclass(frozen=True)
 class RayPlan:
-    """What runs where."""
+    """The processes of a cluster, and the driver that they are up for."""
 
-    program: tuple[str, ...]  # Ray's command line
+    program: tuple[str, ...]
+    """Ray's command line."""
     allocation: Allocation
-    addresses: tuple[str, ...]  # of the nodes, in their order
+    addresses: tuple[str, ...]
+    """Of the nodes, in their order."""
     port: int
-    deadline: int  # seconds, of every wait
+    deadline: int
+    """Seconds, of every wait."""
     head: Step
     workers: tuple[Step, ...]
     probe: tuple[str, ...]
+    """Succeeds when all nodes are alive."""
     driver: Step
-    devices: tuple[tuple[str, int], ...]  # component → devices that it asks for
+    devices: tuple[tuple[str, int], ...]
+    """Component → devices that it asks for."""
 
     @property
     def address(self) -> str:
@@ -113,16 +118,8 @@ def plan_ray(
             command = on_nodes(command, [allocation.nodes[index]], allocation)
         return Step(name, tuple(command), LOGS / f"ray-{job}-{index}.out")
 
-    head = [
-        "--head",
-        "--port",
-        str(port),
-        "--temp-dir",
-        folder,
-        "--include-dashboard",
-        "false",
-        "--disable-usage-stats",
-    ]
+    head = ["--head", "--port", str(port), "--temp-dir", folder]
+    head += ["--include-dashboard", "false", "--disable-usage-stats"]
     address = f"{addresses[0]}:{port}"
     workers = range(1, len(addresses))
     again = shlex.split(values["on-restart"] or "") if allocation.restarts else []
@@ -134,7 +131,7 @@ def plan_ray(
         deadline=values.number("health-timeout"),
         head=node_step(0, head),
         workers=tuple(node_step(index, ["--address", address]) for index in workers),
-        probe=(python, "-m", "maxent_grpo.launch.ray_probe", address, addresses[0], str(len(addresses))),
+        probe=(python, "-m", "maxent_grpo.launch.ray_cluster", address, addresses[0], str(len(addresses))),
         driver=Step(
             "the driver", (*driver, *again), LOGS / f"train_{job}.log",
             {"RAY_ADDRESS": address, "MAXENT_RAY_NODE_ADDRESS": addresses[0]},
@@ -198,74 +195,51 @@ def run_ray(plan: RayPlan, environment: Mapping[str, str]) -> int:
 
     After SIGUSR1 the driver saves and ends, and the job is requeued.
     """
-    started: list[Running] = []
-    with Signals().listening() as signals:
+    job = plan.allocation.job
+    with Supervisor(environment, leftovers=True).watching() as supervisor:
         try:
-            _start_cluster(plan, environment, started, signals)
+            start_cluster(plan, supervisor)
             say(f"Ray has {len(plan.addresses)} living node(s); the driver starts, log: {plan.driver.log}")
-            driver = Running(plan.driver, environment)
-            beside = list(started)
-            started.append(driver)
-            code = follow(driver, beside, signals, lambda: _ask_to_stop(driver))
-            if code and signals.stop_asked and plan.allocation.job is not None:
-                saved = (
-                    "at a checkpoint" if code == STOPPED else f"without a new checkpoint (exit code {code})"
-                )
-                say(f"the driver ended {saved} after SIGUSR1; requeueing job {plan.allocation.job}")
-                requeue(plan.allocation.job, environment)
-                return 0
-            say(f"the driver ended with exit code {code}\n{driver.tail()}" if code else "the driver is done")
-            return code
+            driver = supervisor.follow(plan.driver, _ask_to_stop)
         except Ended as end:
             say(f"{end}")
             return end.exit_code
-        finally:
-            for process in reversed(started):
-                process.end()
+        code = driver.exit_code or 0
+        if code and supervisor.stop_asked and job is not None:
+            saved = "at a checkpoint" if code == STOPPED else f"without a new checkpoint (exit code {code})"
+            say(f"the driver ended {saved} after SIGUSR1; requeueing job {job}")
+            requeue(job, environment)
+            return 0
+        say(f"the driver ended with exit code {code}\n{driver.tail()}" if code else "the driver is done")
+        return code
 
 
-def _start_cluster(
-    plan: RayPlan, environment: Mapping[str, str], started: list[Running], signals: Signals
-) -> None:
-    """Start all nodes, into ``started``, and wait until all live; again where one was too slow for Ray's own limit."""
+def start_cluster(plan: RayPlan, supervisor: Supervisor) -> None:
+    """Start all nodes and wait until all live; again where one was too slow for Ray's own limit."""
+    environment = supervisor.environment
+    health_check = (*plan.program, "health-check", "--address", plan.address)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            started.append(Running(plan.head, environment))
-            wait_until(
-                lambda: _succeeds(health_check(plan), environment),
-                f"Ray's head at {plan.address} was healthy",
-                started,
-                signals,
-                plan.deadline,
-            )
+            supervisor.start(plan.head)
+            healthy = f"Ray's head at {plan.address} was healthy"
+            supervisor.wait_until(lambda: _succeeds(health_check, environment), healthy, plan.deadline)
             say(f"Ray's head is healthy: {plan.address}")
-            started += [Running(step, environment) for step in plan.workers]
-            wait_until(
-                lambda: _succeeds(plan.probe, environment),
-                f"{len(plan.addresses)} Ray node(s) were alive",
-                started,
-                signals,
-                plan.deadline,
-            )
+            for step in plan.workers:
+                supervisor.start(step)
+            alive = f"{len(plan.addresses)} Ray node(s) were alive"
+            supervisor.wait_until(lambda: _succeeds(plan.probe, environment), alive, plan.deadline)
             return
         except RunError as error:
             if NODE_TOO_SLOW not in str(error) or attempt == START_ATTEMPTS:
                 raise
             say(f"a node was too slow for Ray; the cluster starts again ({attempt + 1} of {START_ATTEMPTS})")
-            for process in reversed(started):
-                process.end()
-            started.clear()
+            supervisor.end_all()
 
 
 def _ask_to_stop(driver: Running) -> None:
     """It makes its run's stop file: where that lies, only the driver's own words and presets say."""
     say("SIGUSR1: asking the driver to save and end")
     driver.send(signal.SIGUSR1)
-
-
-def health_check(plan: RayPlan) -> tuple[str, ...]:
-    """Ray's own command that succeeds when the head answers."""
-    return (*plan.program, "health-check", "--address", plan.address)
 
 
 def _succeeds(command: Sequence[str], environment: Mapping[str, str]) -> bool:
@@ -275,16 +249,15 @@ def _succeeds(command: Sequence[str], environment: Mapping[str, str]) -> bool:
 def _address(node: str, resolve: Callable[[str], str]) -> str:
     try:
         address = resolve(node)
-        return (
-            "127.0.0.2" if address == "127.0.0.1" else address
-        )  # Ray takes .1 for "an address that others see"
     except OSError as error:
         raise UsageError(f"node {node} has no address ({error}); check the cluster's name service") from error
+    return "127.0.0.2" if address == "127.0.0.1" else address  # Ray takes .1 for "an address that others see"
 
 
 def ray_cluster(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
     """Carry out ``launch ray [options] -- COMMAND …``. Raises `UsageError` and `RunError`."""
-    own, driver = (list(words), []) if "--" not in words else _cut(words)
+    end = list(words).index("--") if "--" in words else len(words)
+    own, driver = words[:end], words[end + 1 :]
     values = read_flags(FLAGS, own, environ)
     allocation = imagined(values)
     if allocation is not None:
@@ -310,6 +283,15 @@ def with_token(environment: Mapping[str, str]) -> dict[str, str]:
     return result
 
 
-def _cut(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    at = list(words).index("--")
-    return list(words[:at]), list(words[at + 1 :])
+def probe(address: str, own: str, nodes: str) -> int:
+    """Connect as a driver would and count: 0 once so many nodes live."""
+    import ray
+
+    ray.init(address=address, _node_ip_address=own, log_to_driver=False, logging_level=logging.ERROR)
+    alive = sum(bool(node["Alive"]) for node in ray.nodes())
+    ray.shutdown()
+    return int(alive < int(nodes))
+
+
+if __name__ == "__main__":
+    sys.exit(probe(*sys.argv[1:]))

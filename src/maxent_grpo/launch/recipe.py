@@ -1,4 +1,4 @@
-"""What a launcher must know of a recipe before anything is started. The trainer checks the rest, and all of it."""
+"""The facts of a recipe that a launcher needs before anything starts. The trainer checks the rest, and all of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.launch.arguments import flag_value
-from maxent_grpo.launch.split import Sampling
+from maxent_grpo.launch.allocation import Sampling
+from maxent_grpo.launch.flags import Values, flag_value
 
 TASKS = {
     "grpo": ("grpo", "maxent_grpo.grpo"),
@@ -32,18 +32,29 @@ class RecipeFacts:
     revision: str | None
     output_dir: Path
     sampling: Sampling
-    server: (
-        str | None
-    )  # address of a server that somebody else runs; None: the job starts its own where it needs one
+    server: str | None
+    """Address of a server that somebody else runs; None: the job starts its own where it needs one."""
     accumulation: int
 
 
-def recipe_path(root: Path, model: str, task: str, suffix: str) -> Path:
-    """``configs/recipes/MODEL/TASKDIR/config_SUFFIX.yaml``. Raises `UsageError` where there is none."""
+def chosen_recipe(values: Values, root: Path) -> Path:
+    """The recipe that is named, or ``configs/recipes/MODEL/TASKDIR/config_CONFIG.yaml``.
+
+    Raises `UsageError` where there is none, or two are named.
+    """
+    task = values.text("task")
     if task not in TASKS:
         raise UsageError(f"--task {task}: one of {', '.join(TASKS)}")
+    typed = [f"--{name}" for name in ("model", "config") if values.sources[name] == f"--{name}"]
+    named = values["recipe"]
+    if named is not None and values.sources["recipe"] == "--recipe" and typed:
+        raise UsageError(f"--recipe and {typed[0]} both name a recipe: keep one")
+    if named is not None and not typed:
+        if not Path(named).is_file():
+            raise UsageError(f"{values.sources['recipe']}={named}: there is no such recipe")
+        return Path(named)
     recipes = root / "configs" / "recipes"
-    path = recipes / model / TASKS[task][0] / f"config_{suffix}.yaml"
+    path = recipes / values.text("model") / TASKS[task][0] / f"config_{values.text('config')}.yaml"
     if not path.is_file():
         there = sorted(str(p.relative_to(recipes)) for p in recipes.glob("*/*/config_*.yaml"))
         raise UsageError(f"{path}: there is no such recipe; there are {', '.join(there) or 'none'}")
@@ -69,24 +80,19 @@ def read_facts(path: Path, words: Sequence[str], mode: str | None = None) -> Rec
     if model is None or output_dir is None:
         raise UsageError(f"{path}: a recipe must set model_name_or_path and output_dir")
     sampling: Sampling = "in-process"
+    server = None
     if (value("use_vllm") or "false").lower() == "true":
         chosen = flag_value(words, "vllm_mode") or mode or value("vllm_mode") or _default_mode()
         if chosen not in ("server", "colocate"):
             raise UsageError(f"vllm_mode={chosen}: server or colocate")
         sampling = "server" if chosen == "server" else "colocate"
-    host, port = flag_value(words, "vllm_server_host"), value("vllm_server_port")
-    named = f"http://{host}:{port or 8000}" if host else None
-    return RecipeFacts(
-        path=path,
-        model=model,
-        revision=value("model_revision"),
-        output_dir=Path(output_dir),
-        sampling=sampling,
-        server=(value("vllm_server_base_url") or value("vllm_url") or named)
-        if sampling == "server"
-        else None,
-        accumulation=int(value("gradient_accumulation_steps") or 1),
-    )
+    if sampling == "server":
+        host, port = flag_value(words, "vllm_server_host"), value("vllm_server_port")
+        named = f"http://{host}:{port or 8000}" if host else None
+        server = value("vllm_server_base_url") or value("vllm_url") or named
+    accumulation = int(value("gradient_accumulation_steps") or 1)
+    revision = value("model_revision")
+    return RecipeFacts(path, model, revision, Path(output_dir), sampling, server, accumulation)
 
 
 def _flat(path: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,24 +19,40 @@ from types import FrameType
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.http import Fault, fetch
-from maxent_grpo.launch.environment import without_values
+from maxent_grpo.launch.plan_text import without_values
 
+LOGS = Path("var/artifacts/logs")
 TAIL_LINES = 200
 POLL_SECONDS = 0.5
 HEALTH_SECONDS = 2.0
 GRACE_SECONDS = 20.0
 """From SIGTERM to SIGKILL; less than Slurm's usual KillWait of 30 seconds."""
 
+CACHES = {
+    "HF_HOME": "cache/huggingface",
+    "TORCH_HOME": "cache/torch",
+    "TORCHINDUCTOR_CACHE_DIR": "cache/torchinductor",
+    "TRITON_CACHE_DIR": "cache/triton",
+    "VLLM_CACHE_ROOT": "cache/vllm",
+    "XDG_CACHE_HOME": "cache/xdg",
+    "PIP_CACHE_DIR": "cache/pip",
+    "WANDB_DIR": "artifacts/wandb",
+    "WANDB_CACHE_DIR": "cache/wandb",
+    "TMPDIR": "tmp",
+}
+"""Variable → its place under ``var/``. One that is set already stays as it is."""
+
 
 @dataclass(frozen=True)
 class Step:
-    """One process to start: a command, what it finds in its environment besides the job's, and its log."""
+    """One process to start: a command, its log, and the variables that it finds besides the job's."""
 
     name: str
     command: tuple[str, ...]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    without: tuple[str, ...] = ()  # variables that it must not inherit
+    without: tuple[str, ...] = ()
+    """Variables that it must not inherit."""
 
 
 class Running:
@@ -88,31 +104,6 @@ class Running:
         return without_values(f"--- last lines of {self.step.log} ---\n{kept}\n---", self._environment)
 
 
-class Signals:
-    """The signals that this process got since `listening` began."""
-
-    def __init__(self) -> None:
-        self.stop_asked = False  # SIGUSR1
-        self.ended_by: int | None = None  # SIGTERM or SIGINT
-
-    @contextmanager
-    def listening(self) -> Iterator["Signals"]:
-        """Take SIGUSR1, SIGTERM and SIGINT; what handled them before is put back at the end."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            if number == signal.SIGUSR1:
-                self.stop_asked = True
-            else:
-                self.ended_by = number
-
-        before = {n: signal.signal(n, note) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 class Ended(Exception):
     """SIGTERM or SIGINT arrived: stop everything and exit with 128 + its number."""
 
@@ -121,33 +112,103 @@ class Ended(Exception):
         self.exit_code = 128 + number
 
 
-def wait_until(
-    ready: Callable[[], bool],
-    what: str,
-    running: Sequence[Running],
-    signals: Signals,
-    deadline: float,
-    every: float = HEALTH_SECONDS,
-) -> None:
-    """Wait for ``ready``, at most ``deadline`` seconds, while ``running`` processes live.
+class Supervisor:
+    """The processes of a job, under the signals that this process gets since `watching` began.
 
-    Raises:
-        RunError: when a process ends first, or the deadline passes; the message has the tail of its log.
-        Ended: when the job is told to end.
+    Args:
+        leftovers: what a process that ended has left in its group is killed too.
     """
-    started = time.monotonic()
-    while not ready():
-        if signals.ended_by is not None:
-            raise Ended(signals.ended_by)
-        for process in running:
-            if process.exit_code is not None:
-                raise RunError(
-                    f"{process.step.name} ended with exit code {process.exit_code} before {what}\n{process.tail()}"
-                )
-        if time.monotonic() - started > deadline:
-            tails = "\n".join(process.tail() for process in running)
-            raise RunError(f"waited {deadline:g} s for {what}: not there\n{tails}".rstrip())
-        time.sleep(every)
+
+    def __init__(self, environment: Mapping[str, str], *, leftovers: bool = False) -> None:
+        self.environment = environment
+        self._leftovers = leftovers
+        self.started: list[Running] = []
+        self.stop_asked = False  # SIGUSR1
+        self._ended_by: int | None = None  # SIGTERM or SIGINT
+
+    @contextmanager
+    def watching(self) -> Iterator["Supervisor"]:
+        """Take SIGUSR1, SIGTERM and SIGINT; at the end processes are ended and signals are handled as before."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGUSR1:
+                self.stop_asked = True
+            else:
+                self._ended_by = number
+
+        before = {n: signal.signal(n, note) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            self.end_all()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def start(self, step: Step) -> Running:
+        """Start ``step``; the supervisor ends it."""
+        self.started.append(Running(step, self.environment))
+        return self.started[-1]
+
+    def end_all(self) -> None:
+        """End what runs, the newest first."""
+        for process in reversed(self.started):
+            if self._leftovers or process.exit_code is None:
+                process.end()
+        self.started.clear()
+
+    def raise_if_ended(self) -> None:
+        """Raise `Ended` where the job is told to end."""
+        if self._ended_by is not None:
+            raise Ended(self._ended_by)
+
+    def wait_until(
+        self, ready: Callable[[], bool], what: str, deadline: float, every: float = HEALTH_SECONDS
+    ) -> None:
+        """Wait for ``ready``, at most ``deadline`` seconds, while all that was started lives.
+
+        Raises:
+            RunError: when a process ends first, or the deadline passes; the message has the tail of its log.
+            Ended: when the job is told to end.
+        """
+        began = time.monotonic()
+        while not ready():
+            self.raise_if_ended()
+            for process in self.started:
+                if process.exit_code is not None:
+                    raise RunError(
+                        f"{process.step.name} ended with exit code {process.exit_code} before {what}\n{process.tail()}"
+                    )
+            if time.monotonic() - began > deadline:
+                tails = "\n".join(process.tail() for process in self.started)
+                raise RunError(f"waited {deadline:g} s for {what}: not there\n{tails}".rstrip())
+            time.sleep(every)
+
+    def follow(self, step: Step, on_stop: Callable[[Running], None], every: float = POLL_SECONDS) -> Running:
+        """Start ``step`` and wait for its end.
+
+        Args:
+            on_stop: called with it at the first SIGUSR1.
+
+        Raises:
+            RunError: when a process ends first that was started before: it needs them all.
+            Ended: when the job is told to end.
+        """
+        beside = list(self.started)
+        main = self.start(step)
+        told = False
+        while main.exit_code is None:
+            self.raise_if_ended()
+            if self.stop_asked and not told:
+                told = True
+                on_stop(main)
+            for process in beside:
+                if process.exit_code is not None:
+                    raise RunError(
+                        f"{process.step.name} ended with exit code {process.exit_code} while {step.name} needed it\n"
+                        f"{process.tail()}"
+                    )
+            time.sleep(every)
+        return main
 
 
 def answers(url: str) -> bool:
@@ -156,40 +217,6 @@ def answers(url: str) -> bool:
         return 200 <= fetch(url, timeout=HEALTH_SECONDS).status < 300
     except Fault:
         return False
-
-
-def follow(
-    main: Running,
-    beside: Sequence[Running],
-    signals: Signals,
-    on_stop: Callable[[], None],
-    every: float = POLL_SECONDS,
-) -> int:
-    """Wait for ``main``; its exit code.
-
-    Args:
-        beside: processes that it needs; one that ends takes the job with it.
-        on_stop: called at the first SIGUSR1.
-
-    Raises:
-        RunError: when one of ``beside`` ends first.
-        Ended: when the job is told to end.
-    """
-    told = False
-    while main.exit_code is None:
-        if signals.ended_by is not None:
-            raise Ended(signals.ended_by)
-        if signals.stop_asked and not told:
-            told = True
-            on_stop()
-        for process in beside:
-            if process.exit_code is not None:
-                raise RunError(
-                    f"{process.step.name} ended with exit code {process.exit_code} while {main.step.name} needed it\n"
-                    f"{process.tail()}"
-                )
-        time.sleep(every)
-    return main.exit_code
 
 
 def say(text: str) -> None:
@@ -206,3 +233,26 @@ def requeue(job: str, environment: Mapping[str, str]) -> None:
         raise RunError(
             f"scontrol requeue {job} failed ({answer.stderr.strip()}); submit the job again with --resume"
         )
+
+
+def job_environment(environ: Mapping[str, str], root: Path) -> dict[str, str]:
+    """``environ`` with every cache under ``root/var``, shallow checkpoints, and nothing of the user's site-packages.
+
+    A token that `hf auth login` stored under the home directory is found although HF_HOME moves.
+    """
+    result = dict(environ)
+    for variable, place in CACHES.items():
+        result.setdefault(variable, str(root / "var" / place))
+    own = Path(environ.get("HOME", "~")).expanduser() / ".cache" / "huggingface"
+    stored = Path(environ.get("HF_HOME") or own) / "token"
+    if "HF_TOKEN" not in environ and stored.is_file():
+        result.setdefault("HF_TOKEN_PATH", str(stored))
+    result.setdefault("MAXENT_CHECKPOINT_METADATA_MODE", "shallow")
+    result |= {"PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
+    return result
+
+
+def make_folders(environment: Mapping[str, str]) -> None:
+    """Make the folders that the caches point to."""
+    for variable in CACHES:
+        Path(environment[variable]).mkdir(parents=True, exist_ok=True)

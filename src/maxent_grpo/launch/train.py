@@ -1,5 +1,10 @@
-"""``launch train``: one training job. Flags and variables of ``ops/slurm/train.slurm`` become a plan that is run."""
+"""``launch train`` and ``launch sweep``: one training job, or a grid of them as a Slurm array.
 
+Flags and variables of ``ops/slurm/train.slurm`` become a plan that is run.
+"""
+
+import itertools
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,26 +13,23 @@ from pathlib import Path
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.launch import commands
-from maxent_grpo.launch.allocation import Allocation, imagined, read_allocation
-from maxent_grpo.launch.arguments import Flag, Values, flag_value, read_flags, words_of
-from maxent_grpo.launch.environment import job_environment, make_folders, shown_words, without_values
-from maxent_grpo.launch.recipe import TASKS, RecipeFacts, read_facts, recipe_path
-from maxent_grpo.launch.split import Split, split
+from maxent_grpo.launch.allocation import Allocation, Split, imagined, read_allocation, split
+from maxent_grpo.launch.flags import Flag, Values, flag_value, read_flags, words_of
+from maxent_grpo.launch.plan_text import gpu_names, shown_words, table, without_values
+from maxent_grpo.launch.recipe import TASKS, RecipeFacts, chosen_recipe, read_facts
 from maxent_grpo.launch.supervision import (
+    LOGS,
     Ended,
     Running,
-    Signals,
     Step,
+    Supervisor,
     answers,
-    follow,
+    job_environment,
+    make_folders,
     requeue,
     say,
-    wait_until,
 )
-from maxent_grpo.launch.table import gpu_names, table
 from maxent_grpo.observe.names import STOP_FILE
-
-LOGS = Path("var/artifacts/logs")
 
 FLAGS = (
     Flag("model", "Qwen2.5-1.5B-Instruct", ("MODEL",)),
@@ -58,14 +60,21 @@ FLAGS = (
     Flag("gpus-per-node", None),
 )
 """``--nodes`` and ``--gpus-per-node`` are for ``--dry-run`` before there is a job."""
+SWEEP_FLAGS = (*FLAGS, Flag("grid", None, ("SWEEP_GRID",)))
 
 INLINE_SECONDS, NODE_SECONDS = 720, 360
-"""How long a server may take to be healthy: beside the trainer, and on a node of its own."""
-
+"""Time for a server to be healthy: beside the trainer, and on a node of its own."""
 TERMINATED = 128 + signal.SIGTERM
-
 SERVER_OWN = ("VLLM_PORT",)
 """vLLM takes its inner ports from VLLM_PORT, where ours is the port that it serves: it must not see it."""
+
+LAUNCHER_KEYS = ("model", "task", "config", "recipe", "accelerator", "dp", "tp")
+"""Keys of a grid that are flags of the launcher; every other one is a setting of the trainer."""
+PORTS = {"master-port": 1, "vllm-port": 20, "vllm-group-port": 20}
+"""Port flags that nobody set, and how far apart the points of a grid have them: points may share a node."""
+
+Point = Mapping[str, str]
+"""A point of a grid: key → value."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,10 @@ class Server:
     """The vLLM server of a job."""
 
     step: Step
-    health: str  # URL
-    deadline: int  # seconds
+    health: str
+    """URL."""
+    deadline: int
+    """Seconds."""
 
 
 @dataclass(frozen=True)
@@ -86,25 +97,24 @@ class TrainPlan:
     facts: RecipeFacts
     values: Values
     server: Server | None
-    health: str | None  # of a server that somebody else runs
+    health: str | None
+    """URL of a server that somebody else runs."""
     trainer: Step
-    resumes: str | None  # why it goes on from the newest checkpoint; None: a fresh start
+    resumes: str | None
+    """The reason why it goes on from the newest checkpoint; None: a fresh start."""
 
 
-def plan_training(
-    values: Values, allocation: Allocation, root: Path, python: str, words: Sequence[str] | None = None
-) -> TrainPlan:
+def plan_training(values: Values, allocation: Allocation, root: Path, python: str) -> TrainPlan:
     """The plan for ``allocation``. Pure but for reading the recipe.
 
     Args:
         root: the checkout; recipes and Accelerate's configurations are found under it.
         python: interpreter of the environment.
-        words: the trainer's own flags, instead of those of ``--args``.
 
     Raises:
         UsageError: for whatever can be known to fail.
     """
-    given = tuple(words_of(values.text("args"))) if words is None else tuple(words)
+    given = words_of(values.text("args"))
     path = chosen_recipe(values, root)
     facts = read_facts(path, given, values["vllm-mode"])
     sampling = "in-process" if facts.sampling == "server" and facts.server else facts.sampling
@@ -114,12 +124,12 @@ def plan_training(
     )
     job = allocation.job or "local"
     server = _server(values, facts, division, allocation, python, job) if division.serving else None
-    resumes = _resumes(values, allocation)
-    extra = _wiring(values, given, server, division) + (
-        ("--resume_from_checkpoint", "true")
-        if resumes and flag_value(given, "resume_from_checkpoint") is None
-        else ()
-    )
+    resumes = values.sources["resume"] if values.on("resume") else None
+    if allocation.restarts:
+        resumes = f"restart {allocation.restarts} of the job"
+    extra = _wiring(values, given, server, division)
+    if resumes and flag_value(given, "resume_from_checkpoint") is None:
+        extra += ["--resume_from_checkpoint", "true"]
     command = commands.trainer_command(
         python,
         _accelerator(values.text("accelerator"), root),
@@ -131,57 +141,27 @@ def plan_training(
         port=values.number("master-port"),
         tee=values.text("tee"),
     )
-    environment = dict(commands.devices(division.training[0].gpus))
+    environment = commands.devices(division.training[0].gpus)
     if len(allocation.nodes) > 1:
         command = commands.on_nodes(command, [share.node for share in division.training], allocation)
         # Slurm shows every node's step all of its GPUs, and the trainers take all of theirs.
         environment = {}
-    return TrainPlan(
-        allocation=allocation,
-        split=division,
-        facts=facts,
-        values=values,
-        server=server,
-        health=_health(facts.server) if facts.server else None,
-        trainer=Step("the trainer", tuple(command), LOGS / f"train_{job}.log", environment),
-        resumes=resumes,
-    )
-
-
-def chosen_recipe(values: Values, root: Path) -> Path:
-    """The recipe that is named, or the one of ``--model``, ``--task`` and ``--config``."""
-    task = values.text("task")
-    if task not in TASKS:
-        raise UsageError(f"--task {task}: one of {', '.join(TASKS)}")
-    typed = [f"--{name}" for name in ("model", "config") if values.sources[name] == f"--{name}"]
-    named = values["recipe"]
-    if named is not None and values.sources["recipe"] == "--recipe" and typed:
-        raise UsageError(f"--recipe and {typed[0]} both name a recipe: keep one")
-    if named is None or typed:
-        return recipe_path(root, values.text("model"), task, values.text("config"))
-    if not Path(named).is_file():
-        raise UsageError(f"{values.sources['recipe']}={named}: there is no such recipe")
-    return Path(named)
+    trainer = Step("the trainer", tuple(command), LOGS / f"train_{job}.log", environment)
+    health = _health(facts.server) if facts.server else None
+    return TrainPlan(allocation, division, facts, values, server, health, trainer, resumes)
 
 
 def _accelerator(name: str, root: Path) -> str:
     if name == "torchrun":
         return name
-    path = (
-        Path(name) if name.endswith((".yaml", ".yml")) else root / "configs" / "accelerate" / f"{name}.yaml"
-    )
+    folder = root / "configs" / "accelerate"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in (root / "configs" / "accelerate").glob("*.yaml")))
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise UsageError(
             f"--accelerator {name}: {path} is not there; use torchrun, a YAML file, or one of {there}"
         )
     return str(path)
-
-
-def _resumes(values: Values, allocation: Allocation) -> str | None:
-    if allocation.restarts:
-        return f"restart {allocation.restarts} of the job"
-    return f"{values.sources['resume']}" if values.on("resume") else None
 
 
 def _server(
@@ -194,8 +174,7 @@ def _server(
     memory = values.text("vllm-mem-util")
     if not memory.replace(".", "", 1).isdecimal() or not 0 < float(memory) <= 1:
         raise UsageError(f"VLLM_MEM_UTIL={memory}: a fraction of a GPU's memory, above 0 and at most 1")
-    own = values["vllm-model"]
-    port = values.number("vllm-port")
+    own, port = values["vllm-model"], values.number("vllm-port")
     command = commands.server_command(
         implementation,
         values["vllm-python"] or python,
@@ -209,20 +188,19 @@ def _server(
         extra=words_of(values.text("vllm-server-args")),
     )
     environment = {**commands.SERVER_ENVIRONMENT[implementation], **commands.devices(division.serving.gpus)}
-    apart = len(allocation.nodes) > 1
-    if apart:
+    host, deadline = "127.0.0.1", INLINE_SECONDS
+    if len(allocation.nodes) > 1:
         # srun shows the step all GPUs of the node, whatever its own environment says.
         shown = [f"{name}={value}" for name, value in environment.items()]
         command = commands.on_nodes(["env", *shown, *command], [division.serving.node], allocation)
-        environment = {}
-    host = division.serving.node if apart else "127.0.0.1"
-    asked = values["vllm-health-timeout"]
-    deadline = values.number("vllm-health-timeout") if asked else NODE_SECONDS if apart else INLINE_SECONDS
+        host, deadline, environment = division.serving.node, NODE_SECONDS, {}
+    if values["vllm-health-timeout"]:
+        deadline = values.number("vllm-health-timeout")
     step = Step("the vLLM server", tuple(command), LOGS / f"vllm-{job}.out", environment, SERVER_OWN)
     return Server(step, f"http://{host}:{port}/health", deadline)
 
 
-def _wiring(values: Values, given: Sequence[str], server: Server | None, division: Split) -> tuple[str, ...]:
+def _wiring(values: Values, given: Sequence[str], server: Server | None, division: Split) -> list[str]:
     """The flags that the launcher adds for the trainer, unless they are there."""
     flags: dict[str, str | None] = {"seed": values["seed"], "vllm_mode": values["vllm-mode"]}
     if server is not None and division.serving is not None:
@@ -230,12 +208,8 @@ def _wiring(values: Values, given: Sequence[str], server: Server | None, divisio
         flags["vllm_server_host"] = division.serving.node if apart else "127.0.0.1"
         flags["vllm_server_port"] = values.text("vllm-port")
         flags["vllm_group_port"] = values.text("vllm-group-port")
-    return tuple(
-        word
-        for name, value in flags.items()
-        if value is not None and flag_value(given, name) is None
-        for word in (f"--{name}", value)
-    )
+    added = {n: value for n, value in flags.items() if value is not None and flag_value(given, n) is None}
+    return [word for name, value in added.items() for word in (f"--{name}", value)]
 
 
 def _health(address: str) -> str:
@@ -246,8 +220,7 @@ def _health(address: str) -> str:
 
 def training_table(plan: TrainPlan, environ: Mapping[str, str]) -> str:
     """The plan for people: who runs what and where, settings with their sources, commands. No secrets."""
-    values, facts, division = plan.values, plan.facts, plan.split
-    job = plan.allocation.job
+    values, facts, division, job = plan.values, plan.facts, plan.split, plan.allocation.job
     where = [
         (share.node, gpu_names(share.gpus), f"trains, {share.processes} process(es)")
         for share in division.training
@@ -273,12 +246,11 @@ def training_table(plan: TrainPlan, environ: Mapping[str, str]) -> str:
         if values.sources[flag.name] != "default" and flag.name not in ("args", "dry-run")
     ]
     steps = ([plan.server.step] if plan.server else []) + [plan.trainer]
-    runs = [(step.name, str(step.log), _shown(step, environ)) for step in steps]
     parts = [
         table(f"Job {job}" if job else "No Slurm job: everything runs on this machine", where),
         table("Settings", settings),
         *([table("Given", chosen)] if chosen else []),
-        *(f"{name} → {log}\n  {line}" for name, log, line in runs),
+        *(f"{step.name} → {step.log}\n  {_shown(step, environ)}" for step in steps),
     ]
     return "\n\n".join(parts)
 
@@ -293,53 +265,44 @@ def run_training(plan: TrainPlan, environment: Mapping[str, str]) -> int:
 
     After SIGUSR1 the trainer saves and ends and the job is requeued. Raises `RunError` as `supervision` does.
     """
-    stop = plan.facts.output_dir / STOP_FILE
+    output, job = plan.facts.output_dir, plan.allocation.job
+    stop = output / STOP_FILE
     stop.unlink(missing_ok=True)
-    started: list[Running] = []
-    with Signals().listening() as signals:
+
+    def ask_to_stop(trainer: Running) -> None:
+        say(f"SIGUSR1: asking the trainer to save and end ({stop})")
+        stop.parent.mkdir(parents=True, exist_ok=True)
+        stop.touch()
+
+    with Supervisor(environment).watching() as supervisor:
         try:
+            address, deadline = plan.health, NODE_SECONDS
             if plan.server is not None:
                 say(f"vLLM server starts, log: {plan.server.step.log}")
-                server = Running(plan.server.step, environment)
-                started.append(server)
+                supervisor.start(plan.server.step)
                 address, deadline = plan.server.health, plan.server.deadline
-                wait_until(lambda: answers(address), f"{address} answered", [server], signals, deadline)
+            if address is not None:
+                url = address
+                supervisor.wait_until(lambda: answers(url), f"{url} answered", deadline)
+            if plan.server is not None:
                 say(f"vLLM server is healthy: {address}")
-            elif plan.health is not None:
-                address = plan.health
-                wait_until(lambda: answers(address), f"{address} answered", [], signals, NODE_SECONDS)
             say(f"trainer starts, log: {plan.trainer.log}")
-            trainer = Running(plan.trainer, environment)
-            beside = list(started)
-            started.append(trainer)
-            code = follow(trainer, beside, signals, lambda: _ask_to_stop(stop))
-            if code == TERMINATED and len(plan.split.training) > 1:
-                code = 1  # srun names the highest code: that of a task that it ended itself because another failed
-            if code and signals.stop_asked and plan.allocation.job is not None:
-                saved = "at a checkpoint" if not stop.exists() else "without a new checkpoint"
-                say(f"trainer ended {saved} after SIGUSR1; requeueing job {plan.allocation.job}")
-                requeue(plan.allocation.job, environment)
-                return 0
-            if code:
-                say(f"trainer ended with exit code {code}\n{trainer.tail()}")
-            else:
-                say(f"done: {plan.facts.output_dir}")
-            return code
+            trainer = supervisor.follow(plan.trainer, ask_to_stop)
         except Ended as end:
-            say(
-                f"{end}: a later start with --resume goes on from the newest checkpoint in {plan.facts.output_dir}"
-            )
+            say(f"{end}: a later start with --resume goes on from the newest checkpoint in {output}")
             return end.exit_code
-        finally:
-            for process in reversed(started):
-                if process.exit_code is None:
-                    process.end()
-
-
-def _ask_to_stop(stop: Path) -> None:
-    say(f"SIGUSR1: asking the trainer to save and end ({stop})")
-    stop.parent.mkdir(parents=True, exist_ok=True)
-    stop.touch()
+        code = trainer.exit_code or 0
+        if code == TERMINATED and len(plan.split.training) > 1:
+            code = (
+                1  # srun names the highest code: that of a task that it ended itself because another failed
+            )
+        if code and supervisor.stop_asked and job is not None:
+            saved = "at a checkpoint" if not stop.exists() else "without a new checkpoint"
+            say(f"trainer ended {saved} after SIGUSR1; requeueing job {job}")
+            requeue(job, environment)
+            return 0
+        say(f"trainer ended with exit code {code}\n{trainer.tail()}" if code else f"done: {output}")
+        return code
 
 
 def train(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
@@ -355,3 +318,60 @@ def train(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
     environment = job_environment(environ, Path.cwd())
     make_folders(environment)
     return run_training(plan, environment)
+
+
+def grid_points(grid: str) -> list[Point]:
+    """The points of ``"seed=0,1 learning_rate=1e-6,5e-7"``, the last key varying fastest. Raises `UsageError`."""
+    axes: dict[str, list[str]] = {}
+    for word in words_of(grid):
+        key, equals, values = word.partition("=")
+        if not equals or not key or not values or key in axes:
+            raise UsageError(f"--grid {grid!r}: {word!r} must be KEY=VALUE,VALUE,… with each key once")
+        axes[key] = values.split(",")
+    if not axes:
+        raise UsageError("--grid is empty: give KEY=VALUE,VALUE,…")
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def point_name(point: Point) -> str:
+    """``seed=0,task=maxent``, which is also the folder of the run."""
+    return ",".join(f"{key}={value.replace('/', '-')}" for key, value in sorted(point.items()))
+
+
+def point_words(
+    point: Point, index: int, words: Sequence[str], environ: Mapping[str, str], root: Path
+) -> list[str]:
+    """The flags of ``launch train`` for one point: those of the sweep, with the point's values and its own folder."""
+    flags = [f"--{key}={value}" for key, value in point.items() if key in LAUNCHER_KEYS]
+    values = read_flags(SWEEP_FLAGS, [*words, *flags], environ)
+    given = list(words_of(values.text("args")))
+    given += [word for key, v in point.items() if key not in LAUNCHER_KEYS for word in (f"--{key}", v)]
+    if "output_dir" not in point:
+        facts = read_facts(chosen_recipe(values, root), given, values["vllm-mode"])
+        given += ["--output_dir", str(facts.output_dir / point_name(point))]
+    ports = [
+        word
+        for name, distance in PORTS.items()
+        if values.sources[name] == "default"
+        for word in (f"--{name}", str(values.number(name) + distance * index))
+    ]
+    return [*values.typed(without=("grid", "args")), *ports, "--args", shlex.join(given)]
+
+
+def sweep(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
+    """Carry out ``launch sweep``. Raises `UsageError` and `RunError`."""
+    values = read_flags(SWEEP_FLAGS, words, environ)
+    points = grid_points(values.text("grid"))
+    last = len(points) - 1
+    index = environ.get("SLURM_ARRAY_TASK_ID")
+    if index is None:
+        if not values.on("dry-run"):
+            raise UsageError(f"a sweep is a Slurm array: sbatch --array=0-{last} ops/slurm/sweep.slurm …")
+        rows = [(str(i), point_name(point)) for i, point in enumerate(points)]
+        print(table(f"{len(points)} runs: sbatch --array=0-{last}", rows), flush=True)
+        index = "0"
+    if int(index) > last:
+        raise UsageError(f"array task {index}: the grid has {len(points)} points; use --array=0-{last}")
+    point = points[int(index)]
+    print(f"\nPoint {index}: {point_name(point)}", flush=True)
+    return train(point_words(point, int(index), words, environ, root), environ, root)

@@ -8,19 +8,28 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.launch import commands
 from maxent_grpo.launch.allocation import read_allocation
-from maxent_grpo.launch.arguments import Flag, Values, read_flags, words_of
-from maxent_grpo.launch.environment import job_environment, make_folders, shown_words
+from maxent_grpo.launch.commands import devices
+from maxent_grpo.launch.flags import Flag, Values, read_flags, words_of
 from maxent_grpo.launch.lighteval import file_name, lighteval_command, results_folder
-from maxent_grpo.launch.supervision import POLL_SECONDS, Ended, Running, Signals, Step, requeue, say
-from maxent_grpo.launch.table import gpu_names, table
+from maxent_grpo.launch.plan_text import gpu_names, shown_words, table
+from maxent_grpo.launch.supervision import (
+    LOGS,
+    POLL_SECONDS,
+    Ended,
+    Running,
+    Step,
+    Supervisor,
+    job_environment,
+    make_folders,
+    requeue,
+    say,
+)
 
-LOGS = Path("var/artifacts/logs")
 BENCHMARKS = "math_500,aime24,aime25,amc,minerva"
 
 FLAGS = (
@@ -79,58 +88,44 @@ def slots(gpus: Sequence[str], per_process: int) -> list[tuple[str, ...]]:
     return [tuple(gpus[i : i + per_process]) for i in range(0, len(gpus) - per_process + 1, per_process)]
 
 
-@dataclass(frozen=True)
-class Queue:
-    """Steps that wait for a slot, in order."""
-
-    steps: tuple[Step, ...]
-    slots: tuple[tuple[str, ...], ...]
-
-
-def run_queue(queue: Queue, environment: Mapping[str, str], job: str | None) -> int:
-    """Run every step, as many at once as there are slots; 0, or 1 where a step failed (the others still run).
+def run_queue(
+    steps: Sequence[Step], slots: Sequence[tuple[str, ...]], environment: Mapping[str, str], job: str | None
+) -> int:
+    """Run every step, as many at once as there are slots; 0, or `RunError` where a step failed (the others still run).
 
     After SIGUSR1 the running ones are ended and the job is requeued: what they have done is in their artifacts.
     """
-    waiting, free = list(queue.steps), list(queue.slots)
+    waiting, free = list(steps), list(slots)
     running: list[tuple[Running, tuple[str, ...]]] = []
     failed: list[str] = []
-    with Signals().listening() as signals:
+    with Supervisor(environment).watching() as supervisor:
         try:
             while waiting or running:
                 while waiting and free:
                     gpus, step = free.pop(0), waiting.pop(0)
-                    shown = Step(step.name, step.command, step.log, commands.devices(gpus))
                     say(f"{step.name} starts on {gpu_names(gpus)}, log: {step.log}")
-                    running.append((Running(shown, environment), gpus))
+                    running.append((supervisor.start(replace(step, environment=devices(gpus))), gpus))
                 for process, gpus in [pair for pair in running if pair[0].exit_code is not None]:
                     running.remove((process, gpus))
                     free.append(gpus)
+                    name = process.step.name
                     if process.exit_code:
-                        failed.append(process.step.name)
-                        say(
-                            f"{process.step.name} failed with exit code {process.exit_code}\n{process.tail()}"
-                        )
+                        failed.append(name)
+                        say(f"{name} failed with exit code {process.exit_code}\n{process.tail()}")
                     else:
-                        say(f"{process.step.name} is done")
-                if signals.ended_by is not None:
-                    raise Ended(signals.ended_by)
-                if signals.stop_asked and job is not None:
+                        say(f"{name} is done")
+                supervisor.raise_if_ended()
+                if supervisor.stop_asked and job is not None:
                     say(f"SIGUSR1: requeueing job {job}; completed prompts are kept")
-                    for process, _ in running:
-                        process.end()
+                    supervisor.end_all()
                     requeue(job, environment)
                     return 0
                 time.sleep(POLL_SECONDS)
         except Ended as end:
             say(f"{end}: the same line again goes on after the completed prompts")
             return end.exit_code
-        finally:
-            for process, _ in running:
-                if process.exit_code is None:
-                    process.end()
     if failed:
-        raise RunError(f"{len(failed)} of {len(queue.steps)} evaluations failed: {', '.join(failed)}")
+        raise RunError(f"{len(failed)} of {len(steps)} evaluations failed: {', '.join(failed)}")
     return 0
 
 
@@ -143,23 +138,18 @@ def math_eval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
     if not names:
         raise UsageError("--datasets is empty: name at least one benchmark")
     values.text("model")
-    steps = tuple(
-        Step(
-            name,
-            tuple(math_eval_command(values, name, sys.executable)),
-            LOGS / f"infer_{job}_{file_name(name)}.log",
-        )
-        for name in names
-    )
-    queue = Queue(steps, tuple(slots(allocation.gpus, values.number("gpus-per-process"))))
+    commands = [tuple(math_eval_command(values, name, sys.executable)) for name in names]
+    logs = [LOGS / f"infer_{job}_{file_name(name)}.log" for name in names]
+    steps = list(map(Step, names, commands, logs))
+    places = slots(allocation.gpus, values.number("gpus-per-process"))
     rows = [(step.name, str(step.log), shown_words(step.command, environ)) for step in steps]
-    at_once = [(gpu_names(gpus),) for gpus in queue.slots]
+    at_once = [(gpu_names(gpus),) for gpus in places]
     print(table("Evaluations", rows), table("At the same time", at_once), sep="\n\n", flush=True)
     if values.on("dry-run"):
         return 0
     environment = job_environment(environ, Path.cwd())
     make_folders(environment)
-    return run_queue(queue, environment, allocation.job)
+    return run_queue(steps, places, environment, allocation.job)
 
 
 def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
@@ -192,9 +182,8 @@ def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
         parallel=parallel.lower() == "true",
         gpus=max(1, len(allocation.gpus)),
     )
-    step = Step(
-        benchmark, tuple(command), LOGS / f"lighteval_{allocation.job or 'local'}_{file_name(benchmark)}.log"
-    )
+    log = LOGS / f"lighteval_{allocation.job or 'local'}_{file_name(benchmark)}.log"
+    step = Step(benchmark, tuple(command), log)
     rows = [("benchmark", benchmark), ("GPUs", gpu_names(allocation.gpus)), ("results", str(output))]
     print(table("LightEval", [*rows, ("command", shown_words(command, environ))]), flush=True)
     if dry:
@@ -205,4 +194,4 @@ def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
         )
     environment = job_environment(environ, Path.cwd())
     make_folders(environment)
-    return run_queue(Queue((step,), (allocation.gpus,)), environment, allocation.job)
+    return run_queue([step], [allocation.gpus], environment, allocation.job)

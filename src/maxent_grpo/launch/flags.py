@@ -9,20 +9,21 @@ from maxent_grpo.errors import UsageError
 
 @dataclass(frozen=True)
 class Flag:
-    """One option of a launcher."""
+    """One option of a launcher, without its dashes. Of its variables the first that is set counts."""
 
-    name: str  # without dashes
+    name: str
     default: str | None
-    variables: tuple[str, ...] = ()  # of the environment, the first that is set counts
-    switch: bool = False  # takes no value
+    variables: tuple[str, ...] = ()
+    switch: bool = False
+    """True: it takes no value."""
 
 
 @dataclass(frozen=True)
 class Values:
-    """What was asked for, and by what."""
+    """The values that were asked for, and by what: ``--flag``, the variable's name, or ``default``."""
 
     values: Mapping[str, str | None]
-    sources: Mapping[str, str]  # flag → "--flag", the variable's name, or "default"
+    sources: Mapping[str, str]
 
     def __getitem__(self, name: str) -> str | None:
         return self.values[name]
@@ -42,8 +43,12 @@ class Values:
         return int(value)
 
     def on(self, name: str) -> bool:
-        """Whether a switch is on."""
         return self.values[name] not in (None, "", "0", "false")
+
+    def typed(self, *, without: Sequence[str] = ()) -> list[str]:
+        """The flags of the command line, as words, but for those in ``without``."""
+        given = [name for name, source in self.sources.items() if source.startswith("--")]
+        return [f"--{name}={self.values[name]}" for name in given if name not in without]
 
 
 def read_flags(flags: Sequence[Flag], words: Sequence[str], environ: Mapping[str, str]) -> Values:
