@@ -12,30 +12,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.models import SIZES, build_model, build_tokenizer
+from benchmarks.vllm_process import VLLMProcess
 from maxent_grpo.randomness import generator
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.rollout.publish.control import VLLMControl
-from maxent_grpo.rollout.publish.disk_transport import DiskTransport
-from maxent_grpo.rollout.publish.gloo_transport import GlooTransport
-from maxent_grpo.rollout.publish.publisher import Publisher
-from maxent_grpo.rollout.publish.server_publisher import ServerPublisher, Transport
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
 from maxent_grpo.rollout.settings import EngineSettings, ServerSettings
-from maxent_grpo.rollout.vllm.colocate import (
-    ColocatedPublisher,
-    VLLMColocateSampler,
-    start_engine,
-)
-from maxent_grpo.rollout.vllm.process import VLLMProcess
+from maxent_grpo.rollout.vllm.engine import EngineWeightSync, VLLMEngineSampler, start_engine
 from maxent_grpo.rollout.vllm.server import VLLMServerSampler
-from maxent_grpo.train.published_weights import PolicyWeights
+from maxent_grpo.rollout.weight_sync.control import VLLMControl
+from maxent_grpo.rollout.weight_sync.gloo import GlooTransport
+from maxent_grpo.rollout.weight_sync.sync import ServerWeightSync, Transport, WeightSync
+from maxent_grpo.rollout.weight_sync.transports import DiskTransport
+from maxent_grpo.rollout.weight_sync.weights import PolicyWeights
 from maxent_grpo.types import Prompt
 
 WAYS = ("local", "server", "colocated")
@@ -62,13 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-        for name, way, sampler, publisher in samplers(options, model, tokenizer, folder, stack):
+        for name, way, sampler, sync in samplers(options, model, tokenizer, folder, stack):
             spent = times(lambda s=sampler: s.sample(prompts, settings, ("benchmark",), 0), options.repeats)
             rate = options.prompts * options.group * options.completion / spent
             cells = [name, way, f"{rate:.0f}", "0"]
-            if publisher is not None:
+            if sync is not None:
                 weights = weights_of(model)
-                cells[3] = f"{times(lambda p=publisher, w=weights: p.publish(w, 'x'), options.repeats):.3f}"
+                cells[3] = f"{times(lambda p=sync, w=weights: p.sync(w, 'x'), options.repeats):.3f}"
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -78,8 +72,8 @@ def samplers(
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     stack: ExitStack,
-) -> Iterator[tuple[str, str, Sampler, Publisher | None]]:
-    """Name, way of the weights, sampler and publisher of each row."""
+) -> Iterator[tuple[str, str, Sampler, WeightSync | None]]:
+    """Name, way of the weights, sampler and sync of each row."""
     limit = options.prompt + options.completion
     if "local" in options.ways:
         yield "local", "the learner's own", LocalSampler(model, tokenizer), None
@@ -102,23 +96,22 @@ def samplers(
         }
         for way, transport in transports.items():
             control = VLLMControl(server.url)
-            publisher = ServerPublisher([control], transport, patience=60.0, is_sender=True)
-            yield "vLLM server", way, sampler, publisher
-            publisher.close()
+            sync = ServerWeightSync([control], transport, patience=60.0, is_sender=True)
+            yield "vLLM server", way, sampler, sync
+            sync.close()
     if "colocated" in options.ways:
         engine = start_engine(EngineSettings(str(folder / "model"), "float32", 0.3, limit))
         yield (
             "vLLM in process",
             "this process",
-            VLLMColocateSampler(engine, tokenizer, ()),
-            ColocatedPublisher(engine),
+            VLLMEngineSampler(engine, tokenizer, ()),
+            EngineWeightSync(engine),
         )
 
 
 def weights_of(model: PreTrainedModel) -> PolicyWeights:
     """The weights of a model that one process holds whole."""
-    strategy: Any = SimpleNamespace(policy=SimpleNamespace(model=model), gathered=model.named_parameters)
-    return PolicyWeights(strategy)
+    return PolicyWeights(model, model.named_parameters)
 
 
 def times(action: Callable[[], Any], repeats: int) -> float:

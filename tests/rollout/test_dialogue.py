@@ -13,8 +13,8 @@ from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.rollout.dialogue import DialogueSampler
 from maxent_grpo.rollout.environment import load_environment
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.rollout.parts import SamplerInParts
 from maxent_grpo.rollout.sampler import SamplingSettings
+from maxent_grpo.rollout.wrappers import SamplerInParts
 from maxent_grpo.tasks.countdown import CountdownFeedback, what_is_wrong
 from maxent_grpo.tasks.registry import load_rows
 from maxent_grpo.train.collate import collate
@@ -177,9 +177,9 @@ def test_a_template_that_rewrites_answers_is_refused(tiny_tokenizer) -> None:
     [
         (
             "countdown_feedbak",
-            r"^environment: 'countdown_feedbak' is unknown \(did you mean countdown_feedback\?\)",
+            r"^environment: there is no 'countdown_feedbak' \(did you mean countdown_feedback\?\)",
         ),
-        ("no.such:Thing", r"^environment: no.such:Thing cannot be made \(ModuleNotFoundError"),
+        ("no.such:Thing", r"^environment: module 'no.such' of .* cannot be imported \(ModuleNotFoundError"),
         ("collections:OrderedDict", "^environment: collections:OrderedDict has no method reply"),
     ],
 )

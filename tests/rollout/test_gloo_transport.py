@@ -5,10 +5,8 @@ from typing import Any
 
 import torch
 
-from maxent_grpo.rollout.publish.gloo_group import GlooGroup
-from maxent_grpo.rollout.publish.gloo_messages import GlooUpdate
-from maxent_grpo.rollout.publish.publisher import WeightInfo
-from maxent_grpo.rollout.vllm.process import free_port
+from maxent_grpo.rollout.weight_sync.gloo import GlooGroup, GlooUpdate, free_port
+from maxent_grpo.rollout.weight_sync.weights import WeightInfo
 
 
 def receive(port: int, answers: Any) -> None:

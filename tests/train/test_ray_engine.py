@@ -1,4 +1,4 @@
-"""A rollout worker with an engine: here a local sampler on a copy of the model, which a publisher fills."""
+"""A rollout worker with an engine: here a local sampler on a copy of the model, which a weight sync fills."""
 
 import copy
 import pickle
@@ -7,21 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from copy_publisher import CopyPublisher
+from copy_sync import CopySync
 
 import runs
 from maxent_grpo.config.checkpointing import MODE
 from maxent_grpo.config.loading import RunConfig, resolve, resolved
 from maxent_grpo.errors import RunError
+from maxent_grpo.models.adapters import is_adapted
 from maxent_grpo.models.loading import load_tokenizer
 from maxent_grpo.rollout.local import LocalSampler
+from maxent_grpo.rollout.samplers import SAMPLERS, SamplerParts
 from maxent_grpo.train.build import Given, start_accelerator, training_prompts
 from maxent_grpo.train.collate import collate
 from maxent_grpo.types import Prompt
 
 ray = pytest.importorskip("ray")
 
-from maxent_grpo.train.ray import rollout_worker  # noqa: E402
 from maxent_grpo.train.ray.messages import SampleTask, WorkerConfig  # noqa: E402
 from maxent_grpo.train.ray.rollout_worker import HostCopy, RolloutWorker  # noqa: E402
 
@@ -42,14 +43,14 @@ def started(
     """A started worker, and prompts. What stands for its engine begins with random weights."""
 
     def start(forgets: str = "", **settings: Any) -> tuple[RolloutWorker, list[Prompt]]:
-        def engine_here(settings: Any, model: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
-            other = copy.deepcopy(model)
-            other = other.unload() if settings.model.adapter else other
+        def factory(parts: SamplerParts) -> tuple[LocalSampler, CopySync]:
+            other = copy.deepcopy(parts.model)
+            other = other.unload() if is_adapted(other) else other
             for parameter in other.parameters():
                 torch.nn.init.normal_(parameter)
-            return LocalSampler(other, tokenizer), CopyPublisher(other, forgets=forgets), torch.float32
+            return LocalSampler(other, parts.tokenizer), CopySync(other, forgets=forgets)
 
-        monkeypatch.setattr(rollout_worker, "engine_here", engine_here)
+        monkeypatch.setitem(SAMPLERS, "vllm_engine", factory)
         told = runs.native(configure(**ON_RAY | settings))
         worker = RolloutWorker(WorkerConfig.of(told, Given(), total_steps=6))
         prompts = training_prompts(told.data, Given(), load_tokenizer(told.model.source))
@@ -91,7 +92,7 @@ def test_an_engine_that_misses_a_parameter_ends_the_run(started: Callable[..., A
     worker, prompts = started(forgets=UNTRAINED)
     with pytest.raises(RunError, match=r"^step 2: the sampler did not get its weights: its log-probs differ"):
         worker.sample([SampleTask(prompts[0], 2)], moved(worker), 2)
-    assert len(worker._publishing.publisher.versions) == 3  # type: ignore[union-attr]
+    assert len(worker._sync.weight_sync.versions) == 3  # type: ignore[union-attr]
 
 
 def test_a_worker_gets_every_setting_that_the_driver_resolved(configure: Callable[..., RunConfig]) -> None:
@@ -111,6 +112,6 @@ def test_the_learner_has_no_engine_and_measures_what_engines_sample(
     config = configure(**ON_RAY)
     run = runs.build(config)
     assert isinstance(run.sampler, LocalSampler)
-    assert run.publishing is None
+    assert run.sampler_sync is None
     assert run.sampled_by_engine
     run.close()

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from benchmarks.vllm_process import VLLMProcess
 
-from maxent_grpo.rollout.vllm.process import VLLMProcess, free_port
+from maxent_grpo.rollout.weight_sync.gloo import free_port
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 
 HERE = Path(__file__).parent
@@ -60,7 +61,7 @@ def vllm_server(vllm_process: VLLMProcess) -> VLLMProcess:
 def proxy(vllm_server: VLLMProcess) -> Iterator[str]:
     """The address of a maxent-grpo-vllm-proxy in front of the server."""
     port = free_port()
-    command = [sys.executable, "-m", "maxent_grpo.rollout.vllm.proxy", vllm_server.url, "--port", str(port)]
+    command = [sys.executable, "-m", "maxent_grpo.vllm_proxy", vllm_server.url, "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

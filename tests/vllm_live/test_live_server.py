@@ -1,8 +1,7 @@
 """The server that the other tests of this folder share."""
 
 import httpx
-
-from maxent_grpo.rollout.vllm.process import VLLMProcess
+from benchmarks.vllm_process import VLLMProcess
 
 
 def test_server_answers_with_token_ids(vllm_server: VLLMProcess) -> None:

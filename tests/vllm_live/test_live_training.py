@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmarks.vllm_process import VLLMProcess
 from safetensors.torch import load_file
 
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.errors import RunError
 from maxent_grpo.maxent_grpo import main
-from maxent_grpo.rollout.vllm.process import VLLMProcess, free_port
+from maxent_grpo.rollout.weight_sync.gloo import free_port
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 from ranks import run_ranks
 from runs import train

@@ -57,7 +57,7 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class DialogueSampler:
+class DialogueSampler(Sampler):
     """Draws completions of up to ``max_turns`` turns.
 
     ``max_completion_length`` bounds the tokens that the policy writes in all its turns together; what the environment

@@ -1,11 +1,13 @@
-"""Environments: who answers the policy between its turns."""
+"""Environments: they answer the policy between its turns. Imports no torch."""
 
-import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from maxent_grpo.errors import UsageError, did_you_mean
-from maxent_grpo.types import Prompt
+from maxent_grpo.errors import UsageError
+from maxent_grpo.named import find_named, one_line
+
+if TYPE_CHECKING:
+    from maxent_grpo.types import Prompt
 
 BUILTIN_ENVIRONMENTS = {"countdown_feedback": "maxent_grpo.tasks.countdown:CountdownFeedback"}
 """Short name → the class behind it."""
@@ -18,7 +20,7 @@ class Environment(Protocol):
     its batch nor on where a run was resumed.
     """
 
-    def reply(self, prompt: Prompt, turns: Sequence[str]) -> Mapping[str, Any] | None:
+    def reply(self, prompt: "Prompt", turns: Sequence[str]) -> Mapping[str, Any] | None:
         """The chat message that follows the policy's ``turns`` (texts, the first one first, at least one).
 
         Its role is one that the chat template knows: ``user`` for feedback or a further question, ``tool`` for a
@@ -33,23 +35,11 @@ def load_environment(name: str) -> Environment:
     Raises:
         UsageError: there is none, it cannot be imported, or it has no ``reply``.
     """
-    path = BUILTIN_ENVIRONMENTS.get(name, name)
-    module, colon, attribute = path.partition(":")
-    if not (module and colon and attribute):
-        hint = did_you_mean(name, BUILTIN_ENVIRONMENTS)
-        raise UsageError(
-            f"environment: {name!r} is unknown{hint}: known are {', '.join(BUILTIN_ENVIRONMENTS)}; your own is "
-            "module:NAME"
-        )
+    made = find_named("environment", name, BUILTIN_ENVIRONMENTS, "a class", callable)
     try:
-        made = getattr(importlib.import_module(module), attribute)()
-    # Importing and making it runs somebody's code, which can raise anything: whatever it is, this cannot be used.
-    except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(
-            f"environment: {name} cannot be made ({text}); is its directory on PYTHONPATH?"
-        ) from error
-    if not callable(getattr(made, "reply", None)):
+        environment: Environment = made()
+    except Exception as error:  # of somebody's code, which can raise anything: this cannot be used
+        raise UsageError(f"environment: {name} cannot be made ({one_line(error)})") from error
+    if not callable(getattr(environment, "reply", None)):
         raise UsageError(f"environment: {name} has no method reply(prompt, turns)")
-    environment: Environment = made
     return environment

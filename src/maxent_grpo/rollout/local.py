@@ -18,7 +18,7 @@ from maxent_grpo.models.decoding import start_decoding
 from maxent_grpo.models.loading import stop_token_ids
 from maxent_grpo.models.logps import left_padded
 from maxent_grpo.randomness import KeyPart, uniforms
-from maxent_grpo.rollout.sampler import Finished, SamplingSettings
+from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.rollout.token_sampling import draw_tokens
 from maxent_grpo.types import Prompt, Rollout
 
@@ -27,7 +27,7 @@ FINISHED_SHARE = 1 / 8
 
 
 @dataclass
-class LocalSampler:
+class LocalSampler(Sampler):
     """Samples with the model object that it is given: after an optimiser step it samples from the new weights."""
 
     model: PreTrainedModel

@@ -3,5 +3,5 @@
 The step: `step` → `collate`, `micro_batches`, `learner`, `seeds` (InfoSeed), `meter`; `state` is what it works on.
 A run: `run` → `build` (settings → parts), `drivers` (who calls the step) → `records`, `checkpoint`, `stopping`.
 Ranks: `strategies` (how they hold the policy), `ranks` (what they tell each other).
-Samplers with weights of their own: `publishing`. In Ray workers: `ray`. In TRL's trainer: `trl_route` → `trl`.
+The sampler, and weights of its own: `weight_sync`. In Ray workers: `ray`. In TRL's trainer: `trl_route` → `trl`.
 """

@@ -45,13 +45,13 @@ from maxent_grpo.train.checkpoint import find_source
 from maxent_grpo.train.learner import Learner, Reference, make_optimizer
 from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ranks import parameter_checksum, refuse_disagreement, together
-from maxent_grpo.train.samplers import configured, make_sampler
 from maxent_grpo.train.schedule import LearningRate
 from maxent_grpo.train.state import Cadence, Run
 from maxent_grpo.train.strategies.fsdp2 import FullyShardedStrategy
 from maxent_grpo.train.strategies.replicated import Replicated
 from maxent_grpo.train.strategies.strategy import Strategy
 from maxent_grpo.train.strategies.zero import ZeroStrategy
+from maxent_grpo.train.weight_sync import configured, make_sampler
 from maxent_grpo.types import Prompt
 
 PATIENCE = timedelta(seconds=1800)
@@ -108,7 +108,7 @@ def build(settings: NativeSettings, given: Given) -> Run:
     learner = make_learner(settings, prepared(settings.model, model), accelerator, cadence.total_steps)
     if settings.needs_reference and reference is None:
         reference = AdapterOff(learner.strategy.module, learner.policy.model)
-    sampler, publishing = make_sampler(settings, learner, tokenizer, prompts)
+    sampler, sampler_sync = make_sampler(settings, learner, tokenizer, prompts)
     return Run(
         seed=settings.seed,
         output_dir=output_dir,
@@ -128,8 +128,8 @@ def build(settings: NativeSettings, given: Given) -> Run:
         seeds=seeds,
         checkpoints=checkpoints,
         metadata_source=metadata_source,
-        publishing=publishing,
-        sampled_by_engine=settings.sampler.name != "local" or publishing is not None,
+        sampler_sync=sampler_sync,
+        sampled_by_engine=settings.sampler.name != "local" or sampler_sync is not None,
     )
 
 

@@ -16,8 +16,7 @@ from maxent_grpo.errors import RunError
 from maxent_grpo.evaluate.training import exploration_metrics, summary
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
-from maxent_grpo.rollout.seeded import with_seeded
-from maxent_grpo.rollout.vllm.server import VLLMServerSampler
+from maxent_grpo.rollout.wrappers import with_seeded
 from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.ranks import gathered, own_part, share
 from maxent_grpo.train.records import RunRecorder
@@ -25,7 +24,7 @@ from maxent_grpo.train.seed_evaluation import evaluate_seeds
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
-from maxent_grpo.types import Group, Metrics, Prompt, Rollout, mean_stat
+from maxent_grpo.types import Group, Prompt, Rollout, mean_stat
 
 
 def train_inline(run: Run, recorder: RunRecorder) -> None:
@@ -41,8 +40,8 @@ def train_inline(run: Run, recorder: RunRecorder) -> None:
         seed_libraries(run)
         if run.updates_left == 0:
             collect(run)
-        published = {} if run.publishing is None else {"time/publish": run.publishing.take_seconds()}
-        update(run, recorder, started, {"time/sample": time.perf_counter() - started} | published)
+        synced = {} if run.sampler_sync is None else {"time/publish": run.sampler_sync.take_seconds()}
+        update(run, recorder, started, {"time/sample": time.perf_counter() - started} | synced)
     forget_request(run.output_dir, run.learner.accelerator)
 
 
@@ -112,21 +111,12 @@ def sample_groups(run: Run, count: int) -> Sequence[Group]:
     """This rank's share of the next ``count`` prompts of the stream, sampled with the current weights and scored."""
     prompts = own_part(run.stream.take(count), run.plan.prompts_per_step, run.learner.accelerator)
     rollouts = run.sampled(lambda: rollouts_of(run, prompts))
-    run.meter.add(sampling_metrics(run))
+    if run.sampler_sync is not None:
+        run.meter.add(run.sampler_sync.metrics(run.step, run.weights_step))
     groups, metrics = run.scorer.score(rollouts, run.step + 1)
     # Of the originals alone: with the same draws and the same k, whatever is trained.
     run.meter.add(metrics | exploration_metrics([group.originals() for group in groups]))
     return groups
-
-
-def sampling_metrics(run: Run) -> Metrics:
-    """What the sampler of its own weights had to do since the last call; nothing for the learner's own model."""
-    if run.publishing is None:
-        return {}
-    sampler = run.publishing.sampler
-    metrics = sampler.drain_stats() if isinstance(sampler, VLLMServerSampler) else {}
-    behind = float(run.weights_step - run.sampler_version)
-    return metrics | {"sampling/staleness": mean_stat(torch.tensor(behind))}
 
 
 def rollouts_of(run: Run, prompts: Sequence[Prompt]) -> list[Rollout]:

@@ -9,7 +9,7 @@ from maxent_grpo.data.prompts import SeedPrompts
 from maxent_grpo.evaluate.passk import exploration_scores, with_standard_errors
 from maxent_grpo.evaluate.training import Evaluation
 from maxent_grpo.objectives.infoseed import nearest_centroid, seed_distances
-from maxent_grpo.rollout.seeded import with_seeded
+from maxent_grpo.rollout.wrappers import with_seeded
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.micro_batches import scoring_batches
 from maxent_grpo.train.state import Run

@@ -18,7 +18,7 @@ from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
 from maxent_grpo.train.learner import Learner, Reference
 from maxent_grpo.train.meter import Meter
-from maxent_grpo.train.publishing import Publishing
+from maxent_grpo.train.weight_sync import SamplerSync
 from maxent_grpo.types import Group
 
 Result = TypeVar("Result")
@@ -59,7 +59,7 @@ class Run:
     seeds: SeedPrompts | None = None  # InfoSeed's variants of a prompt
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     metadata_source: Path | None = None  # what shallow checkpoints copy; None: they write it themselves
-    publishing: Publishing | None = None  # None: the sampler's model is the learner's
+    sampler_sync: SamplerSync | None = None  # None: the sampler's model is the learner's
     sampled_by_engine: bool = False  # whether what is trained on comes from vLLM: log-probs are compared
     step: int = 0  # optimiser steps done; also the policy version
     skipped_in_a_row: int = 0  # updates refused for a non-finite loss or gradient since the last good one
@@ -74,14 +74,15 @@ class Run:
         """End what runs beside this process: the reward workers, and the sampler's connections."""
         for scorer in {self.scorer, self.evaluation.scorer if self.evaluation else self.scorer}:
             scorer.close()
-        if self.publishing is not None:
-            self.publishing.publisher.close()
+        if self.sampler_sync is not None:
+            self.sampler_sync.weight_sync.close()
 
     def sampled(self, sample: Callable[[], Result], *, newest: bool = False) -> Result:
         """What ``sample`` returns with the weights in the sampler; the current ones if ``newest``, else those due."""
-        if self.publishing is not None:
-            step, weights_step = self.step, self.weights_step
-            return self.publishing.sampled(sample, step, weights_step, self.meter, newest=newest)
+        if self.sampler_sync is not None:
+            return self.sampler_sync.sampled(
+                sample, step=self.step, version=self.weights_step, meter=self.meter, newest=newest
+            )
         with self.learner.strategy.full_weights():
             return sample()
 
@@ -93,9 +94,9 @@ class Run:
     @property
     def sampler_version(self) -> int:
         """Optimiser steps behind the weights that sample now."""
-        if self.publishing is None or self.publishing.published is None:
+        if self.sampler_sync is None or self.sampler_sync.version is None:
             return self.step
-        return self.publishing.published
+        return self.sampler_sync.version
 
     @property
     def updates_left(self) -> int:

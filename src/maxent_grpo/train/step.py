@@ -10,9 +10,9 @@ from maxent_grpo.controllers.controller import Measurement
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.learner import with_reference
 from maxent_grpo.train.micro_batches import micro_batches
-from maxent_grpo.train.publishing import sampling_ratios
 from maxent_grpo.train.seeds import seed_metrics, with_contrast
 from maxent_grpo.train.state import Run
+from maxent_grpo.train.weight_sync import sampling_ratios
 from maxent_grpo.types import Group, Signal
 
 

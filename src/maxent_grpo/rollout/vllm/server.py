@@ -14,9 +14,13 @@ from typing import NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
+from maxent_grpo.errors import UsageError
 from maxent_grpo.http import Fault, run_to_end
+from maxent_grpo.models.loading import stop_token_ids
 from maxent_grpo.randomness import KeyPart
+from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
+from maxent_grpo.rollout.samplers import SamplerParts
 from maxent_grpo.rollout.settings import ServerSettings
 from maxent_grpo.rollout.vllm.connection import (
     GenerationServiceError,
@@ -35,19 +39,21 @@ from maxent_grpo.rollout.vllm.protocol import (
     plan_requests,
     request_body,
 )
+from maxent_grpo.rollout.weight_sync.sync import WeightSync, server_weight_sync
 from maxent_grpo.types import Metrics, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class VLLMServerSampler:
-    """See the module. ``restore`` publishes the learner's weights again; it is called when a lost server is back."""
+class VLLMServerSampler(Sampler):
+    """See the module. ``restore`` syncs the learner's weights again; it is called when a lost server is back."""
 
     settings: ServerSettings
     tokenizer: PreTrainedTokenizerBase
     stop_token_ids: Sequence[int] = ()
-    vocabulary: int | None = None  # rows of the model's embedding; None: token ids are not checked against it
+    vocabulary: int | None = None
+    """Rows of the model's embedding; None: token ids are not checked against it."""
     backfill: Sampler | None = None
     restore: Callable[[], None] | None = None
     info: ServerInfo | None = field(default=None, init=False)
@@ -60,6 +66,9 @@ class VLLMServerSampler:
     def drain_stats(self) -> Metrics:
         """``generation/…`` metrics since the last call."""
         return self._stats.drain()
+
+    def use_restore(self, restore: Callable[[], None]) -> None:
+        self.restore = restore
 
     def check(self, *sampling: SamplingSettings) -> ServerInfo:
         """Wait for the server and find out that it can serve what ``sampling`` asks for.
@@ -243,3 +252,32 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first error of a group, however it nests."""
     first = errors.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def server_sampler(parts: SamplerParts) -> tuple[Sampler, WeightSync]:
+    """The factory of ``sampler: vllm_server``.
+
+    Raises:
+        GenerationServiceError: the server is not there, or does not answer as it must.
+        UsageError: it cannot do what is asked, or a backfill would need a policy that ranks hold shards of.
+    """
+    settings = parts.settings
+    assert settings.server is not None, "a server's settings come with its name"
+    backfill = None
+    if settings.backfill:
+        if parts.whole is not parts.model:
+            raise UsageError(
+                "vllm_backfill_with_model: each rank holds a part of the policy and cannot sample alone; remove it, or "
+                "use distributed=ddp"
+            )
+        backfill = LocalSampler(parts.model, parts.tokenizer, parts.autocast)
+    sampler = VLLMServerSampler(
+        settings.server,
+        parts.tokenizer,
+        stop_token_ids(parts.whole, parts.tokenizer),
+        vocabulary=int(parts.whole.config.vocab_size),
+        backfill=backfill,
+    )
+    sampler.check(parts.sampling)
+    sends = parts.rank == 0 and settings.sync.interval > 0
+    return sampler, server_weight_sync(settings.server, settings.sync, is_sender=sends, ranks=parts.ranks)

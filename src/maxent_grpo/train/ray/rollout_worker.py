@@ -17,6 +17,8 @@ from maxent_grpo.rewards.isolation import Isolation
 from maxent_grpo.rewards.scoring import Scorer, group_metrics
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import Sampler
+from maxent_grpo.rollout.samplers import SamplerParts
+from maxent_grpo.rollout.weight_sync.weights import PolicyWeights
 from maxent_grpo.train.build import (
     load_model,
     make_seeds,
@@ -26,10 +28,8 @@ from maxent_grpo.train.build import (
 )
 from maxent_grpo.train.drivers import sample_rollouts
 from maxent_grpo.train.meter import Meter
-from maxent_grpo.train.published_weights import PolicyWeights
-from maxent_grpo.train.publishing import Publishing, make_probe
 from maxent_grpo.train.ray.messages import SampledGroup, SampleTask, Weights, WorkerConfig
-from maxent_grpo.train.samplers import coarser, configured, engine_here
+from maxent_grpo.train.weight_sync import SamplerSync, configured, sampler_settings, synced
 from maxent_grpo.types import Batch, Prompt
 
 
@@ -56,11 +56,10 @@ class RolloutWorker:
         model = load_model(settings.model, given, torch.device("cpu") if engine else accelerator.device)
         self._model: PreTrainedModel = model if adapter is None else with_adapter(model, adapter)
         self._meter = Meter(accelerator)
-        self._publishing: Publishing | None = None  # None: the model itself samples
+        self._sync: SamplerSync | None = None  # None: the model itself samples
         sampler: Sampler
         if engine:
-            self._publishing = publishing_to_engine(settings, self._model, tokenizer, probed, accelerator)
-            sampler = self._publishing.sampler
+            sampler, self._sync = sampler_of_copy(settings, self._model, tokenizer, probed, accelerator)
         else:
             sampler = LocalSampler(self._model, tokenizer, accelerator.autocast)
         self._sampler = configured(sampler, settings, tokenizer)
@@ -78,8 +77,8 @@ class RolloutWorker:
         if weights is not None:
             load_weights(self._model, weights)
             self._version = version
-            if self._publishing is not None:
-                self._publishing.publish(version, self._meter)
+            if self._sync is not None:
+                self._sync.sync(version, self._meter)
         assert self._version == version, "the supervisor hands out weights with the first tasks of a version"
         sampled: list[SampledGroup] = []
         for step, batch in groupby(tasks, key=lambda task: task.step):
@@ -129,28 +128,21 @@ class HostCopy:
         return logps
 
 
-def publishing_to_engine(
+def sampler_of_copy(
     settings: NativeSettings,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     accelerator: Accelerator,
-) -> Publishing:
-    """An engine in this process, and what keeps it on the weights of ``model``, compared on ``prompts``.
+) -> tuple[Sampler, SamplerSync | None]:
+    """The worker's sampler, and what keeps it on the weights of ``model``, compared on ``prompts``.
 
-    Raises `UsageError` where vLLM is not installed or cannot do what is asked.
+    Raises:
+        UsageError: vLLM is not installed or cannot do what is asked.
     """
     # What can be refused is refused before the engine starts.
     weights = PolicyWeights(model, model.named_parameters)
+    parts = SamplerParts(model, tokenizer, settings.sampling, sampler_settings(settings))
     copy = HostCopy(model, settings.sampling.temperature, accelerator)
-    sampler, publisher, dtype = engine_here(settings, model, tokenizer)
-    precision = coarser(dtype, settings.model.source.dtype)
-    return Publishing(
-        sampler=sampler,
-        publisher=publisher,
-        weights=weights,
-        probe=make_probe(prompts, settings.sampling, precision, int(tokenizer.pad_token_id), rank=0),
-        source=copy,
-        seed=settings.seed,
-        every=1,
-    )
+    dtype = settings.model.source.dtype
+    return synced(parts, weights, copy, prompts=prompts, precision=dtype, seed=settings.seed, every=1)

@@ -19,7 +19,6 @@ from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.train.checkpoint import checkpoints
-from maxent_grpo.train.publishing import PROBE_PROMPTS
 from maxent_grpo.train.ray.buffer import GroupBuffer, Ticket
 from maxent_grpo.train.ray.cluster import Places
 from maxent_grpo.train.ray.learner_worker import LearnerWorker, ReferenceWorker
@@ -32,6 +31,7 @@ from maxent_grpo.train.ray.messages import (
     WorkerConfig,
 )
 from maxent_grpo.train.ray.rollout_worker import RolloutWorker
+from maxent_grpo.train.weight_sync import PROBE_PROMPTS
 
 START_SECONDS = 600.0
 """Time that a worker has at least for importing its libraries and loading the model."""

@@ -1,22 +1,87 @@
-"""Weights by vLLM's own transfer engines: NCCL to servers on other GPUs, CUDA IPC to a server on the trainer's GPU.
+"""Weights on their way to paused servers: by disk, and by vLLM's own transfer engines. `gloo` has one more way."""
 
-Written against the source of vLLM 0.30 (`vllm/distributed/weight_transfer`); needs GPUs, and vLLM where training runs.
-"""
-
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.rollout.publish.control import VLLMControl
-from maxent_grpo.rollout.publish.publisher import PublishFailed, WeightInfo
-from maxent_grpo.rollout.publish.server_publisher import on_all
+from maxent_grpo.rollout.settings import SyncSettings
+from maxent_grpo.rollout.weight_sync.control import SyncFailed, VLLMControl, on_all
+from maxent_grpo.rollout.weight_sync.weights import WeightInfo
+
+SHARD_BYTES = 2**30
+"""Parameters held in memory before they are written: one file's worth."""
+
+
+class DiskTransport:
+    """Weights by a directory of safetensors that the servers load again: works everywhere, at the speed of the disk.
+
+    See `sync.Transport`. ``directory`` is one that the servers see under the same path."""
+
+    def __init__(self, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        self._directory = directory.absolute()
+        self._shard_bytes = shard_bytes
+        self._written: Path | None = None
+
+    def prepare(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None:
+        """Write ``weights`` aside and rename the directory into place, so that nobody finds half of it."""
+        final = self._directory / f"weights-{version}"
+        partial = self._directory / f".{final.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_shards(weights, partial, self._shard_bytes)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        self._written = final
+
+    def send(
+        self,
+        servers: Sequence[VLLMControl],
+        description: Sequence[WeightInfo],
+        weights: Iterator[tuple[str, Tensor]],
+    ) -> None:
+        assert self._written is not None, "prepare has written"
+        path = str(self._written)
+        on_all(servers, lambda server: server.rpc("reload_weights", weights_path=path))
+        for old in self._directory.glob("weights-*"):
+            if old != self._written:
+                shutil.rmtree(old)
+
+    def reset(self) -> None:
+        """Do nothing: there is no connection."""
+
+    def close(self) -> None:
+        """Remove the files: the trained policy is saved elsewhere."""
+        if self._written is not None:
+            shutil.rmtree(self._written, ignore_errors=True)
+
+
+def write_shards(weights: Iterator[tuple[str, Tensor]], directory: Path, shard_bytes: int) -> None:
+    """Write parameters to ``model-<n>.safetensors`` files of about ``shard_bytes``, holding one file's at a time."""
+    held: dict[str, Tensor] = {}
+    size = files = 0
+    for name, tensor in weights:
+        held[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        size += held[name].nbytes
+        if size >= shard_bytes:
+            files += 1
+            save_file(held, directory / f"model-{files:05d}.safetensors")
+            held, size = {}, 0
+    if held:
+        save_file(held, directory / f"model-{files + 1:05d}.safetensors")
 
 
 class VLLMTransport:
-    """See `Transport`. ``port`` of this machine is where NCCL's members meet.
+    """Weights by vLLM's own engines, NCCL to servers on other GPUs or CUDA IPC to one on the trainer's GPU.
+
+    Written against vLLM 0.30 (`vllm/distributed/weight_transfer`); needs vLLM where training runs. See
+    `sync.Transport`. ``port`` of this machine is where NCCL's members meet.
 
     Raises:
         UsageError: vLLM is not installed here.
@@ -37,7 +102,7 @@ class VLLMTransport:
         self._source: Any = None
 
     def prepare(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None:
-        """Nothing: parameters are sent as they are gathered."""
+        """Do nothing: parameters are sent as they are gathered."""
 
     def send(
         self,
@@ -55,7 +120,7 @@ class VLLMTransport:
             self._source.use(description, weights)
             self._engine.send_weights()
         except RuntimeError as error:  # of NCCL, or of the rendezvous
-            raise PublishFailed(f"a server broke off while it received weights: {error}") from error
+            raise SyncFailed(f"a server broke off while it received weights: {error}") from error
 
     def _init(self, servers: Sequence[VLLMControl]) -> Any:
         if self._way == "ipc":
@@ -129,3 +194,18 @@ def _source() -> Any:
             return self._weights
 
     return Source()
+
+
+def disk(settings: SyncSettings) -> DiskTransport:
+    """The transport of ``vllm_sync_backend: disk``."""
+    return DiskTransport(Path(settings.directory))
+
+
+def nccl(settings: SyncSettings) -> VLLMTransport:
+    """The transport of ``vllm_sync_backend: nccl``."""
+    return VLLMTransport("nccl", settings.port)
+
+
+def ipc(settings: SyncSettings) -> VLLMTransport:
+    """The transport of ``vllm_sync_backend: ipc``."""
+    return VLLMTransport("ipc", settings.port)

@@ -3,7 +3,6 @@
 Written against vLLM 0.30: its NCCL engine does the same with another communicator.
 """
 
-import socket
 from typing import Any
 
 import torch
@@ -14,34 +13,31 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from maxent_grpo.rollout.publish.gloo_group import GlooGroup
-from maxent_grpo.rollout.publish.gloo_messages import GlooInit, GlooUpdate
+from maxent_grpo.rollout.weight_sync.control import address_towards
+from maxent_grpo.rollout.weight_sync.gloo import GlooGroup, GlooInit, GlooUpdate
 
 
-class Init(GlooInit, WeightTransferInitInfo):
-    """As vLLM wants it typed."""
+class InitInfo(GlooInit, WeightTransferInitInfo):
+    """`GlooInit` as vLLM's own class: vLLM dispatches on the type."""
 
 
-class Update(GlooUpdate, WeightTransferUpdateInfo):
-    """As vLLM wants it typed."""
+class UpdateInfo(GlooUpdate, WeightTransferUpdateInfo):
+    """`GlooUpdate` as vLLM's own class."""
 
 
-class GlooEngine(WeightTransferEngine[Init, Update]):
+class GlooEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     """Receives checkpoint-format parameters, one broadcast each, and loads them layer by layer."""
 
-    init_info_cls = Init
-    update_info_cls = Update
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
     _group: GlooGroup | None = None
 
-    def init_transfer_engine(self, init_info: Init) -> None:
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Join the trainer's group. A group of an earlier trainer is given up."""
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
         trainer, port = init_info.master_address, init_info.master_port
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((trainer, port))  # sends nothing, and tells which interface leads there
-            own_address = probe.getsockname()[0]
-        self._group = GlooGroup(trainer, port, rank, init_info.world_size, own_address)
+        self._group = GlooGroup(trainer, port, rank, init_info.world_size, address_towards(trainer, port))
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
@@ -53,7 +49,7 @@ class GlooEngine(WeightTransferEngine[Init, Update]):
         """As the base class, without waiting for an accelerator: there may be none."""
         self.receive_weights(self.parse_update_info(update_info))
 
-    def receive_weights(self, update_info: Update) -> None:
+    def receive_weights(self, update_info: UpdateInfo) -> None:
         if self._group is None:
             raise RuntimeError("weights by gloo: no trainer has connected; call init_transfer_engine first")
         for name, dtype, shape in zip(

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen2ForCausalLM
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.train.published_weights import PolicyWeights
+from maxent_grpo.rollout.weight_sync.weights import PolicyWeights
 from ranks import run_ranks, running
 
 pytestmark = pytest.mark.xdist_group("forked")  # one worker: ranks fork from one process, runs are shared
@@ -79,7 +79,7 @@ def test_dora_is_refused(policy: Qwen2ForCausalLM) -> None:
 def test_shards_are_published_whole_and_one_at_a_time(policy_dir: Path, tmp_path: Path, kind: str) -> None:
     if kind == "zero3":
         pytest.importorskip("deepspeed")
-    program = Path(__file__).with_name("two_ranks_published.py")
+    program = Path(__file__).with_name("two_ranks_weights.py")
     ended = run_ranks(tmp_path, [str(policy_dir), kind, str(tmp_path)], call=running(program))
     assert ended.codes == [0, 0], ended.errors
     assert len(list(tmp_path.glob("rank-*"))) == 2

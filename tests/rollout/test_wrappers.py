@@ -7,7 +7,7 @@ from maxent_grpo.data.prompts import PromptSettings, SeedPrompts, build_prompts
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
-from maxent_grpo.rollout.seeded import with_seeded
+from maxent_grpo.rollout.wrappers import with_seeded
 from maxent_grpo.train.collate import collate
 from maxent_grpo.types import Group
 

@@ -1,12 +1,17 @@
-"""A publisher to a copy of the model in this process, which can be made to fail."""
+"""A weight sync to a copy of the model in this process, which can be made to fail."""
 
 from typing import Any
 
-from maxent_grpo.rollout.publish.publisher import PublishFailed, Weights
+import torch
+
+from maxent_grpo.rollout.weight_sync.control import SyncFailed
+from maxent_grpo.rollout.weight_sync.weights import Weights
 
 
-class CopyPublisher:
-    """Fills a copy of the model. The events happen at the publication of their number, counted from 1."""
+class CopySync:
+    """Fills a copy of the model. The events happen at the sync of their number, counted from 1."""
+
+    dtype = torch.float32
 
     def __init__(self, model: Any, lost_after: int = 0, failing: int = 0, forgets: str = "") -> None:
         self.model = model
@@ -14,14 +19,14 @@ class CopyPublisher:
         self._initial = {name: value.clone() for name, value in model.state_dict().items()}
         self._lost_after, self._failing, self._forgets = lost_after, failing, forgets
 
-    def publish(self, weights: Weights, version: str) -> None:
+    def sync(self, weights: Weights, version: str) -> None:
         self.versions.append(version)
         own = dict(self.model.named_parameters())
         for name, value in weights:
             if name != self._forgets:
                 own[name].data.copy_(value)
         if len(self.versions) == self._failing:
-            raise PublishFailed("the connection broke")
+            raise SyncFailed("the connection broke")
 
     def holds(self, version: str) -> bool:
         if len(self.versions) != self._lost_after:

@@ -14,14 +14,14 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
-from vllm_stand_in import Answer, Asked, StandIn, completions, serving
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.rollout.settings import ServerSettings
-from maxent_grpo.rollout.vllm.proxy import Backend, Proxy, backend_url, choose
 from maxent_grpo.rollout.vllm.server import VLLMServerSampler
 from maxent_grpo.types import Prompt
+from maxent_grpo.vllm_proxy import Backend, Proxy, backend_url, choose
+from vllm_stand_in import Answer, Asked, StandIn, completions, serving
 
 SETTINGS = SamplingSettings(num_generations=4, max_completion_length=6)
 KEY = (0, "completion", 3)
@@ -232,7 +232,7 @@ def test_what_is_no_server_address_is_refused(text: str) -> None:
 
 
 def test_the_command_teaches_and_refuses_in_one_line() -> None:
-    command = [sys.executable, "-m", "maxent_grpo.rollout.vllm.proxy"]
+    command = [sys.executable, "-m", "maxent_grpo.vllm_proxy"]
     told = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
     assert "maxent-grpo-vllm-proxy http://127.0.0.1:8001 http://127.0.0.1:8002 --port 8000" in told
     refused = subprocess.run([*command, "a", "http://a"], capture_output=True, text=True, check=False)

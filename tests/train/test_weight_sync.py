@@ -1,4 +1,4 @@
-"""A sampler with a copy of the weights: here a local one on a copy of the model, which a publisher fills."""
+"""A sampler with a copy of the weights: here a local one on a copy of the model, which a weight sync fills."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from copy_publisher import CopyPublisher
+from copy_sync import CopySync
 from safetensors.torch import load_file
 
 from maxent_grpo.config.loading import RunConfig
@@ -16,33 +16,25 @@ from maxent_grpo.config.plan import VLLM_TIS_CAP, objective_spec
 from maxent_grpo.errors import RunError
 from maxent_grpo.objectives.corrections import truncated_importance
 from maxent_grpo.rollout.local import LocalSampler
-from maxent_grpo.train import build
-from maxent_grpo.train.published_weights import PolicyWeights
-from maxent_grpo.train.publishing import Publishing, make_probe
+from maxent_grpo.rollout.samplers import SAMPLERS, SamplerParts
 from runs import train
 
 
 @pytest.fixture
-def publish_to_a_copy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Publishing]]:
-    """Makes runs sample from a copy; returns where their `Publishing` will be found."""
+def sample_from_a_copy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[CopySync]]:
+    """Makes runs sample from a copy; returns where its `CopySync` will be found."""
 
-    def install(every: int = 1, **events: Any) -> list[Publishing]:
-        made: list[Publishing] = []
+    def install(**events: Any) -> list[CopySync]:
+        made: list[CopySync] = []
 
-        def make(
-            settings: Any, learner: Any, tokenizer: Any, prompts: Any
-        ) -> tuple[LocalSampler, Publishing]:
-            model = copy.deepcopy(learner.model)
+        def factory(parts: SamplerParts) -> tuple[LocalSampler, CopySync]:
+            model = copy.deepcopy(parts.model)
             for parameter in model.parameters():
                 torch.nn.init.normal_(parameter)
-            sampler = LocalSampler(model, tokenizer)
-            probe = make_probe(prompts, settings.sampling, torch.float32, 0, rank=0)
-            weights = PolicyWeights(learner.model, learner.strategy.gathered)
-            publisher = CopyPublisher(model, **events)
-            made.append(Publishing(sampler, publisher, weights, probe, learner, settings.seed, every))
-            return sampler, made[0]
+            made.append(CopySync(model, **events))
+            return LocalSampler(model, parts.tokenizer), made[0]
 
-        monkeypatch.setattr(build, "make_sampler", make)
+        monkeypatch.setitem(SAMPLERS, "local", factory)
         return made
 
     return install
@@ -63,48 +55,48 @@ def same(a: Any, b: Any) -> bool:
     return a[0] == b[0] and all(torch.equal(a[1][name], b[1][name]) for name in a[1])
 
 
-def test_a_published_copy_and_the_learner_itself_train_the_same_policy(
-    configure: Callable[..., RunConfig], publish_to_a_copy: Callable[..., list[Publishing]], tmp_path: Path
+def test_a_synced_copy_and_the_learner_itself_train_the_same_policy(
+    configure: Callable[..., RunConfig], sample_from_a_copy: Callable[..., list[CopySync]], tmp_path: Path
 ) -> None:
     local = configure(max_steps=4, output_dir=str(tmp_path / "local"))
     train(local)
     for name, events in {"copy": {}, "lost": {"lost_after": 2}, "failing": {"failing": 2}}.items():
-        made = publish_to_a_copy(**events)
+        made = sample_from_a_copy(**events)
         config = configure(max_steps=4, output_dir=str(tmp_path / name))
         train(config)
         assert same(learned(config), learned(local)), name
         assert all(r["train/sampling/logp_difference/max"] < 1e-4 for r in records(config))
         ratios = [r[f"train/sampling/ratio/{which}"] for r in records(config) for which in ("min", "max")]
         assert all(abs(ratio - 1) < 1e-3 for ratio in ratios)
-        publications = len(made[0].publisher.versions)  # type: ignore[attr-defined]
-        assert publications == (4 if name == "copy" else 5)
+        syncs = len(made[0].versions)
+        assert syncs == (4 if name == "copy" else 5)
         assert [r.get("train/sampling/lost_weights", 0.0) for r in records(config)] == (
             [0.0, 1.0, 0.0, 0.0] if name == "lost" else [0.0] * 4
         )
-        assert sum(r["train/sampling/publishes"] for r in records(config)) == publications
+        assert sum(r["train/sampling/publishes"] for r in records(config)) == syncs
 
 
 def test_a_sampler_with_other_weights_ends_the_run_before_it_learns(
-    configure: Callable[..., RunConfig], publish_to_a_copy: Callable[..., list[Publishing]]
+    configure: Callable[..., RunConfig], sample_from_a_copy: Callable[..., list[CopySync]]
 ) -> None:
-    made = publish_to_a_copy(forgets="model.layers.1.mlp.up_proj.weight")
+    made = sample_from_a_copy(forgets="model.layers.1.mlp.up_proj.weight")
     config = configure()
     with pytest.raises(
         RunError, match=r"step 0: the sampler did not get .*: its log-probs differ .* nats per token"
     ):
         train(config)
-    assert len(made[0].publisher.versions) == 3  # type: ignore[attr-defined]
+    assert len(made[0].versions) == 3
     assert records(config) == []
 
 
-def test_weights_are_published_at_the_interval(
-    configure: Callable[..., RunConfig], publish_to_a_copy: Callable[..., list[Publishing]]
+def test_weights_are_synced_at_the_interval(
+    configure: Callable[..., RunConfig], sample_from_a_copy: Callable[..., list[CopySync]]
 ) -> None:
-    made = publish_to_a_copy(every=2)
-    config = configure(max_steps=4, max_nonfinite_steps=9)
+    made = sample_from_a_copy()
+    config = configure(max_steps=4, max_nonfinite_steps=9, vllm_sync_interval_steps=2)
     train(config)
-    name = made[0].name
-    assert made[0].publisher.versions == [f"{name}-0", f"{name}-2"]  # type: ignore[attr-defined]
+    name = made[0].versions[0].removesuffix("-0")
+    assert made[0].versions == [f"{name}-0", f"{name}-2"]
     assert [r["train/sampling/staleness"] for r in records(config)] == [0.0, 1.0, 0.0, 1.0]
     assert all(
         r["train/sampling/ratio/max"] > 1.001 for r in records(config)[1::2]

@@ -1,7 +1,8 @@
 """The policy's parameters as a sampler's copy wants them: whole, under their checkpoint names, adapters merged."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +10,38 @@ from transformers import PreTrainedModel
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.adapters import is_adapted
-from maxent_grpo.rollout.publish.publisher import WeightInfo
 
 Value = TypeVar("Value")
 
 ADAPTER = "default"
 """The name that PEFT gives a run's only adapter."""
 WRAPPER = "base_model.model."
-"""What PEFT puts before a parameter's name."""
+"""PEFT's prefix of a parameter's name."""
+
+
+@dataclass(frozen=True)
+class WeightInfo:
+    """One parameter on its way to a sampler."""
+
+    name: str
+    """As in a checkpoint of the model: without wrappers and adapters."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Weights(Protocol):
+    """The policy's parameters, whole, one at a time.
+
+    Where ranks hold shards, iterating is collective: every rank runs through all of them, in the same order.
+    """
+
+    def description(self) -> Sequence[WeightInfo]:
+        """The parameters of a pass, in its order; gathers nothing."""
+        ...
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """A fresh pass. A tensor is valid until the next one is asked for."""
+        ...
 
 
 class PolicyWeights:

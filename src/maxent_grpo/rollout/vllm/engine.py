@@ -11,13 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.models.loading import stop_token_ids
 from maxent_grpo.randomness import KeyPart, integer_seed
-from maxent_grpo.rollout.publish.publisher import PublishFailed, Weights
-from maxent_grpo.rollout.sampler import Finished, SamplingSettings
+from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
+from maxent_grpo.rollout.samplers import SamplerParts
 from maxent_grpo.rollout.settings import EngineSettings
+from maxent_grpo.rollout.weight_sync.control import SyncFailed
+from maxent_grpo.rollout.weight_sync.sync import WeightSync
+from maxent_grpo.rollout.weight_sync.weights import Weights
 from maxent_grpo.types import Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -25,7 +30,15 @@ if TYPE_CHECKING:
 
 
 def start_engine(settings: EngineSettings) -> "LLM":
-    """An engine in this process. Raises `UsageError` where vLLM is not installed or cannot do what is asked."""
+    """An engine in this process.
+
+    Raises:
+        UsageError: vLLM is not installed, or cannot do what is asked.
+    """
+    if settings.tensor_parallel != 1:
+        raise UsageError(
+            "vllm_tensor_parallel_size: a colocated engine belongs to one rank; use 1, or vllm_mode=server"
+        )
     # Read when vLLM is imported: an engine in a process of its own could not be handed tensors.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the learner computes on the same threads
@@ -56,7 +69,7 @@ def start_engine(settings: EngineSettings) -> "LLM":
 
 
 @dataclass
-class VLLMColocateSampler:
+class VLLMEngineSampler(Sampler):
     """See the module."""
 
     engine: "LLM"
@@ -132,22 +145,23 @@ class VLLMColocateSampler:
         )
 
 
-class ColocatedPublisher:
-    """See `Publisher`: every rank loads the weights into its own engine as they are gathered, one at a time."""
+class EngineWeightSync:
+    """See `WeightSync`: every rank loads the weights into its own engine as they are gathered, one at a time."""
 
-    def __init__(self, engine: "LLM", *, sleeps: bool = False) -> None:
+    def __init__(self, engine: "LLM", *, sleeps: bool = False, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         self._engine = engine
         self._sleeps = sleeps
         self._version: str | None = None
 
-    def publish(self, weights: Weights, version: str) -> None:
-        """Nothing generates meanwhile: the engine runs only inside `VLLMColocateSampler.sample`."""
+    def sync(self, weights: Weights, version: str) -> None:
+        """Nothing generates meanwhile: the engine runs only inside `VLLMEngineSampler.sample`."""
         self._version = None
         if self._sleeps:
             self._engine.wake_up()
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if not self._engine.reset_prefix_cache():
-            raise PublishFailed("the engine could not reset its prefix cache: requests are still running")
+            raise SyncFailed("the engine could not reset its prefix cache: requests are still running")
         self._version = version
 
     def holds(self, version: str) -> bool:
@@ -158,3 +172,19 @@ class ColocatedPublisher:
         self._engine.llm_engine.engine_core.shutdown()
         del self._engine
         gc.collect()
+
+
+def engine_sampler(parts: SamplerParts) -> tuple[Sampler, WeightSync]:
+    """The factory of ``sampler: vllm_engine``. Completions end as those of the policy do.
+
+    Raises:
+        UsageError: there are several ranks, vLLM is not installed, or it cannot do what is asked.
+    """
+    if parts.ranks > 1:
+        raise UsageError("vllm_mode: colocate works in one process; use vllm_mode=server for several ranks")
+    settings = parts.settings.engine
+    assert settings is not None, "an engine's settings come with its name"
+    engine = start_engine(settings)
+    stops = stop_token_ids(parts.whole, parts.tokenizer)
+    sampler = VLLMEngineSampler(engine, parts.tokenizer, stops, settings.sleep)
+    return sampler, EngineWeightSync(engine, sleeps=settings.sleep, dtype=getattr(torch, settings.dtype))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.rollout.publish.control import VLLMControl
-from maxent_grpo.rollout.publish.publisher import PublishFailed, WeightInfo
-from maxent_grpo.rollout.publish.server_publisher import Nothing, ServerPublisher
-from maxent_grpo.rollout.publish.vllm_transport import with_offset
+from maxent_grpo.rollout.weight_sync.control import SyncFailed, VLLMControl
+from maxent_grpo.rollout.weight_sync.sync import NullTransport, ServerWeightSync
+from maxent_grpo.rollout.weight_sync.transports import with_offset
+from maxent_grpo.rollout.weight_sync.weights import WeightInfo
 
 
 class Scripted(ThreadingHTTPServer):
@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-class Recording(Nothing):
+class Recording(NullTransport):
     """Notes when it was called."""
 
     def __init__(self, servers: Sequence[Scripted]) -> None:
@@ -97,17 +97,17 @@ class Two:
             yield name, torch.zeros(1)
 
 
-def publisher_of(servers: Sequence[Scripted]) -> tuple[ServerPublisher, Recording]:
+def sync_of(servers: Sequence[Scripted]) -> tuple[ServerWeightSync, Recording]:
     transport = Recording(servers)
     controls = [VLLMControl(server.url) for server in servers]
-    return ServerPublisher(controls, transport, patience=1.0, is_sender=True), transport
+    return ServerWeightSync(controls, transport, patience=1.0, is_sender=True), transport
 
 
 def test_every_server_is_paused_updated_and_resumed() -> None:
     servers = [Scripted(), Scripted()]
-    publisher, _ = publisher_of(servers)
+    weight_sync, _ = sync_of(servers)
     weights = Two()
-    publisher.publish(weights, "run-3")
+    weight_sync.sync(weights, "run-3")
     for server in servers:
         assert server.asked == [
             "prepare",
@@ -119,58 +119,58 @@ def test_every_server_is_paused_updated_and_resumed() -> None:
             "/resume",
         ]
         assert server.version == "run-3"
-    assert publisher.holds("run-3")
+    assert weight_sync.holds("run-3")
     assert weights.given == 2  # other ranks gather every parameter, whatever the sender reads
 
 
 def test_half_loaded_servers_are_not_resumed() -> None:
     servers = [Scripted(), Scripted(failing="/collective_rpc")]
-    publisher, transport = publisher_of(servers)
+    weight_sync, transport = sync_of(servers)
     weights = Two()
-    with pytest.raises(PublishFailed, match="/collective_rpc: HTTP 500"):
-        publisher.publish(weights, "run-3")
+    with pytest.raises(SyncFailed, match="/collective_rpc: HTTP 500"):
+        weight_sync.sync(weights, "run-3")
     assert not any("/resume" in server.asked for server in servers)
     assert (transport.resets, weights.given) == (1, 2)
     servers[1].failing = ""
-    publisher.publish(Two(), "run-3")
+    weight_sync.sync(Two(), "run-3")
     assert all(server.asked[-1] == "/resume" for server in servers)
 
 
 def test_a_server_that_was_started_again_is_noticed() -> None:
     servers = [Scripted(), Scripted()]
-    publisher, _ = publisher_of(servers)
-    publisher.publish(Two(), "run-3")
+    weight_sync, _ = sync_of(servers)
+    weight_sync.sync(Two(), "run-3")
     servers[1].version = "default"
-    assert not publisher.holds("run-3")
+    assert not weight_sync.holds("run-3")
 
 
 def test_weights_of_another_run_end_the_run() -> None:
     server = Scripted()
-    publisher, _ = publisher_of([server])
-    publisher.publish(Two(), "run-3")
+    weight_sync, _ = sync_of([server])
+    weight_sync.sync(Two(), "run-3")
     server.version = "other-1"
-    with pytest.raises(RunError, match="another run publishes to it"):
-        publisher.holds("run-3")
+    with pytest.raises(RunError, match="another run syncs to it"):
+        weight_sync.holds("run-3")
 
 
 def test_a_server_without_the_endpoints_is_named_with_the_remedy() -> None:
-    publisher, _ = publisher_of([Scripted(missing="/pause")])
+    weight_sync, _ = sync_of([Scripted(missing="/pause")])
     with pytest.raises(UsageError, match="VLLM_SERVER_DEV_MODE=1"):
-        publisher.publish(Two(), "run-1")
+        weight_sync.sync(Two(), "run-1")
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
     server = Scripted()
     server.shutdown()
     server.server_close()
-    publisher, _ = publisher_of([server])
-    with pytest.raises(PublishFailed, match=r"no vLLM server at .* within 1 s"):
-        publisher.publish(Two(), "run-1")
+    weight_sync, _ = sync_of([server])
+    with pytest.raises(SyncFailed, match=r"no vLLM server at .* within 1 s"):
+        weight_sync.sync(Two(), "run-1")
 
 
 def test_ranks_that_do_not_send_still_gather() -> None:
     weights = Two()
-    ServerPublisher([], Nothing(), patience=0.0, is_sender=False).publish(weights, "run-1")
+    ServerWeightSync([], NullTransport(), patience=0.0, is_sender=False).sync(weights, "run-1")
     assert weights.given == 2
 
 

@@ -1,11 +1,10 @@
-"""A `vllm serve` of this machine as a child process, for tests, benchmarks and small machines.
+"""A `vllm serve` of this machine as a child process, for benchmarks and tests.
 
 A cluster starts its servers by its own means; nothing in training starts one.
 """
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import httpx
-
 from maxent_grpo.errors import RunError
+from maxent_grpo.http import Fault, fetch
+from maxent_grpo.rollout.weight_sync.gloo import free_port
 
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # the endpoints that pause, reload and resume
@@ -26,13 +25,6 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 LAST_LINES = 30
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class VLLMProcess:
@@ -97,8 +89,8 @@ class VLLMProcess:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise RunError(f"vllm serve ended with code {self._process.returncode}: {self.tail()}")
-            with suppress(httpx.TransportError):  # not listening yet
-                if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).status_code == 200:
+            with suppress(Fault):  # not listening yet
+                if fetch(f"{self.url}/health", timeout=5).status == 200:
                     return
             time.sleep(0.5)
         raise RunError(f"vllm serve was not healthy within {seconds:g} s: {self.tail()}")

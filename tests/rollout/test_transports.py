@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from maxent_grpo.rollout.publish.disk_transport import DiskTransport, write_shards
+from maxent_grpo.rollout.weight_sync.transports import DiskTransport, write_shards
 
 
 def four() -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Run by `test_published_weights.py` on two processes: sharded parameters are published whole, one at a time."""
+"""Run by `test_policy_weights.py` on two processes: sharded parameters are published whole, one at a time."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from maxent_grpo.config.checkpointing import CheckpointSettings
 from maxent_grpo.models.policy import PolicyForward
-from maxent_grpo.train.published_weights import PolicyWeights
+from maxent_grpo.rollout.weight_sync.weights import PolicyWeights
 from maxent_grpo.train.strategies.fsdp2 import FullyShardedStrategy
 from maxent_grpo.train.strategies.zero import ZeroStrategy
 

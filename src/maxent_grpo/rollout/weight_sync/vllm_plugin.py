@@ -1,4 +1,4 @@
-"""What vLLM calls in each of its processes where this package is installed (entry point ``vllm.general_plugins``).
+"""The plugin that vLLM calls in each of its processes where this package is installed (``vllm.general_plugins``).
 
 Written against vLLM 0.30.
 """
@@ -18,7 +18,7 @@ def register_gloo() -> None:
 
     if "gloo" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(
-            "gloo", "maxent_grpo.rollout.publish.gloo_engine", "GlooEngine"
+            "gloo", "maxent_grpo.rollout.weight_sync.gloo_engine", "GlooEngine"
         )
 
 

@@ -1,0 +1,140 @@
+"""Weights by gloo, parameter by parameter, into the engine that `vllm_plugin` registers: for CPUs, or without NCCL.
+
+The server's half is `gloo_engine`; what both need imports no vLLM, as the trainer may have none.
+"""
+
+import socket
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from itertools import accumulate
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from maxent_grpo.rollout.settings import SyncSettings
+from maxent_grpo.rollout.weight_sync.control import SyncFailed, VLLMControl, on_all
+from maxent_grpo.rollout.weight_sync.weights import WeightInfo
+
+TIMEOUT = timedelta(seconds=300)
+
+
+class GlooGroup:
+    """One member of the group of a trainer, rank 0 and sender, and the workers of its vLLM servers.
+
+    It is apart from PyTorch's default group, which belongs to the trainer's ranks, or to vLLM's. Rank 0 keeps the
+    meeting point, at ``address`` and ``port``; all members must come within `TIMEOUT`. ``own_address`` is that of this
+    machine's interface towards the others.
+    """
+
+    def __init__(self, address: str, port: int, rank: int, size: int, own_address: str) -> None:
+        self._store = dist.TCPStore(address, port, size, rank == 0, TIMEOUT, wait_for_workers=False)
+        gloo: Any = dist.ProcessGroupGloo  # PyTorch's types do not know it whole
+        options = gloo._Options()
+        options._timeout = TIMEOUT
+        options._devices = [gloo.create_device(hostname=own_address)]
+        prefixed = dist.PrefixStore("weights", self._store)
+        self._group = gloo(prefixed, rank, size, options)
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Send ``tensor`` (rank 0), or fill it. Raises `RuntimeError` where a member is gone."""
+        self._group.broadcast(tensor, 0).wait()
+
+
+@dataclass
+class GlooInit:
+    """The trainer's meeting point, and a server's place in the group."""
+
+    master_address: str
+    master_port: int
+    rank_offset: int
+    """Rank of the server's first worker."""
+    world_size: int
+    """The trainer and the workers of all servers."""
+
+
+@dataclass
+class GlooUpdate:
+    """The parameters that follow, in their order."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+    @classmethod
+    def of(cls, description: Sequence[WeightInfo]) -> "GlooUpdate":
+        return cls(
+            names=[info.name for info in description],
+            dtype_names=[str(info.dtype).removeprefix("torch.") for info in description],
+            shapes=[list(info.shape) for info in description],
+        )
+
+
+class GlooTransport:
+    """See `sync.Transport`. ``port`` of this machine is where the workers meet the trainer; 0 takes a free one."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._group: GlooGroup | None = None
+
+    def prepare(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None:
+        """Do nothing: parameters are sent as they are gathered."""
+
+    def send(
+        self,
+        servers: Sequence[VLLMControl],
+        description: Sequence[WeightInfo],
+        weights: Iterator[tuple[str, Tensor]],
+    ) -> None:
+        group = self._group = self._group or self._connected(servers)
+        on_all(servers, VLLMControl.start_weight_update)
+        update = asdict(GlooUpdate.of(description))
+        # The workers receive while this process sends: both are inside the same broadcasts.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            received = pool.submit(on_all, servers, lambda server: server.update_weights(update))
+            try:
+                for _, tensor in weights:
+                    group.broadcast(tensor.detach().to("cpu").contiguous())
+            except RuntimeError as error:
+                raise SyncFailed(f"a server broke off while it received weights: {error}") from error
+            received.result()
+        on_all(servers, VLLMControl.finish_weight_update)
+
+    def _connected(self, servers: Sequence[VLLMControl]) -> GlooGroup:
+        """The group of this process, rank 0, and the workers of all servers, in their order."""
+        workers = on_all(servers, VLLMControl.workers)
+        size = 1 + sum(workers)
+        first_ranks = [1 + before for before in accumulate(workers[:-1], initial=0)]
+        port = self._port or free_port()
+        inits = {
+            server.url: asdict(GlooInit(server.own_address(), port, rank, size))
+            for server, rank in zip(servers, first_ranks, strict=True)
+        }
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            joined = pool.submit(
+                on_all, servers, lambda server: server.init_weight_transfer_engine(inits[server.url])
+            )
+            own = servers[0].own_address()
+            group = GlooGroup(own, port, 0, size, own)
+            joined.result()
+        return group
+
+    def reset(self) -> None:
+        self._group = None
+
+    def close(self) -> None:
+        self._group = None
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def gloo(settings: SyncSettings) -> GlooTransport:
+    """The transport of ``vllm_sync_backend: gloo``."""
+    return GlooTransport(settings.port)
