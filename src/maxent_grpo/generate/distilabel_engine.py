@@ -6,9 +6,7 @@ failed (decision 57). Rows go out in batches; a batch is written when its last r
 """
 
 import logging
-import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -18,7 +16,7 @@ from distilabel.steps.tasks import TextGeneration
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.generate.client import UNUSABLE, Reply, RequestFailed
-from maxent_grpo.generate.engine import Completed, Prompted, completed, endpoint_of
+from maxent_grpo.generate.engine import Job, endpoint_of
 from maxent_grpo.generate.settings import GenerateSettings
 from maxent_grpo.http import excerpt
 
@@ -26,7 +24,7 @@ NO_KEY = "EMPTY"
 """Sent where the endpoint needs no key: distilabel has to have one."""
 
 UNKNOWN_REASON = "unknown"
-"""For why a completion ended: distilabel does not hand it on."""
+"""The finish reason of every completion: distilabel does not hand it on."""
 
 PASSING = (408, 409, 429)
 """Statuses that its client tries again, beside 5xx."""
@@ -64,14 +62,29 @@ def _failed(reason: bytes, status: int | None, *, passing: bool) -> dict[str, An
 class DistilabelEngine:
     """As many requests at once as the settings allow, each for one completion, in batches.
 
-    Raises `UsageError` for settings that distilabel has no way to carry out.
+    Raises:
+        UsageError: a setting that distilabel has no way to carry out.
     """
 
     def __init__(self, settings: GenerateSettings) -> None:
-        refuse_what_distilabel_cannot(settings)
+        problems = [
+            (
+                settings.seed is not None,
+                f"seed={settings.seed}: it sends no seed per completion; set seed=null",
+            ),
+            (settings.temperature is None, "temperature: it always sends one; set it"),
+            (settings.top_p is None, "top_p: it always sends one; set it"),
+            (
+                not float(settings.timeout).is_integer(),
+                f"timeout={settings.timeout:g}: it takes whole seconds",
+            ),
+        ]
+        for wrong, message in problems:
+            if wrong:
+                raise UsageError(f"engine=distilabel cannot carry out {message}, or leave engine out")
         self._settings = settings
-        self._place = endpoint_of(settings).place
-        self._key = os.environ.get(settings.api_key_env, "")
+        endpoint = endpoint_of(settings)
+        self._place, self._key = endpoint.place, endpoint.key
         # It warns of a task outside a pipeline, and of empty answers, which are failures of ours.
         logging.getLogger("distilabel").setLevel(logging.ERROR)
         self._task = TextGeneration(
@@ -93,27 +106,15 @@ class DistilabelEngine:
             add_raw_input=False,
         )
 
-    def complete(self, rows: Iterator[Prompted]) -> Iterator[Completed]:
-        count = self._settings.num_generations
-        jobs = ((row, g) for row in rows for g in range(count))
-        outcomes: dict[int, dict[int, Reply | RequestFailed]] = defaultdict(dict)
+    def outcomes(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Reply | RequestFailed]]:
         self._task.load()
         try:
             while batch := list(islice(jobs, self._settings.concurrency)):
-                answers = self._answers([row.prompt for row, _ in batch])
-                for (row, g), outcome in zip(batch, answers, strict=True):
-                    outcomes[row.index][g] = outcome
-                    if len(outcomes[row.index]) == count:
-                        yield completed(row, outcomes.pop(row.index))
+                rows = next(self._task.process([{_INSTRUCTION: job.prompt} for job in batch]))
+                for job, row in zip(batch, rows, strict=True):
+                    yield job, self._outcome(row)
         finally:
             self._task.unload()
-
-    def _answers(self, prompts: Sequence[str]) -> list[Reply | RequestFailed]:
-        """The outcome of each prompt's request, in order."""
-        return [
-            self._outcome(row)
-            for row in next(self._task.process([{_INSTRUCTION: prompt} for prompt in prompts]))
-        ]
 
     def _outcome(self, row: Mapping[str, Any]) -> Reply | RequestFailed:
         """Raises `RunError` for a status that every other request would get as well."""
@@ -129,16 +130,3 @@ class DistilabelEngine:
         if status in UNUSABLE:
             raise RunError(message)
         return RequestFailed(message, passing=failure["passing"])
-
-
-def refuse_what_distilabel_cannot(settings: GenerateSettings) -> None:
-    """Raise `UsageError` for the first such setting."""
-    problems = [
-        (settings.seed is not None, f"seed={settings.seed}: it sends no seed per completion; set seed=null"),
-        (settings.temperature is None, "temperature: it always sends one; set it"),
-        (settings.top_p is None, "top_p: it always sends one; set it"),
-        (not float(settings.timeout).is_integer(), f"timeout={settings.timeout:g}: it takes whole seconds"),
-    ]
-    for wrong, message in problems:
-        if wrong:
-            raise UsageError(f"engine=distilabel cannot carry out {message}, or leave engine out")

@@ -1,61 +1,34 @@
-"""Who sends the requests: an interface, the built-in client behind it, and the choice between that and distilabel."""
+"""Engines send the requests of a generation: their interface, and the built-in one."""
 
-import importlib.util
-import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from maxent_grpo.errors import UsageError
 from maxent_grpo.generate.client import FIRST_PAUSE, Client, Endpoint, Reply, RequestFailed
 from maxent_grpo.generate.settings import GenerateSettings
 from maxent_grpo.randomness import integer_seed
 
 
 @dataclass(frozen=True)
-class Prompted:
-    """A row that is to be completed."""
+class Job:
+    """One completion to ask for."""
 
-    index: int
+    row: int
+    number: int
+    """Of the row's completions."""
     prompt: str
-
-
-@dataclass(frozen=True)
-class Completed:
-    """A row's completions, all of them, or why it has none."""
-
-    index: int
-    prompt: str
-    replies: tuple[Reply, ...]
-    error: str | None = None
-    passing: bool = False  # the row may be answered later
 
 
 class Engine(Protocol):
-    """Completes rows in any order; every row that goes in comes out once."""
+    """Completes jobs in any order; every job that goes in comes out once."""
 
-    def complete(self, rows: Iterator[Prompted]) -> Iterator[Completed]:
-        """Raises `RunError` where no row can be completed."""
-
-
-def engine_of(settings: GenerateSettings) -> Engine:
-    """The engine that ``settings`` name. Raises `UsageError` where it is not installed or cannot do what they ask."""
-    if settings.engine == "builtin":
-        return BuiltinEngine(settings)
-    if importlib.util.find_spec("distilabel") is None:
-        raise UsageError(
-            "engine=distilabel: not installed; pip install 'maxent-grpo[distilabel]', or leave engine out"
-        )
-    with warnings.catch_warnings():  # pydantic's, about how distilabel declares its fields
-        warnings.filterwarnings("ignore", message="The 'default' attribute")
-        from maxent_grpo.generate.distilabel_engine import DistilabelEngine
-
-    return DistilabelEngine(settings)
+    def outcomes(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Reply | RequestFailed]]:
+        """Raises `RunError` where nothing can be completed."""
+        ...
 
 
 def endpoint_of(settings: GenerateSettings, first_pause: float = FIRST_PAUSE) -> Endpoint:
-    """Where the requests of ``settings`` go."""
+    """The endpoint that ``settings`` name."""
     return Endpoint(
         settings.vllm_server_url,
         settings.model,
@@ -74,38 +47,23 @@ class BuiltinEngine:
         self._settings = settings
         self._client = Client(endpoint_of(settings, first_pause))
 
-    def complete(self, rows: Iterator[Prompted]) -> Iterator[Completed]:
-        count = self._settings.num_generations
-        jobs = (((row, g), self._body(row, g)) for row in rows for g in range(count))
-        outcomes: dict[int, dict[int, Reply | RequestFailed]] = defaultdict(dict)
-        for (row, g), outcome in self._client.outcomes(jobs):
-            outcomes[row.index][g] = outcome
-            if len(outcomes[row.index]) == count:
-                yield completed(row, outcomes.pop(row.index))
+    def outcomes(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, Reply | RequestFailed]]:
+        return self._client.outcomes((job, self._body(job)) for job in jobs)
 
-    def _body(self, row: Prompted, g: int) -> dict[str, Any]:
+    def _body(self, job: Job) -> dict[str, Any]:
         settings = self._settings
         system = [{"role": "system", "content": settings.system_prompt}] if settings.system_prompt else []
+        seed = settings.seed
         optional = {
             "temperature": settings.temperature,
             "top_p": settings.top_p,
-            "seed": None if settings.seed is None else integer_seed(settings.seed, "generate", row.index, g),
+            "seed": None if seed is None else integer_seed(seed, "generate", job.row, job.number),
         }
         return {
             "model": settings.model,
-            "messages": [*system, {"role": "user", "content": row.prompt}],
+            "messages": [*system, {"role": "user", "content": job.prompt}],
             "max_tokens": settings.max_new_tokens,
             "n": 1,
             "stream": False,
             **{name: value for name, value in optional.items() if value is not None},
         }
-
-
-def completed(row: Prompted, outcomes: Mapping[int, Reply | RequestFailed]) -> Completed:
-    """A row from the outcomes of its requests, by number."""
-    ordered = [outcomes[g] for g in sorted(outcomes)]
-    failures = [outcome for outcome in ordered if isinstance(outcome, RequestFailed)]
-    if failures:
-        passing = all(failure.passing for failure in failures)
-        return Completed(row.index, row.prompt, (), str(failures[0]), passing)
-    return Completed(row.index, row.prompt, tuple(o for o in ordered if isinstance(o, Reply)))

@@ -1,5 +1,6 @@
-"""Generated rows as lines, as a folder of `datasets`, and on the hub."""
+"""Rows of a data set: their prompts, and what was generated as lines, as a folder of `datasets`, and on the hub."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,27 +8,102 @@ from datetime import date, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.generate.engine import Completed
-from maxent_grpo.generate.settings import GenerateSettings
+from maxent_grpo.generate.client import Reply
+from maxent_grpo.generate.settings import PROMPT_COLUMNS, GenerateSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+INSTRUCTION = "instruction"
+"""A template's name for the prompt column."""
+
+
+class EmptyPrompt(Exception):
+    """A row that asks for nothing, or cannot be rendered; the message says which."""
+
+
+class Prompts:
+    """The rendered prompt of each row.
+
+    Raises `UsageError` for a column that the rows do not have and a template that cannot work.
+    """
+
+    def __init__(self, settings: GenerateSettings, rows: "Dataset") -> None:
+        self.column = prompt_column(settings, rows.column_names)
+        # The template comes from the user, the values from strangers: neither gets at Python's internals.
+        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+        try:
+            self._template = environment.from_string(settings.prompt_template)
+            variables = meta.find_undeclared_variables(environment.parse(settings.prompt_template))
+        except TemplateSyntaxError as error:
+            raise UsageError(f"prompt_template: not a Jinja template ({error})") from error
+        if not variables:
+            raise UsageError(
+                f"prompt_template={settings.prompt_template!r} reads nothing of a row, so that all prompts would be "
+                "the same: write {{ instruction }} where the prompt goes"
+            )
+        unknown = sorted(variables - {INSTRUCTION, *rows.column_names})
+        if unknown:
+            raise UsageError(
+                f"prompt_template: there is no {', '.join(unknown)}; it may read {INSTRUCTION} and the columns "
+                f"{', '.join(rows.column_names)}"
+            )
+        read = {self.column if name == INSTRUCTION else name for name in variables}
+        self._rows = rows.select_columns(sorted(read))
+
+    def __getitem__(self, index: int) -> str:
+        """Raises `EmptyPrompt`."""
+        row: dict[str, Any] = self._rows[index]
+        value = row.get(self.column)
+        if self.column in row and not isinstance(value, str):
+            raise EmptyPrompt(f"column {self.column} holds no text but {type(value).__name__}")
+        try:
+            text = self._template.render(row | {INSTRUCTION: value})
+        except (TemplateError, TypeError, ValueError) as error:
+            raise EmptyPrompt(f"prompt_template: {type(error).__name__}: {error}") from error
+        if not text.strip():
+            raise EmptyPrompt("the prompt is empty")
+        return text
+
+    def digest(self) -> str:
+        """SHA-256 of everything that prompts are made of, all rows."""
+        digest = hashlib.sha256()
+        for row in self._rows:
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def prompt_column(settings: GenerateSettings, columns: Sequence[str]) -> str:
+    """The column that holds the prompts. Raises `UsageError` where there is none."""
+    wanted = PROMPT_COLUMNS if settings.prompt_column is None else (settings.prompt_column,)
+    found = next((name for name in wanted if name in columns), None)
+    if found is None:
+        raise UsageError(
+            f"prompt_column: dataset '{settings.hf_dataset}' has no {' or '.join(wanted)}; it has {', '.join(columns)}"
+        )
+    return found
+
 
 DATASET_FOLDER = "dataset"
 SUFFIXES = ("", "_row", "_prompt", "_finish_reasons", "_tokens", "_model")
 """Of ``output_column``: the columns that a generation adds."""
 
 
-def plain_row(settings: GenerateSettings, row: Mapping[str, Any], completed: Completed) -> dict[str, Any]:
+def plain_row(
+    settings: GenerateSettings, row: Mapping[str, Any], index: int, prompt: str, replies: Sequence[Reply]
+) -> dict[str, Any]:
     """The line of one row: its columns, and what was generated."""
     stem = settings.output_column
     return {name: _plain(value) for name, value in row.items()} | {
-        stem: [reply.text for reply in completed.replies],
-        f"{stem}_row": completed.index,
-        f"{stem}_prompt": completed.prompt,
-        f"{stem}_finish_reasons": [reply.finish_reason for reply in completed.replies],
-        f"{stem}_tokens": [reply.tokens for reply in completed.replies],
+        stem: [reply.text for reply in replies],
+        f"{stem}_row": index,
+        f"{stem}_prompt": prompt,
+        f"{stem}_finish_reasons": [reply.finish_reason for reply in replies],
+        f"{stem}_tokens": [reply.tokens for reply in replies],
         f"{stem}_model": settings.model,
     }
 
