@@ -15,7 +15,7 @@ from maxent_grpo.evaluate.passk import DEFINITIONS, RIGHT
 from maxent_grpo.evaluate.records import Record, read_records
 from maxent_grpo.evaluate.results import CONFIDENCE, Estimate, MathEvalResult, shown
 from maxent_grpo.files import replace_file, strict_json
-from maxent_grpo.observe.html_page import filled
+from maxent_grpo.observe.report import render_page
 
 SUMMARY_JSON, SUMMARY_CSV, PAGE = "summary.json", "summary.csv", "report.html"
 ESTIMATE_FIELDS = tuple(field.name for field in fields(Estimate))
@@ -157,7 +157,7 @@ def completions_page(
     policy forbids it to load or run anything but its own script.
     """
     prompts = [_prompt(rows) for rows in zip(*records.values(), strict=True)]
-    return filled(
+    return render_page(
         TEMPLATE,
         result=result,
         kinds=list(dict.fromkeys(kind for kind, _ in map(_split_metric, result.metrics))),

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from maxent_grpo.observe import names
-from maxent_grpo.observe.figures import RUN_FIGURES
-from maxent_grpo.observe.html_page import filled
+from maxent_grpo.observe.definitions import definitions
 from maxent_grpo.observe.names import is_secret, without_secrets
-from maxent_grpo.observe.plots import plot_comparison, plot_run
+from maxent_grpo.observe.plots import figure_specs, plot_comparison, plot_run
 from maxent_grpo.observe.run_files import Record, RunFiles, load_run
 
 TEMPLATE: Final = Path(__file__).with_name("report.html")
@@ -44,17 +43,10 @@ class SummaryTable:
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """What a report wrote."""
+    """The files of a report."""
 
     html: Path
     figures: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class _Image:
-    data: str  # base64 of the PNG
-    title: str
-    caption: str
 
 
 def report_run(run_dir: Path) -> ReportPaths:
@@ -73,15 +65,18 @@ def write_report(
     Raises `UsageError` where a directory is not that of a run.
     """
     loaded = [(label, load_run(directory)) for label, directory in runs]
-    figures = _draw(runs, out_dir / "plots")
+    plots = out_dir / "plots"
+    figures = (
+        plot_run(runs[0][1], plots) if len(runs) == 1 else [plot_comparison(runs, plots / "comparison.png")]
+    )
     # Runs that share a label are seeds of one arm: the first speaks for it.
     sampled = {label: run for label, run in reversed(loaded) if run.completions}
-    page = filled(
+    page = render_page(
         TEMPLATE,
         title=title,
         facts=_facts(loaded),
         table=table or final_numbers(loaded),
-        images=[_image(path, single=len(runs) == 1) for path in figures],
+        images=[_image(path) for path in figures],
         samples=[(label, list(_sample_steps(run))) for label, run in reversed(sampled.items())],
         definitions=_definitions([run for _, run in loaded]),
         configs=[(label, _config_text(run)) for label, run in loaded if run.config is not None],
@@ -93,18 +88,28 @@ def write_report(
     return ReportPaths(html, tuple(figures))
 
 
-def _draw(runs: Sequence[tuple[str, Path]], plots: Path) -> list[Path]:
-    if len(runs) == 1:
-        return plot_run(runs[0][1], plots)
-    return [plot_comparison(runs, plots / "comparison.png")]
+def _image(path: Path) -> dict[str, str]:
+    """A PNG with what it shows; the comparison is none of a run's figures."""
+    shown = {spec.stem: (spec.title, spec.caption) for spec in figure_specs()[0]}
+    title, caption = shown.get(path.stem, ("The runs side by side", COMPARISON_CAPTION))
+    return {"data": base64.b64encode(path.read_bytes()).decode(), "title": title, "caption": caption}
 
 
-def _image(path: Path, single: bool) -> _Image:
-    data = base64.b64encode(path.read_bytes()).decode()
-    if not single:
-        return _Image(data, "The runs side by side", COMPARISON_CAPTION)
-    spec = next(spec for spec in RUN_FIGURES if spec.stem == path.stem)
-    return _Image(data, spec.title, spec.caption)
+def render_page(template: Path, **values: Any) -> str:
+    """The page that ``template``, a Jinja file, makes of ``values``.
+
+    Completions are hostile text: everything is escaped, and a missing value is an error.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template.name).render(**values)
 
 
 def _facts(runs: Sequence[tuple[str, RunFiles]]) -> SummaryTable:
@@ -175,8 +180,6 @@ def _sample_steps(run: RunFiles) -> Iterator[Mapping[str, Any]]:
 
 def _definitions(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
     """(name, meaning) of every logged metric: rewards, objectives, controllers, then evaluation and timing."""
-    from maxent_grpo.observe.definitions import definitions
-
     logged = {name for run in runs for name in run.metric_names()}
     return [
         (metric.name, metric.meaning)

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ import numpy.typing as npt
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe import names
+
+if TYPE_CHECKING:
+    from maxent_grpo.types import Group
 
 Record = Mapping[str, Any]
 
@@ -192,3 +195,34 @@ def git_sha(environ: Mapping[str, str]) -> str:
         if answer.returncode == 0:
             return answer.stdout.strip()
     return "unknown"
+
+
+def sample_rows(
+    step: int,
+    group: "Group",
+    advantages: Sequence[float],
+    weights: Sequence[float] | None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of ``completions.jsonl`` for the first ``limit`` completions of ``group`` (all G if None).
+
+    ``advantages`` and ``weights`` have G entries; ``weights`` is None where the objective has none, and the rows say
+    null. With InfoSeed they say which seed each completion's prompt carried, −1 for none; of several turns, all.
+    """
+    rollout = group.rollout
+    return [
+        {
+            "step": step,
+            "prompt_index": rollout.prompt.index,
+            "prompt": rollout.prompts[i].text,
+            "completion": text,
+            "rewards": {name: float(scores[i]) for name, scores in group.rewards.items()},
+            "utility": float(group.utilities[i]),
+            "advantage": float(advantages[i]),
+            "weight": None if weights is None else float(weights[i]),
+            "finish_reason": rollout.finish_reasons[i],
+        }
+        | ({"seed_id": rollout.prompts[i].seed_id} if rollout.seed_prompts else {})
+        | ({"transcript": rollout.transcripts[i]} if rollout.transcripts else {})
+        for i, text in enumerate(rollout.texts[:limit])
+    ]

@@ -77,27 +77,14 @@ class Trackers:
             )
 
     def log_completions(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-        """The first rows of a step's sample table (`observe.samples`) as the W&B table ``completions``."""
+        """The first rows of a step's sample table (`run_files.sample_rows`) as the W&B table ``completions``."""
         if "wandb" not in self._names or not rows:
             return
         rewards = list(rows[0]["rewards"])
-        columns = [
-            "step",
-            "prompt",
-            "completion",
-            "advantage",
-            "weight",
-            *(f"reward/{name}" for name in rewards),
-        ]
+        shown = ("prompt", "completion", "advantage", "weight")
+        columns = ["step", *shown, *(f"reward/{name}" for name in rewards)]
         data = [
-            [
-                step,
-                row["prompt"],
-                row["completion"],
-                row["advantage"],
-                row["weight"],
-                *(row["rewards"][r] for r in rewards),
-            ]
+            [step, *(row[key] for key in shown), *(row["rewards"][name] for name in rewards)]
             for row in rows[:TABLE_ROWS]
         ]
         self._accelerator.get_tracker("wandb").log_table("completions", columns=columns, data=data, step=step)

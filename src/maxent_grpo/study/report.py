@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from maxent_grpo import __version__
-from maxent_grpo.observe.html_page import filled
+from maxent_grpo.observe.report import render_page
 from maxent_grpo.observe.run_files import load_run
 from maxent_grpo.study.effects import LEAST_SEEDS, aa_alarms, measured_outcomes, run_outcomes
 from maxent_grpo.study.figures import StudyFigure
@@ -38,7 +38,7 @@ def write_report(
     """Write the report of ``runs`` to ``path``."""
     done = [run for run in runs if run.state is State.DONE]
     aa_fine, aa_text = aa_sentence(effects, plan)
-    page = filled(
+    page = render_page(
         TEMPLATE,
         question=plan.question,
         aa_fine=aa_fine,

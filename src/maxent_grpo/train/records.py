@@ -13,8 +13,7 @@ from maxent_grpo.controllers.state_file import write_state
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe import names
 from maxent_grpo.observe.console import Progress, Ticker
-from maxent_grpo.observe.run_files import git_sha
-from maxent_grpo.observe.samples import sample_rows
+from maxent_grpo.observe.run_files import git_sha, sample_rows
 from maxent_grpo.observe.trackers import Trackers
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import StepResult
