@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from maxent_grpo.cli.arguments import sort_arguments
-from maxent_grpo.cli.compose import Composed, compose
+from composed import jobs_of
+from maxent_grpo.cli.compose import Composed
 from maxent_grpo.errors import UsageError
 
 
 def _jobs(*typed: str) -> list[Composed]:
-    jobs: list[Composed] = []
-    compose(sort_arguments(typed), jobs.append)
-    return jobs
+    return jobs_of(typed)
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from maxent_grpo.cli.arguments import SHIPPED_PRESETS, sort_arguments, training_arguments
-from maxent_grpo.cli.compose import Composed, compose
+from composed import jobs_of
+from maxent_grpo.cli.arguments import SHIPPED_PRESETS, training_arguments
 from maxent_grpo.cli.request import read_request
 from maxent_grpo.cli.start import resolve_job
 from maxent_grpo.config.loading import RunConfig
@@ -91,9 +91,7 @@ def _configs(line: str) -> list[RunConfig]:
 
 
 def _resolved(arguments: list[str]) -> list[RunConfig]:
-    jobs: list[Composed] = []
-    compose(sort_arguments(arguments), jobs.append)
-    return [resolve_job(read_request(job, "train"), job, {}) for job in jobs]
+    return [resolve_job(read_request(job, "train"), job, {}) for job in jobs_of(arguments)]
 
 
 @pytest.mark.parametrize(("line", "expected"), LINES, ids=[line for line, _ in LINES])
@@ -144,8 +142,7 @@ def test_a_run_without_a_directory_gets_one_by_date_and_time() -> None:
 
 
 def test_several_processes_must_name_their_directory() -> None:
-    jobs: list[Composed] = []
-    compose(sort_arguments(["--config-name", "grpo_tiny"]), jobs.append)
+    jobs = jobs_of(["--config-name", "grpo_tiny"])
     with pytest.raises(UsageError, match=r"^output_dir: each process would name one after its own clock"):
         resolve_job(read_request(jobs[0], "train"), jobs[0], {"WORLD_SIZE": "2"})
 
@@ -216,11 +213,7 @@ def test_their_names_serve_the_older_commands_too(tmp_path: Path) -> None:
         "model_name_or_path: some/model\ndataset_name: some/data\noutput_dir: out\ntrain_grpo_objective: false\n"
         "maxent_tau: 0.2\nbeta: 0.1\nnum_generations: 4\nper_device_train_batch_size: 8\n"
     )
-    jobs: list[Composed] = []
-    compose(
-        sort_arguments([f"maxent.recipe={recipe}", "policy.kl_coef=0.3", "model.name=other/model"]),
-        jobs.append,
-    )
+    jobs = jobs_of([f"maxent.recipe={recipe}", "policy.kl_coef=0.3", "model.name=other/model"])
     config = resolve_job(read_request(jobs[0], "train-maxent"), jobs[0], {})
     assert (config.training.beta, config.model.model_name_or_path) == (0.3, "other/model")
 

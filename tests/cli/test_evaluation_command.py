@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from maxent_grpo.cli.arguments import sort_arguments
-from maxent_grpo.cli.compose import Composed, compose
+from composed import jobs_of
+from maxent_grpo.cli.compose import Composed
 from maxent_grpo.cli.main import main, math_eval
 from maxent_grpo.cli.request import read_request
 from maxent_grpo.errors import UsageError
@@ -22,9 +22,7 @@ PROMISED = (
 
 
 def composed(line: str) -> Composed:
-    jobs: list[Composed] = []
-    compose(sort_arguments(shlex.split(line)), jobs.append)
-    return jobs[0]
+    return jobs_of(shlex.split(line))[0]
 
 
 @pytest.mark.parametrize("command", ["math-eval", "math_eval", "inference"])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from maxent_grpo import grpo, maxent_grpo
-from maxent_grpo.cli.flags import flag_overrides, parse_flags
+from maxent_grpo.cli.flags import training_flags
 from maxent_grpo.errors import UsageError
 
 
@@ -39,7 +39,7 @@ from maxent_grpo.errors import UsageError
     ],
 )
 def test_flags_take_the_spelling_of_trls_parser(typed: str, settings: dict[str, Any]) -> None:
-    assert flag_overrides(parse_flags(typed.split()).settings) == settings
+    assert training_flags(typed.split()) == settings
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_flags_take_the_spelling_of_trls_parser(typed: str, settings: dict[str, 
 )
 def test_malformed_flags_are_refused(typed: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        flag_overrides(parse_flags(typed.split()).settings)
+        training_flags(typed.split())
 
 
 def _settings(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

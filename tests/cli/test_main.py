@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from maxent_grpo.cli import main as scripts
-from maxent_grpo.cli.boundary import Place, exit_code_of
-from maxent_grpo.cli.logs import configure_logging
+from maxent_grpo.cli.boundary import ErrorContext, configure_logging
 from maxent_grpo.config.run_settings import RunSettings
 from maxent_grpo.errors import RunError, UsageError
 
@@ -207,17 +206,14 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     monkeypatch.delenv("MAXENT_LOG_LEVEL", raising=False)
     monkeypatch.delenv("MAXENT_GRPO_LOGLEVEL", raising=False)
 
-    def raising(error: Exception) -> Callable[[], None]:
-        def body() -> None:
-            raise error
+    def code_of(error: Exception | None) -> int:
+        with ErrorContext("train-maxent", "r.yaml") as context:
+            if error is not None:
+                raise error
+        return context.exit_code
 
-        return body
-
-    place = Place("train-maxent", "r.yaml")
-    assert exit_code_of(lambda: None, place) == 0
-    assert exit_code_of(raising(UsageError("bad key")), place) == 2
-    assert exit_code_of(raising(RunError("it broke")), place) == 1
-    assert exit_code_of(raising(ZeroDivisionError("by\nzero")), place) == 1
+    errors = (None, UsageError("bad key"), RunError("it broke"), ZeroDivisionError("by\nzero"))
+    assert [code_of(error) for error in errors] == [0, 2, 1, 1]
     assert capsys.readouterr().err.splitlines() == [
         "maxent-grpo: train-maxent | r.yaml: bad key",
         "maxent-grpo: train-maxent | r.yaml: it broke",
@@ -230,7 +226,7 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scripts, "_compose_and_start", interrupted)
+    monkeypatch.setattr(scripts, "_compose", interrupted)
     assert scripts.maxent([]) == 130
     assert capsys.readouterr().err == "maxent-grpo: train-maxent: interrupted\n"
 

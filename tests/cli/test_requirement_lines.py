@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from maxent_grpo.cli.arguments import sort_arguments
-from maxent_grpo.cli.compose import Composed, compose
+from composed import jobs_of
+from maxent_grpo.cli.compose import Composed
 from maxent_grpo.cli.request import Request, read_request
 from maxent_grpo.cli.start import resolve_job
 from maxent_grpo.config.loading import RunConfig
@@ -119,9 +119,8 @@ LINES: list[tuple[str, str | None, str, str, dict[str, Any]]] = [
 
 def _request(line: str) -> tuple[Request, Composed]:
     script, *arguments = shlex.split(line)
-    jobs: list[Composed] = []
-    compose(sort_arguments(arguments), jobs.append)
-    return read_request(jobs[0], SCRIPTS[script]), jobs[0]
+    (job,) = jobs_of(arguments)
+    return read_request(job, SCRIPTS[script]), job
 
 
 def _resolved(line: str, recipe: str | None) -> RunConfig:
@@ -194,13 +193,7 @@ def test_a_named_recipe_wins_over_the_environments(recipe: Callable[[str], Path]
 
 def test_each_job_of_a_sweep_has_its_own_directory(recipe: Callable[[str], Path]) -> None:
     recipe("maxent")
-    jobs: list[Composed] = []
-    compose(
-        sort_arguments(
-            ["--multirun", "maxent.recipe=maxent.yaml", "seed=0,1", "maxent.training.beta=0.1,0.2"]
-        ),
-        jobs.append,
-    )
+    jobs = jobs_of(["--multirun", "maxent.recipe=maxent.yaml", "seed=0,1", "maxent.training.beta=0.1,0.2"])
     configs = [resolve_job(read_request(job, "train-maxent"), job, {}) for job in jobs]
     assert [(c.training.output_dir, c.training.seed, c.training.beta) for c in configs] == [
         ("var/data/out/beta=0.1,seed=0", 0, 0.1),
@@ -212,9 +205,6 @@ def test_each_job_of_a_sweep_has_its_own_directory(recipe: Callable[[str], Path]
 
 def test_a_sweep_over_output_dir_is_left_alone(recipe: Callable[[str], Path]) -> None:
     recipe("maxent")
-    jobs: list[Composed] = []
-    compose(
-        sort_arguments(["--multirun", "maxent.recipe=maxent.yaml", "training.output_dir=a,b"]), jobs.append
-    )
+    jobs = jobs_of(["--multirun", "maxent.recipe=maxent.yaml", "training.output_dir=a,b"])
     configs = [resolve_job(read_request(job, "train-maxent"), job, {}) for job in jobs]
     assert [config.training.output_dir for config in configs] == ["a", "b"]

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from documented_commands import ROOT, SHELL, Check, Checked, NotRun, RunBy, blocks, documented, rule_of, words
 
-from maxent_grpo.cli.arguments import sort_arguments
-from maxent_grpo.cli.compose import Composed, compose
+from composed import jobs_of
 from maxent_grpo.cli.request import read_request
 from maxent_grpo.evaluate.settings import EvaluationRequest
 from maxent_grpo.evaluate.settings import read_request as read_evaluation
@@ -95,9 +94,7 @@ def evaluated(command: str, directory: Path) -> None:
 
 
 def evaluation_of(arguments: list[str]) -> EvaluationRequest:
-    jobs: list[Composed] = []
-    compose(sort_arguments(arguments), jobs.append)
-    return read_evaluation(read_request(jobs[0], "math-eval").inference)
+    return read_evaluation(read_request(jobs_of(arguments)[0], "math-eval").inference)
 
 
 def studied(command: str, directory: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maxent_grpo.cli.generation import is_flags, read_flags
+from maxent_grpo.cli.flags import generation_flags, is_generation
 from maxent_grpo.cli.main import generate, main
 from maxent_grpo.errors import UsageError
 from openai_server import Reply, chat, serving
@@ -28,7 +28,7 @@ def test_flags_become_settings():
         "--seed",
         "null",
     ]
-    assert read_flags(flags) == {
+    assert generation_flags(flags) == {
         "hf_dataset": "a",
         "num_generations": "4",
         "allow_failed_rows": True,
@@ -36,16 +36,16 @@ def test_flags_become_settings():
         "seed": None,
     }
     with pytest.raises(UsageError, match="--model needs a value"):
-        read_flags(["--model"])
+        generation_flags(["--model"])
     with pytest.raises(UsageError, match="do not mix"):
-        read_flags(["--model", "m", "generate.args.limit=3"])
+        generation_flags(["--model", "m", "generate.args.limit=3"])
 
 
 def test_keys_and_hydras_own_flags_are_not_taken_for_flags():
-    assert is_flags(["--hf-dataset", "a"])
-    assert is_flags(["--help"])
-    assert not is_flags(["generate.args.model=m", "--multirun"])
-    assert not is_flags([])
+    assert is_generation(["--hf-dataset", "a"])
+    assert is_generation(["--help"])
+    assert not is_generation(["generate.args.model=m", "--multirun"])
+    assert not is_generation([])
 
 
 def test_the_help_names_every_setting_with_its_default(capsys):

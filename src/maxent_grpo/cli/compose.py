@@ -48,8 +48,8 @@ class Composed:
         )
 
 
-def compose(line: CommandLine, start: Callable[[Composed], None]) -> None:
-    """Compose ``line`` and call ``start`` once for a single run, or once per job of a sweep.
+def compose(line: CommandLine, run_job: Callable[[Composed], None]) -> Composed | None:
+    """The job that ``line`` composes to; None for a sweep, where ``run_job`` has been called for each of its jobs.
 
     Raises:
         UsageError: if Hydra or OmegaConf refuses an override, a preset or an interpolation.
@@ -70,7 +70,7 @@ def compose(line: CommandLine, start: Callable[[Composed], None]) -> None:
             refused.append(error)
             return
         if composed.is_sweep:
-            start(composed)
+            run_job(composed)
         else:
             single.append(composed)
 
@@ -82,8 +82,7 @@ def compose(line: CommandLine, start: Callable[[Composed], None]) -> None:
             raise refused[0]
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
-    for composed in single:
-        start(composed)
+    return single[0] if single else None
 
 
 def _read(config: "DictConfig", line: CommandLine) -> Composed:

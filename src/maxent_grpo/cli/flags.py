@@ -1,4 +1,4 @@
-"""TRL's way of starting a run: ``python -m maxent_grpo.grpo --config FILE --flag value``.
+"""Dashed flags, as TRL and ``python -m maxent_grpo.generate`` take them.
 
 ``TrlParser`` itself turns the recipe into argument defaults, after which nobody can tell a flag from a
 default, and checks values by its own rules. Here ``--config`` is read as every other recipe is, and the
@@ -10,13 +10,17 @@ values for a list, JSON for a mapping.
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from maxent_grpo.cli.boundary import INTERRUPTED, Place, exit_code_of
+from maxent_grpo.cli.boundary import ErrorContext, show
 from maxent_grpo.errors import UsageError
+
+Words = Mapping[str, tuple[str, ...]]
+"""Flag, with underscores and without its dashes → the words that follow it."""
 
 _HELP = """\
 usage: python -m maxent_grpo.{module} --config FILE [--flag value ...] [--dry_run]
@@ -30,14 +34,38 @@ maxent-grpo --help lists the settings, the environment variables and the exit co
 """
 _MODULES = {"train-baseline": "grpo", "train-maxent": "maxent_grpo", "train-infoseed": "infoseed"}
 
+_GENERATION_HELP = """\
+usage: python -m maxent_grpo.generate --hf-dataset NAME --model NAME [--flag value ...]
+       maxent-grpo-generate generate.args.hf_dataset=NAME generate.args.model=NAME [generate.args.KEY=VALUE ...]
 
-@dataclass(frozen=True)
-class Flags:
-    """A parsed command line, values still words."""
+Completes every row of a data set at an OpenAI-compatible endpoint and writes <output_dir>/rows.jsonl, one line a row.
+The same call again goes on where it was stopped and retries what failed.
 
-    config: str | None
-    settings: Mapping[str, tuple[str, ...]]
-    dry_run: bool = False
+flags and keys (generate.args.hf_dataset is --hf-dataset), with defaults
+{settings}
+
+exit codes
+  0 every row is there   1 the run failed, or rows have no completion   2 the request is wrong   130 interrupted
+"""
+
+
+def split_flags(arguments: Sequence[str], stray: str) -> dict[str, tuple[str, ...]]:
+    """Split arguments into flags and their words. The last of several equal flags wins.
+
+    Raises `UsageError` with ``stray`` for a word that belongs to no flag.
+    """
+    flags: dict[str, tuple[str, ...]] = {}
+    name = None
+    for token in arguments:
+        if token.startswith("--"):
+            flag, equals, value = token[2:].partition("=")
+            name = flag.replace("-", "_")
+            flags[name] = (value,) if equals else ()
+        elif name is None:
+            raise UsageError(f"{token}: {stray}")
+        else:
+            flags[name] += (token,)
+    return flags
 
 
 def run_flags(command: str, argv: Sequence[str] | None = None) -> int:
@@ -46,66 +74,43 @@ def run_flags(command: str, argv: Sequence[str] | None = None) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(_HELP.format(command=command, module=_MODULES[command]))
         return 0
-    place = Place(command)
-    try:
-        return exit_code_of(lambda: _start(command, arguments, place), place)
-    except KeyboardInterrupt:
-        print(place.line("interrupted"), file=sys.stderr)
-        return INTERRUPTED
+    with ErrorContext(command) as context:
+        from maxent_grpo.cli.start import start_training
+        from maxent_grpo.config.loading import resolve
+
+        settings = training_flags(arguments)
+        config, dry_run = settings.pop("config", None), settings.pop("dry_run", False)
+        context.recipe = config or os.environ.get("GRPO_RECIPE", "")
+        start_training(resolve(command, config, {"flat": settings}, os.environ), dry_run=dry_run)
+    return context.exit_code
 
 
-def _start(command: str, arguments: list[str], place: Place) -> None:
-    from maxent_grpo.cli.start import start_training
-    from maxent_grpo.config.loading import resolve
-
-    flags = parse_flags(arguments)
-    place.recipe = flags.config or os.environ.get("GRPO_RECIPE", "")
-    overrides = {"flat": flag_overrides(flags.settings)}
-    start_training(resolve(command, flags.config, overrides, os.environ), dry_run=flags.dry_run)
-
-
-def parse_flags(arguments: Sequence[str]) -> Flags:
-    """Split arguments into flags and their words. The last of several equal flags wins.
+def training_flags(arguments: Sequence[str]) -> dict[str, Any]:
+    """TRL-style flags as settings, shaped for their fields; names and types are checked where the recipe's are.
 
     Raises:
-        UsageError: for a word that belongs to no flag, or ``--config`` without a file.
+        UsageError: for a flag without a value, several values for what is no list, or a word that belongs to no flag.
     """
-    settings: dict[str, tuple[str, ...]] = {}
-    name = None
-    for token in arguments:
-        if token.startswith("--"):
-            flag, equals, value = token[2:].partition("=")
-            name = flag.replace("-", "_")
-            settings[name] = (value,) if equals else ()
-        elif name is None:
-            raise UsageError(
-                f"{token}: settings are flags here (--learning_rate 1e-6); key=value belongs to maxent-grpo"
-            )
-        else:
-            settings[name] += (token,)
-    config = settings.pop("config", None)
-    if config is not None and len(config) != 1:
-        raise UsageError("--config needs one recipe file")
-    dry_run = settings.pop("dry_run", ("false",))
-    if len(dry_run) > 1 or dry_run not in ((), ("true",), ("false",)):
+    flags = split_flags(
+        arguments, "settings are flags here (--learning_rate 1e-6); key=value belongs to maxent-grpo"
+    )
+    settings: dict[str, Any] = {}
+    config, dry_run = flags.pop("config", None), flags.pop("dry_run", ("false",))
+    if config is not None:
+        if len(config) != 1:
+            raise UsageError("--config needs one recipe file")
+        settings["config"] = config[0]
+    if dry_run not in ((), ("true",), ("false",)):
         raise UsageError("--dry_run is true or false")
-    return Flags(config[0] if config else None, settings, dry_run != ("false",))
-
-
-def flag_overrides(settings: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Setting → value, shaped for its field; names and types are checked where the recipe's are.
-
-    Raises:
-        UsageError: for a flag without a value, or several values for what is no list.
-    """
-    overrides: dict[str, Any] = {}
-    for name, words in settings.items():
+    if dry_run != ("false",):
+        settings["dry_run"] = True
+    for name, words in flags.items():
         positive = name.removeprefix("no_")
         if positive != name and not words and bool in _kinds(positive):
-            overrides[positive] = False
+            settings[positive] = False
         else:
-            overrides[name] = _value(name, words)
-    return overrides
+            settings[name] = _value(name, words)
+    return settings
 
 
 def _kinds(name: str) -> set[Any]:
@@ -135,16 +140,67 @@ def _value(name: str, words: tuple[str, ...]) -> Any:
         return list(words)
     word = words[0]
     if word[:1] in "[{" and kinds & {dict, list}:
-        return _json(name, word, required=str not in kinds)
+        try:
+            return json.loads(word)
+        except json.JSONDecodeError as error:
+            if str not in kinds:
+                raise UsageError(f"--{name} {word}: not JSON ({error})") from error
+            return word
     if bool in kinds and word.lower() in ("true", "false"):
         return word.lower() == "true"
     return [word] if list in kinds and str not in kinds else word
 
 
-def _json(name: str, word: str, *, required: bool) -> Any:
-    try:
-        return json.loads(word)
-    except json.JSONDecodeError as error:
-        if required:
-            raise UsageError(f"--{name} {word}: not JSON ({error})") from error
-        return word
+def is_generation(arguments: Sequence[str]) -> bool:
+    """Whether the arguments are dashed flags of a generation, and not settings or flags for Hydra."""
+    from maxent_grpo.generate.settings import GenerateSettings
+
+    names = {"help", *(field.name for field in fields(GenerateSettings))}
+    flags = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
+    return "-h" in arguments or any(flag.replace("-", "_").removeprefix("no_") in names for flag in flags)
+
+
+def run_generation(arguments: Sequence[str]) -> int:
+    """Generate as dashed flags say; returns the exit code."""
+    if "--help" in arguments or "-h" in arguments:
+        show(generation_help())
+        return 0
+    with ErrorContext("generate") as context:
+        from maxent_grpo.cli.start import start_generation
+
+        start_generation(generation_flags(arguments), os.environ)
+    return context.exit_code
+
+
+def generation_flags(arguments: Sequence[str]) -> dict[str, Any]:
+    """Dashed flags of a generation as settings. Raises `UsageError`."""
+    from maxent_grpo.generate.settings import GenerateSettings
+
+    switches = {field.name for field in fields(GenerateSettings) if isinstance(field.default, bool)}
+    stray = "a flag starts with --; generate.args.KEY=VALUE and flags do not mix"
+    given: dict[str, Any] = {}
+    for name, words in split_flags(arguments, stray).items():
+        positive = name.removeprefix("no_")
+        if words[1:]:
+            raise UsageError(f"{words[1]}: {stray}")
+        if words:
+            given[name] = None if words[0] == "null" else words[0]
+        elif positive in switches:
+            given[positive] = positive == name
+        else:
+            raise UsageError(f"--{name.replace('_', '-')} needs a value")
+    return given
+
+
+def generation_help() -> str:
+    """All settings of a generation with their defaults."""
+    from maxent_grpo.generate.settings import GenerateSettings
+
+    indent, lines = " " * 6, []
+    for field in fields(GenerateSettings):
+        default = "unset" if field.default is None else field.default
+        shown = str(default).lower() if isinstance(default, bool) else str(default)
+        lines.append(f"  --{field.name.replace('_', '-')}" + (f" ({shown})" if shown else ""))
+        text = str(field.metadata["help"])
+        lines += textwrap.wrap(text, 104, initial_indent=indent, subsequent_indent=indent)
+    return _GENERATION_HELP.format(settings="\n".join(lines))

@@ -3,61 +3,25 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from maxent_grpo.cli.arguments import TRAIN, sort_arguments, training_arguments
-from maxent_grpo.cli.boundary import INTERRUPTED, PROGRAM, Place, exit_code_of, show
+from maxent_grpo.cli.boundary import PROGRAM, ErrorContext, show
 from maxent_grpo.errors import RunError, UsageError
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``maxent-grpo``: needs ``command=…``; ``argv`` or the process's arguments. Returns the exit code."""
-    return _console(argv, None)
+if TYPE_CHECKING:
+    from maxent_grpo.cli.compose import Composed
 
 
-def baseline(argv: Sequence[str] | None = None) -> int:
-    """``maxent-grpo-baseline``: `main` with ``command=train-baseline`` unless a command is given."""
-    return _console(argv, "train-baseline")
+def main(
+    argv: Sequence[str] | None = None, default_command: str | None = None, mode: str | None = None
+) -> int:
+    """``maxent-grpo``: runs ``command=…`` of ``argv`` (or the process's arguments). Returns the exit code.
 
-
-def maxent(argv: Sequence[str] | None = None) -> int:
-    """``maxent-grpo-maxent``: `main` with ``command=train-maxent`` unless a command is given."""
-    return _console(argv, "train-maxent")
-
-
-def infoseed(argv: Sequence[str] | None = None) -> int:
-    """``maxent-grpo-infoseed``: `main` with ``command=train-infoseed`` unless a command is given."""
-    return _console(argv, "train-infoseed")
-
-
-def math_eval(argv: Sequence[str] | None = None) -> int:
-    """``maxent-grpo-math-eval``, ``maxent-grpo-inference``: `main` with ``command=math-eval`` unless one is given."""
-    return _console(argv, "math-eval")
-
-
-def sync(argv: Sequence[str] | None = None) -> int:
-    """``maxent-grpo-sync``: `main` with ``command=train mode=sync``."""
-    return _console(argv, TRAIN, "sync")
-
-
-def asynchronous(argv: Sequence[str] | None = None) -> int:
-    """``maxent-grpo-async``: `main` with ``command=train mode=async``."""
-    return _console(argv, TRAIN, "async")
-
-
-def study(argv: Sequence[str] | None = None) -> int:
-    """``maxent-grpo-study``: `main` with ``command=study`` unless a command is given."""
-    return _console(argv, "study")
-
-
-def generate(argv: Sequence[str] | None = None) -> int:
-    """``maxent-grpo-generate``: `main` with ``command=generate``; dashed flags (``--hf-dataset``) are taken as well."""
-    from maxent_grpo.cli.generation import is_flags, run_generation_flags
-
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return run_generation_flags(arguments) if is_flags(arguments) else _console(arguments, "generate")
-
-
-def _console(argv: Sequence[str] | None, default_command: str | None, mode: str | None = None) -> int:
+    Args:
+        default_command, mode: what one of the other scripts stands for; used where ``argv`` names none.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
         from maxent_grpo.cli.helptext import help_text
@@ -69,36 +33,54 @@ def _console(argv: Sequence[str] | None, default_command: str | None, mode: str 
 
         print(f"{PROGRAM} {__version__}")
         return 0
-    place = Place(default_command or "")
-    try:
-        return exit_code_of(lambda: _compose_and_start(arguments, default_command, mode, place), place)
-    except KeyboardInterrupt:
-        print(place.line("interrupted"), file=sys.stderr)
-        return INTERRUPTED
+    with ErrorContext(default_command or "") as context:
+        job = _compose(arguments, default_command, mode)
+        if job is not None:
+            from maxent_grpo.cli.start import start
+
+            start(job, default_command, context)
+    return context.exit_code
 
 
-def _compose_and_start(
-    arguments: list[str], default_command: str | None, mode: str | None, place: Place
-) -> None:
-    from maxent_grpo.cli.compose import Composed, compose
-    from maxent_grpo.cli.start import start
+baseline = partial(main, default_command="train-baseline")
+maxent = partial(main, default_command="train-maxent")
+infoseed = partial(main, default_command="train-infoseed")
+sync = partial(main, default_command=TRAIN, mode="sync")
+asynchronous = partial(main, default_command=TRAIN, mode="async")
+math_eval = partial(main, default_command="math-eval")
+study = partial(main, default_command="study")
+
+
+def generate(argv: Sequence[str] | None = None) -> int:
+    """``maxent-grpo-generate``: `main` with ``command=generate``; dashed flags (``--hf-dataset``) are taken as well."""
+    from maxent_grpo.cli.flags import is_generation, run_generation
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_generation(arguments) if is_generation(arguments) else main(arguments, "generate")
+
+
+def _compose(arguments: list[str], default_command: str | None, mode: str | None) -> "Composed | None":
+    """The one job of the arguments; None where they are a sweep, whose jobs have then run, all of them.
+
+    Raises `UsageError` or `RunError` that names the jobs that failed.
+    """
+    from maxent_grpo.cli.compose import compose
 
     failed: dict[str, int] = {}
 
-    def start_job(job: Composed) -> None:
-        if not job.is_sweep:
-            start(job, default_command, place)
-            return
+    def run_job(job: "Composed") -> None:
+        from maxent_grpo.cli.start import start
+
         print(f"{PROGRAM}: job {job.name}", flush=True)
-        job_place = Place(default_command or "")
-        code = exit_code_of(lambda: start(job, default_command, job_place), job_place)
-        if code:
-            failed[job.name] = code
+        with ErrorContext(default_command or "", ends_interrupts=False) as context:
+            start(job, default_command, context)
+        if context.exit_code:
+            failed[job.name] = context.exit_code
             raise RunError(f"job {job.name} failed")  # so that a launcher on another machine sees it too
 
+    completed = training_arguments(arguments, default_command, mode, os.environ)
     try:
-        completed = training_arguments(arguments, default_command, mode, os.environ)
-        compose(sort_arguments(completed), start_job)
+        return compose(sort_arguments(completed), run_job)
     except RunError:
         if not failed:
             raise

@@ -6,12 +6,11 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.cli.arguments import TRAIN
-from maxent_grpo.cli.boundary import Place, show
+from maxent_grpo.cli.boundary import ErrorContext, configure_logging, log_level, show
 from maxent_grpo.cli.compose import Composed
-from maxent_grpo.cli.logs import configure_logging
 from maxent_grpo.cli.request import EVALUATIONS, GROUPS, SECTIONS, Request, read_request
 from maxent_grpo.config.dialect import Claim, translated
 from maxent_grpo.config.shipped import shipped
@@ -31,37 +30,66 @@ TEMPLATES = {
 """Command → the recipe that it starts from when neither a recipe nor a model is named."""
 
 
-def start(composed: Composed, default_command: str | None, place: Place) -> None:
-    """Run one job to its end; ``place`` learns the command and the recipe for a later error line.
+def start(composed: Composed, default_command: str | None, context: ErrorContext) -> None:
+    """Run one job to its end; ``context`` learns the command and the recipe for a later error line.
 
     Raises:
         UsageError: if the request is wrong.
         RunError: if the run fails.
     """
     request = read_request(composed, default_command)
-    place.command = request.command
+    context.command = request.command
     if request.command == "report":
-        _report(request)
+        from maxent_grpo.observe.report import report_run
+
+        paths = report_run(Path(request.run))
+        show("\n".join(str(path) for path in (*paths.figures, paths.html)))
     elif request.command == "demo":
         from maxent_grpo.cli.demo import run_demo
 
         run_demo(request.demo)
     elif request.command in EVALUATIONS:
-        from maxent_grpo.cli.evaluation import evaluate
-
-        evaluate(request.inference, os.environ)
+        _evaluate(request.inference, os.environ)
     elif request.command == "generate":
-        from maxent_grpo.cli.generation import generate_rows
-
-        generate_rows(request.generate, os.environ)
+        start_generation(request.generate, os.environ)
     elif request.command == "study":
         from maxent_grpo.study.command import run_study
 
-        place.recipe = str(request.study.get("plan", ""))
+        context.recipe = str(request.study.get("plan", ""))
         run_study(request.study, show)
     else:
-        place.recipe = request.recipe or os.environ.get("GRPO_RECIPE", "")
+        context.recipe = request.recipe or os.environ.get("GRPO_RECIPE", "")
         start_training(resolve_job(request, composed, os.environ), dry_run=request.dry_run)
+
+
+def start_generation(args: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    """Carry out ``generate.args``. Raises `UsageError` and `RunError`."""
+    from maxent_grpo.generate.settings import read_settings
+
+    settings = read_settings(args)
+    configure_logging(log_level(environ) or "warning")
+
+    from maxent_grpo.generate.run import generate
+
+    show(generate(settings).summary())
+
+
+def _evaluate(section: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    """Carry out the ``inference`` section: evaluate, show the table and write it beside the artifacts."""
+    from maxent_grpo.evaluate.settings import read_request as read_evaluation
+
+    request = read_evaluation(section)
+    configure_logging(log_level(environ) or "warning")
+
+    from maxent_grpo.evaluate.math_eval import run_evaluation
+    from maxent_grpo.evaluate.result_files import results_table, write_results
+
+    results = run_evaluation(request)
+    show(results_table(results))
+    if request.artifacts.enabled:
+        for result in results:
+            written = write_results(result)
+            show(f"{result.label}, temperature {result.temperature:g}: {', '.join(map(str, written))}")
 
 
 def start_training(config: "RunConfig", *, dry_run: bool) -> None:
@@ -160,10 +188,3 @@ def template_of(request: Request) -> str | None:
     template = shipped(TEMPLATES[request.command]).absolute()
     print(f"no recipe and no model is named: starting from {template}", file=sys.stderr, flush=True)
     return str(template)
-
-
-def _report(request: Request) -> None:
-    from maxent_grpo.observe.report import report_run
-
-    paths = report_run(Path(request.run))
-    show("\n".join(str(path) for path in (*paths.figures, paths.html)))
