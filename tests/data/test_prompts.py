@@ -1,5 +1,6 @@
 """From rows to prompts: columns, templates, clipping, tokens."""
 
+import json
 import logging
 
 import datasets
@@ -205,3 +206,42 @@ def test_columns_may_lie_inside_others():
     literal = [{"problem": "3+4=", "a.b": "1", "a": {"b": "2"}}]
     (prompt,) = build_prompts(literal, byte_tokenizer(), PromptSettings(solution_column="a.b"))
     assert prompt.columns["answer"] == "1"
+
+
+ASKED = {"role": "user", "content": "3+4="}
+BEGUN = {"role": "assistant", "content": "Let me think. 3+4"}
+
+
+def test_a_chat_that_ends_with_an_answer_is_continued():
+    (prompt,) = build_prompts([{"prompt": [ASKED, BEGUN]}], byte_tokenizer(), PromptSettings())
+    assert prompt.text == "<|bos|><|start|>user\n3+4=<|end|><|start|>assistant\nLet me think. 3+4"
+    (plain,) = build_prompts([{"prompt": [ASKED, BEGUN]}], byte_tokenizer(template=None), PromptSettings())
+    assert plain.text == "USER: 3+4=\nASSISTANT: Let me think. 3+4"
+
+
+def test_tools_and_template_arguments_of_a_row_reach_the_template():
+    template = (
+        "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{{ messages[0].content }}"
+        "{% if add_generation_prompt and not enable_thinking %}<no-think>{% endif %}{{ extra }}"
+    )
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    rows = [
+        {
+            "prompt": [ASKED],
+            "tools": [tool],
+            "chat_template_kwargs": {"enable_thinking": False, "extra": None},
+        },
+        {"prompt": [ASKED], "tools": None, "chat_template_kwargs": '{"enable_thinking": true}'},
+        {"prompt": [ASKED], "tools": [], "chat_template_kwargs": None},
+    ]
+    texts = [p.text for p in build_prompts(rows, byte_tokenizer(template=template), PromptSettings())]
+    assert texts == ["[add]3+4=<no-think>", "3+4=", "3+4=<no-think>"]
+    (prompt,) = build_prompts(
+        [{"prompt": [ASKED], "tools": json.dumps([tool])}], byte_tokenizer(template), PromptSettings()
+    )
+    assert prompt.text == "[add]3+4=<no-think>"
+    with pytest.raises(UsageError, match=r"row 0, column 'tools': .*no list of tools"):
+        build_prompts([{"prompt": [ASKED], "tools": "hammer"}], byte_tokenizer(), PromptSettings())
+    rows = [{"prompt": [ASKED], "chat_template_kwargs": "thinking"}]
+    with pytest.raises(UsageError, match=r"row 0, column 'chat_template_kwargs': .*no mapping of arguments"):
+        build_prompts(rows, byte_tokenizer(), PromptSettings())

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -299,3 +300,18 @@ def test_task_rows_are_scored_right_by_their_own_answers_and_wrong_otherwise():
     groups, metrics = Scorer(load_rewards(["task_reward"])).score(rollouts, 0)
     assert [g.utilities for g in groups] == [(1.0, 0.0)] * 4
     assert value(metrics, "rewards/task_reward/mean") == 0.5
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_thought_that_the_prompts_template_opens_is_part_of_what_tag_rewards_read(chat):
+    text = "3 plus 4 is 7.\n</think>\n<answer>\n7\n</answer>"
+    opened, plain = rollout_of(7, [text]), rollout_of(7, [text])
+    messages = [{"role": "user", "content": "3+4="}] if chat else None
+    opened = replace(opened, prompt=replace(opened.prompt, text="<|a|>\n<think>\n", messages=messages))
+    plain = replace(plain, prompt=replace(plain.prompt, messages=messages))
+    names = ["format", "tag_count", "pure_accuracy_math", "repetition_penalty"]
+    scorer = Scorer(load_rewards(names))
+    groups, _ = scorer.score([opened, plain], step=1)
+    assert [groups[0].rewards[name] for name in names[:3]] == [(1.0,)] * 3
+    assert [groups[1].rewards[name] for name in names[:3]] == [(0.0,), (0.75,), (0.0,)]
+    assert groups[0].rewards["repetition_penalty"] == groups[1].rewards["repetition_penalty"]

@@ -1,5 +1,6 @@
 """From dataset rows to the prompts that a policy reads: column mapping, clipping, chat template, tokens."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ def build_prompts(
         clipped += was_clipped
         columns = row if solution_column is None else {**row, "answer": gold}
         messages = chat if isinstance(asked, list) else None
-        text = begin + _render(chat, tokenizer, settings, index)
+        text = begin + _render(chat, tokenizer, settings, index, row)
         kept.append(Prompt(index, text, (), columns, messages=messages))
     _warn(empty, "rows without a prompt or a gold answer left out of %d", len(rows))
     _warn(clipped, "prompts clipped: their user text has more than %d characters", settings.char_limit)
@@ -126,7 +127,8 @@ def seeded_prompt(
     content = chat[last]["content"]
     filled = template.format(seed=seed, prompt=content)
     chat[last] = chat[last] | {"content": filled if "{prompt}" in template else content + filled}
-    text = _plain_begin(tokenizer, settings) + _render(chat, tokenizer, settings, prompt.index)
+    text = _plain_begin(tokenizer, settings)
+    text += _render(chat, tokenizer, settings, prompt.index, prompt.columns)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return Prompt(prompt.index, text, tuple(ids), {}, prompt.epoch, seed_id=seed)
 
@@ -252,25 +254,64 @@ def _clip(chat: Sequence[Message], limit: int) -> tuple[list[Message], bool]:
 
 
 def _render(
-    chat: list[Message], tokenizer: "PreTrainedTokenizerBase", settings: PromptSettings, index: int
+    chat: list[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: PromptSettings,
+    index: int,
+    columns: Mapping[str, Any] | None = None,
 ) -> str:
+    """The text of a chat up to where the policy writes: the header of its answer, or the end of an answer begun.
+
+    A chat whose last message is the assistant's is continued, not answered. The row's columns ``tools`` and
+    ``chat_template_kwargs`` go to the template, as in TRL.
+    """
     from jinja2 import TemplateError
 
     if settings.system_prompt and not any(message["role"] == "system" for message in chat):
         chat = [{"role": "system", "content": settings.system_prompt}, *chat]
+    begun = chat[-1]["role"] == "assistant"
     template = settings.chat_template or tokenizer.chat_template
     if template is None:
         lines = [f"{message['role'].upper()}: {message['content']}" for message in chat]
-        return "\n".join([*lines, "ASSISTANT:"])
+        return "\n".join(lines if begun else [*lines, "ASSISTANT:"])
     try:
         text = tokenizer.apply_chat_template(
-            chat, chat_template=settings.chat_template, tokenize=False, add_generation_prompt=True
+            chat,
+            chat_template=settings.chat_template,
+            tokenize=False,
+            add_generation_prompt=not begun,
+            continue_final_message=begun,
+            **_template_arguments(columns or {}, index),
         )
     except TemplateError as error:  # also how a template says that it knows no system role
         raise UsageError(
             f"the chat template refuses the prompt of row {index}: {error}; set chat_template"
         ) from error
     return str(text)
+
+
+def _template_arguments(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """What a row's columns ``tools`` and ``chat_template_kwargs`` say to the template, values or JSON.
+
+    Arguments that Arrow pads with None are left out.
+    """
+    tools, given = (_parsed(row.get(column)) for column in ("tools", "chat_template_kwargs"))
+    where = f"row {index}, column"
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise UsageError(
+            f"{where} 'tools': {tools!r} is no list of tools (mappings that describe a function)"
+        )
+    if given and not isinstance(given, Mapping):
+        raise UsageError(f"{where} 'chat_template_kwargs': {given!r} is no mapping of arguments")
+    arguments = {str(key): value for key, value in (given or {}).items() if value is not None}
+    return {"tools": tools or None, **arguments}
+
+
+def _parsed(column: Any) -> Any:
+    try:
+        return json.loads(column) if isinstance(column, str) and column.strip() else column or None
+    except ValueError:
+        return column
 
 
 def _plain_begin(tokenizer: "PreTrainedTokenizerBase", settings: PromptSettings) -> str:

@@ -26,6 +26,9 @@ class Builtin:
     options: tuple[str, ...] = ()  # settings that it takes as keyword arguments
     preload: tuple[str, ...] = ()  # what it imports when called: a worker does so before the first deadline
     golds: bool = False  # reads gold answers from the column ``answer``
+    reads_tags: bool = (
+        False  # is given the ``<think>`` that the prompt ends with as the completion's first word
+    )
     check: str | None = None  # module:function that raises `UsageError` where something is not installed
 
 
@@ -47,13 +50,15 @@ _COSINE = tuple(
 )
 GRADER_MODULES = ("math_answers", "math_verify")
 
+_GRADED: Any = {"isolated": True, "preload": GRADER_MODULES, "golds": True, "reads_tags": True}
+
 BUILTIN_REWARDS = {
-    "pure_accuracy_math": Builtin("maxent_grpo.rewards.math:pure_accuracy_math", golds=True),
+    "pure_accuracy_math": Builtin("maxent_grpo.rewards.math:pure_accuracy_math", golds=True, reads_tags=True),
     "task_reward": Builtin("maxent_grpo.tasks.registry:task_reward"),
     "countdown": Builtin(f"{_RULES}:countdown"),
-    "gsm8k": Builtin(f"{_RULES}:gsm8k", golds=True),
-    "format": Builtin(f"{_RULES}:format_reward"),
-    "tag_count": Builtin(f"{_RULES}:tag_count"),
+    "gsm8k": Builtin(f"{_RULES}:gsm8k", golds=True, reads_tags=True),
+    "format": Builtin(f"{_RULES}:format_reward", reads_tags=True),
+    "tag_count": Builtin(f"{_RULES}:tag_count", reads_tags=True),
     "reasoning_steps": Builtin(f"{_RULES}:reasoning_steps"),
     "repetition_penalty": Builtin(
         f"{_RULES}:repetition_penalty", options=("repetition_n_grams", "repetition_max_penalty")
@@ -61,16 +66,15 @@ BUILTIN_REWARDS = {
     "missing_boxed_answer_penalty_math": Builtin(
         f"{_RULES}:missing_boxed_answer_penalty_math", options=("missing_boxed_answer_penalty",)
     ),
-    "code_format": Builtin(f"{_RULES}:code_format"),
-    "accuracy": Builtin(f"{_MATH}:accuracy", isolated=True, preload=GRADER_MODULES, golds=True),
-    "boxed_accuracy_math": Builtin(
-        f"{_MATH}:boxed_accuracy_math", isolated=True, preload=GRADER_MODULES, golds=True
-    ),
-    "cosine": Builtin(f"{_MATH}:cosine", isolated=True, options=_COSINE, preload=GRADER_MODULES, golds=True),
-    "length": Builtin(f"{_MATH}:length", isolated=True, rowwise=False, preload=GRADER_MODULES, golds=True),
+    "code_format": Builtin(f"{_RULES}:code_format", reads_tags=True),
+    "accuracy": Builtin(f"{_MATH}:accuracy", **_GRADED),
+    "boxed_accuracy_math": Builtin(f"{_MATH}:boxed_accuracy_math", **_GRADED),
+    "cosine": Builtin(f"{_MATH}:cosine", options=_COSINE, **_GRADED),
+    "length": Builtin(f"{_MATH}:length", rowwise=False, **_GRADED),
     "ifeval": Builtin(
         "maxent_grpo.rewards.ifeval:ifeval",
         isolated=True,
+        reads_tags=True,
         preload=("maxent_grpo.rewards.ifeval_checkers",),
         check="maxent_grpo.rewards.ifeval:ensure_ifeval",
     ),
@@ -107,6 +111,7 @@ class RewardFunction:
     location: Location | None = None  # where a worker process finds it; None: it runs in this process
     rowwise: bool = False  # see `Builtin`
     golds: bool = False  # see `Builtin`
+    reads_tags: bool = False  # see `Builtin`
 
     @property
     def isolated(self) -> bool:
@@ -188,6 +193,7 @@ def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptio
         Location(builtin.path, bound, builtin.preload) if isolated else None,
         builtin.rowwise,
         builtin.golds,
+        builtin.reads_tags,
     )
 
 

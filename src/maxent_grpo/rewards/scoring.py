@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import statistics
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -28,6 +29,9 @@ _RESERVED = frozenset(
     {"prompt", "prompts", "completion", "completions", "completion_ids"}
     | {"trainer_state", "log_extra", "log_metric", "is_eval"}
 )
+
+
+_OPENED = re.compile(r"<think>\s*$")
 
 
 class Scorer:
@@ -79,7 +83,7 @@ class Scorer:
         arguments, context = _arguments([rollout]), self._context(step, is_eval)
         for reward in self.functions:
             if reward.isolated and reward.rowwise:
-                self._isolation.begin(reward, arguments, context)
+                self._isolation.begin(reward, _shown_to(reward, arguments, [rollout]), context)
 
     def score(
         self, rollouts: Sequence[Rollout], step: int, is_eval: bool = False
@@ -102,13 +106,14 @@ class Scorer:
         arguments = _arguments(rollouts)
         context = self._context(step, is_eval)
         rows = [rows for _, rows in _groups(rollouts)]
+        shown = {reward.name: _shown_to(reward, arguments, rollouts) for reward in self.functions}
         pending: dict[str, Pending] = {
-            reward.name: self._isolation.submit(reward, arguments, rows, context)
+            reward.name: self._isolation.submit(reward, shown[reward.name], rows, context)
             for reward in self.functions
             if reward.isolated
         }
         scores = {
-            reward.name: self._caller.scores(reward, arguments, context)
+            reward.name: self._caller.scores(reward, shown[reward.name], context)
             for reward in self.functions
             if not reward.isolated
         } | {name: scores.scores() for name, scores in pending.items()}
@@ -179,6 +184,24 @@ def _arguments(rollouts: Sequence[Rollout]) -> Arguments:
     }
     columns = [name for name in prompts[0].columns if name not in _RESERVED]
     return arguments | {name: [prompt.columns[name] for prompt in prompts] for name in columns}
+
+
+def _shown_to(reward: RewardFunction, arguments: Arguments, rollouts: Sequence[Rollout]) -> Arguments:
+    """``arguments`` as ``reward`` gets them: where the prompt ends with an open ``<think>``, a function that reads tags
+    finds it in front of the completion, which is the rest of that thought."""
+    if not reward.reads_tags:
+        return arguments
+    opened = [_OPENED.search(rollout.prompt.text) for rollout in rollouts for _ in rollout.texts]
+    if not any(opened):
+        return arguments
+    completions = []
+    for found, completion in zip(opened, arguments["completions"], strict=True):
+        tag = found.group() if found else ""
+        chat = isinstance(completion, list)
+        completions.append(
+            [completion[0] | {"content": tag + completion[0]["content"]}] if chat else tag + completion
+        )
+    return {**arguments, "completions": completions}
 
 
 def _groups(rollouts: Sequence[Rollout]) -> Iterator[tuple[Rollout, slice]]:
