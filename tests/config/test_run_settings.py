@@ -2,8 +2,10 @@
 
 import ast
 import pickle
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -93,3 +95,19 @@ def test_nothing_below_the_configuration_receives_it_whole() -> None:
         if isinstance(node, ast.arg) and node.annotation and "RunConfig" in ast.unparse(node.annotation)
     ]
     assert found == []
+
+
+def test_the_configuration_passes_through_few_hands() -> None:
+    config = resolve("train-baseline", None, {"flat": GIVEN}, {})
+    hands: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and any(value is config for value in frame.f_locals.values()):
+            hands.append(frame.f_code.co_qualname)
+
+    sys.setprofile(note)
+    try:
+        run_settings(config, {})
+    finally:
+        sys.setprofile(None)
+    assert len(hands) < 20, hands
