@@ -67,3 +67,9 @@ def test_no_prompts_and_unsupported_settings_are_refused_at_construction(args, p
     args.mask_truncated_completions = True
     with pytest.raises(UsageError, match="mask_truncated_completions"):
         GRPOTrainer(policy, reward, args, ["a"], processing_class=tokenizer)
+
+
+def test_a_gold_that_no_completion_can_equal_is_refused_before_a_model_is_loaded(args):
+    trainer = GRPOTrainer("bundled:tiny-policy", ["gsm8k"], args, [{"prompt": "a", "answer": True}])
+    with pytest.raises(UsageError, match=r"^row 0, column 'answer': the gold answer is True, a truth value"):
+        trainer.train()

@@ -39,6 +39,7 @@ from maxent_grpo.models.policy import AdapterOff, PolicyForward
 from maxent_grpo.objectives.catalog import Objective
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rewards.isolation import Isolation
+from maxent_grpo.rewards.math import check_golds
 from maxent_grpo.rewards.registry import RewardFunction, load_rewards
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.train.checkpoint import find_source
@@ -81,11 +82,13 @@ def build(settings: NativeSettings, given: Given) -> Run:
         tokenizer = make_tokenizer(settings.model.source, given)
         functions = training_rewards(settings.rewards, given)
         prompts = training_prompts(settings.data, given, tokenizer)
+        check_answers(functions, prompts, settings.data.prompts)
         cadence = make_cadence(settings.cadence, plan, len(prompts))
         held_out = evaluation_prompts(settings.data, given, tokenizer)
         isolation, zero_truncated = Isolation(settings.rewards.isolation), settings.rewards.zero_truncated
         scorer = Scorer(functions, zero_truncated, isolation, cadence.total_steps)
         judges = evaluation_rewards(settings.rewards, functions)
+        check_answers(judges, held_out or (), settings.data.evaluation_prompts)
         judge = Scorer(judges, zero_truncated, isolation, cadence.total_steps)
         evaluation = make_evaluation(settings, held_out, judge, tokenizer)
         seeds = make_seeds(settings.seeds, settings.data.prompts, tokenizer, prompts)
@@ -193,6 +196,14 @@ def evaluation_rewards(settings: RewardSettings, trained_on: list[RewardFunction
     if weights is None:
         return trained_on
     return [replace(reward, weight=w) for reward, w in zip(trained_on, weights, strict=True)]
+
+
+def check_answers(rewards: Sequence[RewardFunction], prompts: Sequence[Prompt], made: PromptSettings) -> None:
+    """Raise `UsageError` for a gold answer that no completion can equal, where a reward reads them."""
+    if any(reward.golds for reward in rewards):
+        check_golds(
+            ((prompt.index, prompt.columns.get("answer")) for prompt in prompts), made.solution_column
+        )
 
 
 def make_evaluation(

@@ -17,7 +17,13 @@ from maxent_grpo.config.checkpointing import VARIABLES
 from maxent_grpo.config.run_settings import TRLSettings
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.models.loading import load_policy, load_tokenizer
-from maxent_grpo.train.build import Given, evaluation_prompts, training_prompts, training_rewards
+from maxent_grpo.train.build import (
+    Given,
+    check_answers,
+    evaluation_prompts,
+    training_prompts,
+    training_rewards,
+)
 from maxent_grpo.train.records import RecordFiles, start_records
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
 from maxent_grpo.train.trl import MaxEntGRPOTrainer
@@ -56,13 +62,14 @@ def train_with_trl(settings: TRLSettings, given: Given, files: RecordFiles, chec
         start_records(settings.records, files, step)
     tokenizer = given.tokenizer or load_tokenizer(source)
     rewards = training_rewards(settings.rewards, given)
-    training_set = _dataset(training_prompts(settings.data, given, tokenizer))
+    prompts = training_prompts(settings.data, given, tokenizer)
+    check_answers(rewards, prompts, settings.data.prompts)
     held_out = evaluation_prompts(settings.data, given, tokenizer)
     trainer = MaxEntGRPOTrainer(
         model=given.model or load_policy(source),
         reward_funcs=[reward.function for reward in rewards],
         args=settings.args,
-        train_dataset=training_set,
+        train_dataset=_dataset(prompts),
         eval_dataset=None if held_out is None else _dataset(held_out),
         processing_class=tokenizer,
         callbacks=[Recorder(files.metrics)],
