@@ -30,8 +30,9 @@ from maxent_grpo.types import Group, Prompt, Rollout, mean_stat
 def train_inline(run: Run, recorder: RunRecorder) -> None:
     """Train from ``run.step`` to the last step, evaluating, logging and saving on the way.
 
-    Raises `RunError` after too many updates in a row were refused for a non-finite loss or gradient, and `Stopped`
-    after a checkpoint that was asked for (`train.stopping`).
+    Raises:
+        RunError: too many updates in a row were refused for a non-finite loss or gradient.
+        Stopped: after a checkpoint that was asked for (`train.stopping`).
     """
     if run.step == 0 and run.cadence.eval_on_start:
         evaluate(run, recorder)

@@ -1,4 +1,4 @@
-"""What a run is made of while it trains."""
+"""The state of a run while it trains."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,19 +56,27 @@ class Run:
     meter: Meter
     evaluation: Evaluation | None
     controllers: Controllers
-    seeds: SeedPrompts | None = None  # InfoSeed's variants of a prompt
+    seeds: SeedPrompts | None = None
+    """InfoSeed's variants of a prompt."""
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
-    metadata_source: Path | None = None  # what shallow checkpoints copy; None: they write it themselves
-    sampler_sync: SamplerSync | None = None  # None: the sampler's model is the learner's
-    sampled_by_engine: bool = False  # whether what is trained on comes from vLLM: log-probs are compared
-    step: int = 0  # optimiser steps done; also the policy version
-    skipped_in_a_row: int = 0  # updates refused for a non-finite loss or gradient since the last good one
-    rollout: Sequence[Group] = field(
-        default_factory=tuple
-    )  # this rank's groups, which the current updates draw on
-    updates_done: int = 0  # optimiser steps already made on `rollout`
-    tokens_seen: int = 0  # completion tokens trained on, over all ranks
-    buffer: Callable[[], Mapping[str, Any]] | None = None  # a Ray driver's groups and prompts, as JSON values
+    metadata_source: Path | None = None
+    """The folder whose configuration and tokenizer shallow checkpoints copy; None: they write them themselves."""
+    sampler_sync: SamplerSync | None = None
+    """None: the sampler's model is the learner's."""
+    sampled_by_engine: bool = False
+    """Completions come from vLLM: their log-probs are compared with the learner's."""
+    step: int = 0
+    """Optimiser steps done; also the policy version."""
+    skipped_in_a_row: int = 0
+    """Updates refused for a non-finite loss or gradient since the last good one."""
+    rollout: Sequence[Group] = ()
+    """This rank's groups, which the current updates draw on."""
+    updates_done: int = 0
+    """Optimiser steps already made on `rollout`."""
+    tokens_seen: int = 0
+    """Completion tokens trained on, over all ranks."""
+    buffer: Callable[[], Mapping[str, Any]] | None = None
+    """A Ray driver's groups and prompts, as JSON values."""
 
     def close(self) -> None:
         """End what runs beside this process: the reward workers, and the sampler's connections."""

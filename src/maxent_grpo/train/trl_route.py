@@ -31,11 +31,10 @@ from maxent_grpo.types import Prompt
 
 logger = logging.getLogger(__name__)
 
-# What TRL calls otherwise: one name for one thing in every metrics.jsonl.
-RENAMED = {
-    "reward_std": "trl/reward_std"
-}  # TRL's is the spread over the batch, ours the mean spread within a group
-TIMINGS = ("step_time", "runtime", "samples_per_second", "steps_per_second", "total_flos")  # suffixes
+RENAMED = {"reward_std": "trl/reward_std"}
+"""TRL's is the spread over the batch, ours the mean spread within a group."""
+TIMINGS = ("step_time", "runtime", "samples_per_second", "steps_per_second", "total_flos")
+"""Suffixes of metrics that are left out."""
 
 
 def find_trl_checkpoint(output_dir: Path, resume: str) -> Path | None:
