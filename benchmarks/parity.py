@@ -12,7 +12,7 @@ docs/parity.md says where the peers differ in definition.
 import importlib.util
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.models.lm_head import EntropyMode, logps_of_logits
-from maxent_grpo.objectives.catalog import CATALOG, Objective, ObjectiveSpec
-from maxent_grpo.types import Batch, Denominators, Forward, Knobs, Metrics, Signal
+from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec, build_objective
+from maxent_grpo.stats import Metrics
+from maxent_grpo.types import Batch, Denominators, Forward, Knobs, Signal
 
 GROUPS, GROUP_SIZE, VOCABULARY, MAX_LENGTH = 4, 3, 13, 11
 LENGTHS = [5, 1, 3, 7, 2, 2, 4, 6, 1, 7, 3, 5]
@@ -90,7 +91,7 @@ def make_case(on_policy: bool = False, groups: int = GROUPS, seed: int = 6) -> C
 
 def ours(spec: ObjectiveSpec, case: Case, beta: float) -> tuple[Tensor, Signal, Metrics]:
     """Our loss, the signal that it learns from, and its statistics."""
-    objective, knobs = Objective(spec), Knobs(0.0, beta)
+    objective, knobs = build_objective(spec), Knobs(0.0, beta)
     signal, _ = objective.signal(case.batch, knobs)
     loss, metrics = objective.loss(case.forward, case.batch, signal, knobs, case.denominators)
     return loss, signal, metrics
@@ -107,17 +108,17 @@ def trl_loss(
 
     batch, forward = case.batch, case.forward
     metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
-    low, high = spec.clip_range
+    low = spec["epsilon"]
+    high = low if spec["epsilon_high"] is None else spec["epsilon_high"]
     vespo = {
-        f"vespo_{name}": getattr(spec, f"vespo_{name}")
-        for name in ("k_pos", "lambda_pos", "k_neg", "lambda_neg")
+        f"vespo_{name}": spec[f"vespo_{name}"] for name in ("k_pos", "lambda_pos", "k_neg", "lambda_neg")
     }
     args = SimpleNamespace(
-        delta=spec.delta,
+        delta=spec["delta"],
         use_bias_correction_kl=False,
         steps_per_generation=1,
-        sapo_temperature_pos=spec.sapo_temperature_pos,
-        sapo_temperature_neg=spec.sapo_temperature_neg,
+        sapo_temperature_pos=spec["sapo_temperature_pos"],
+        sapo_temperature_neg=spec["sapo_temperature_neg"],
         **vespo,
     )
     accelerator = SimpleNamespace(
@@ -130,25 +131,25 @@ def trl_loss(
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *args, **kwargs: (forward.logps, forward.entropy, None),
         _metrics=metrics,
-        _entropy_bonus_enabled=spec.entropy_coef != 0,
+        _entropy_bonus_enabled=spec["entropy_coef"] != 0,
         accelerator=accelerator,
         args=args,
         aux_loss_enabled=False,
         beta=beta,
         current_gradient_accumulation_steps=1,
-        entropy_coef=spec.entropy_coef,
+        entropy_coef=spec["entropy_coef"],
         epsilon_high=high,
         epsilon_low=low,
         get_gamma_weights=GRPOTrainer.get_gamma_weights,
         get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
-        importance_sampling_level=spec.importance_sampling_level,
-        loss_type=spec.loss_type,
+        importance_sampling_level=spec["importance_sampling_level"],
+        loss_type=spec["loss_type"],
         max_completion_length=MAX_LENGTH,
         model=SimpleNamespace(training=True),
-        off_policy_mask_threshold=spec.off_policy_mask_threshold,
-        top_entropy_quantile=spec.top_entropy_quantile,
+        off_policy_mask_threshold=spec["off_policy_mask_threshold"],
+        top_entropy_quantile=spec["top_entropy_quantile"],
         use_adaptive_entropy=False,
-        use_vllm=spec.tis_cap is not None,
+        use_vllm=spec["tis_cap"] is not None,
         vllm_importance_sampling_correction=True,
     )
     trainer.get_high_entropy_mask = lambda *args: GRPOTrainer.get_high_entropy_mask(trainer, *args)
@@ -163,9 +164,9 @@ def trl_loss(
         "sampling_per_token_logps": batch.behaviour_logps,
         "num_items_in_batch": batch.completion_mask.sum(),
     }
-    if spec.tis_cap is not None:
+    if spec["tis_cap"] is not None:
         old = forward.logps.detach() if batch.old_logps is None else batch.old_logps
-        inputs["importance_sampling_ratio"] = (old - batch.behaviour_logps).exp().clamp(max=spec.tis_cap)
+        inputs["importance_sampling_ratio"] = (old - batch.behaviour_logps).exp().clamp(max=spec["tis_cap"])
     loss = GRPOTrainer._compute_loss(trainer, None, inputs)
     return loss, {name: values[0] for name, values in metrics["train"].items()}
 
@@ -197,14 +198,14 @@ TRL_SETTINGS: dict[str, tuple[ObjectiveSpec, float]] = {
         for level in ("token", "sequence")
     },
     **{
-        f"{loss_type}, truncated importance": (replace(CATALOG[loss_type], tis_cap=1.02), 0.1)
+        f"{loss_type}, truncated importance": (CATALOG[loss_type].with_settings(tis_cap=1.02), 0.1)
         for loss_type in ("grpo", "dapo", "cispo", "sapo", "vespo")
     },
     **{
-        f"{loss_type}, entropy bonus": (replace(CATALOG[loss_type], entropy_coef=0.05), 0.0)
+        f"{loss_type}, entropy bonus": (CATALOG[loss_type].with_settings(entropy_coef=0.05), 0.0)
         for loss_type in ("grpo", "dr_grpo")
     },
-    "dapo, off-policy mask": (replace(CATALOG["dapo"], off_policy_mask_threshold=0.02), 0.0),
+    "dapo, off-policy mask": (CATALOG["dapo"].with_settings(off_policy_mask_threshold=0.02), 0.0),
 }
 """Name → (objective, β). Catalog entries called after a ``loss_type`` are TRL's losses of that name."""
 
@@ -322,7 +323,7 @@ def trl_differences() -> Iterator[Difference]:
             yield difference(f"{name}, {policy}", "TRL", case, loss, theirs)
     case = make_case(groups=1)  # TRL selects within a micro-batch, we within a group
     for share in (0.2, 0.5):
-        spec = replace(CATALOG["dapo"], top_entropy_quantile=share)
+        spec = CATALOG["dapo"].with_settings(top_entropy_quantile=share)
         loss, signal, _ = ours(spec, case, 0.0)
         theirs, _ = trl_loss(spec, case, signal.advantages, 0.0)
         yield difference(f"dapo, top entropy {share}, one group", "TRL", case, loss, theirs)

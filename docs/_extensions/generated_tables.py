@@ -19,7 +19,8 @@ from maxent_grpo.config.fields.script import ScriptFields
 from maxent_grpo.config.fields.training import TrainingFields
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConfig
 from maxent_grpo.config.unsupported import HONOURED, INERT, NATIVE_ONLY, REFUSED
-from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec
+from maxent_grpo.objectives.catalog import CATALOG
+from maxent_grpo.objectives.components import NUMBERS
 from maxent_grpo.observe.definitions import Definition, definitions
 
 MARKER = re.compile(r"^<!-- generated: ([\w ]+) -->$", flags=re.MULTILINE)
@@ -76,10 +77,9 @@ def refused_settings() -> str:
 
 def objectives() -> str:
     """The catalog: what each name composes, where it differs from GRPO."""
-    plain = {f.name: getattr(ObjectiveSpec(), f.name) for f in fields(ObjectiveSpec)}
     rows = []
     for name, spec in CATALOG.items():
-        changed = [f"{k}: {getattr(spec, k)}" for k, v in plain.items() if getattr(spec, k) != v]
+        changed = [f"{key}: {spec[key]}" for key, number in NUMBERS.items() if spec[key] != number.default]
         rows.append((f"`{name}`", ", ".join(f"`{part}`" for part in changed) or "GRPO itself"))
     return table(("objective", "what it sets"), rows)
 

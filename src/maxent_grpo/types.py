@@ -1,4 +1,4 @@
-"""What flows through a step: prompt → rollout → group → batch → forward, and the statistics that it leaves.
+"""What flows through a step: prompt → rollout → group → batch → signal and forward.
 
 Shape legend, used in every signature and docstring: ``P`` prompts, ``G`` completions per prompt (the group size;
 where InfoSeed adds S seeded completions to a group, they are its last S rows and G counts them),
@@ -6,7 +6,7 @@ where InfoSeed adds S seeded completions to a group, they are its last S rows an
 ``V`` vocabulary, ``D`` hidden size. Log-probs are natural logarithms and entropies are in nats.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -18,20 +18,21 @@ from torch import Tensor
 class Prompt:
     """One prompt as drawn from the stream."""
 
-    index: int  # row in its dataset: the prompt's identity in keys, checkpoints and tables
-    text: str  # what the model reads: chat template applied
+    index: int
+    """Row in its dataset: the prompt's identity in keys, checkpoints and tables."""
+    text: str
+    """What the model reads: chat template applied."""
     token_ids: tuple[int, ...]
-    columns: Mapping[str, Any]  # the dataset row, handed to reward functions by column name
-    epoch: int = 0  # how often the stream had run through the dataset before this draw
-    seed_id: int = (
-        -1
-    )  # InfoSeed: the seed of this variant of the dataset's prompt; −1: it is the prompt itself
-    messages: Sequence[Mapping[str, Any]] | None = (
-        None  # the chat, where the dataset gave one instead of a text
-    )
-    branch: tuple[
-        int, ...
-    ] = ()  # which turn of which completion continues it; empty: it is the prompt itself
+    columns: Mapping[str, Any]
+    """The dataset row, handed to reward functions by column name."""
+    epoch: int = 0
+    """How often the stream had run through the dataset before this draw."""
+    seed_id: int = -1
+    """InfoSeed: the seed of this variant of the dataset's prompt; −1: it is the prompt itself."""
+    messages: Sequence[Mapping[str, Any]] | None = None
+    """The chat, where the dataset gave one instead of a text."""
+    branch: tuple[int, ...] = ()
+    """Which turn of which completion continues it; empty: it is the prompt itself."""
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -45,20 +46,21 @@ class Rollout:
     """The G sampled completions of one prompt. Token ids are what was sampled: never decoded and re-encoded."""
 
     prompt: Prompt
-    token_ids: tuple[tuple[int, ...], ...]  # G × T_i, the end-of-sequence token included where it was sampled
-    logps: tuple[tuple[float, ...], ...]  # G × T_i, behaviour log-prob of each sampled token
-    texts: tuple[str, ...]  # what is rewarded: the completion, of several turns the policy's last
+    token_ids: tuple[tuple[int, ...], ...]
+    """G × T_i, the end-of-sequence token included where it was sampled."""
+    logps: tuple[tuple[float, ...], ...]
+    """G × T_i, behaviour log-prob of each sampled token."""
+    texts: tuple[str, ...]
+    """What is rewarded: the completion, of several turns the policy's last."""
     finish_reasons: tuple[Literal["stop", "length"], ...]
-    policy_version: int  # optimiser steps behind the weights that sampled
-    seed_prompts: tuple[
-        Prompt, ...
-    ] = ()  # InfoSeed: the variants that the last S completions continue, one each
-    policy_masks: tuple[
-        tuple[bool, ...], ...
-    ] = ()  # G × T_i, true where the policy wrote, false at an environment's tokens; empty: it wrote everything
-    transcripts: tuple[
-        str, ...
-    ] = ()  # of several turns, all of them with their markers; empty: `texts` say it
+    policy_version: int
+    """Optimiser steps behind the weights that sampled."""
+    seed_prompts: tuple[Prompt, ...] = ()
+    """InfoSeed: the variants that the last S completions continue, one each."""
+    policy_masks: tuple[tuple[bool, ...], ...] = ()
+    """G × T_i, true where the policy wrote, false at an environment's tokens; empty: it wrote everything."""
+    transcripts: tuple[str, ...] = ()
+    """Of several turns, all of them with their markers; empty: `texts` say it."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -78,8 +80,10 @@ class Group:
     """A scored rollout."""
 
     rollout: Rollout
-    rewards: Mapping[str, tuple[float, ...]]  # reward function → G scores; NaN where it gave none
-    utilities: tuple[float, ...]  # G weighted sums of the rewards: always finite
+    rewards: Mapping[str, tuple[float, ...]]
+    """Reward function → G scores; NaN where it gave none."""
+    utilities: tuple[float, ...]
+    """G weighted sums of the rewards: always finite."""
 
     def originals(self) -> "Group":
         """The group without its seeded completions."""
@@ -104,29 +108,32 @@ class Group:
 class Batch:
     """Whole groups as tensors. Prompts are left-padded, completions right-padded."""
 
-    prompt_ids: (
-        Tensor  # [Q, L] int64; Q = P, or a multiple of it where completions continue variants of their prompt
-    )
-    prompt_mask: Tensor  # [Q, L] bool
-    completion_ids: Tensor  # [B, T] int64
-    completion_mask: Tensor  # [B, T] bool, the tokens that the policy wrote: what is learned from
-    behaviour_logps: Tensor  # [B, T] of the policy that sampled; 0 at padding
-    utilities: Tensor  # [P, G]
-    reference_logps: Tensor | None = None  # [B, T] of the frozen reference; None where nothing needs it
-    old_logps: Tensor | None = (
-        None  # [B, T] at the start of the rollout's updates; None: on-policy, use the forward's own
-    )
-    prompt_of: Tensor | None = (
-        None  # [B] int64, the prompt row that each row continues; None: row b continues b // G
-    )
-    seed_ids: Tensor | None = (
-        None  # [B] int64, the seed that each row's prompt carries, −1 for none; None: no seeds
-    )
-    answer_clusters: Tensor | None = None  # [P, G] int64, equal within a group where the answers are
-    mode_counts: Tensor | None = None  # [P] int64, distinct right answers of each prompt, at least 1
-    sequence_mask: Tensor | None = (
-        None  # [B, T] bool, all that is not padding, an environment's tokens too; None: completion_mask
-    )
+    prompt_ids: Tensor
+    """[Q, L] int64; Q = P, or a multiple of it where completions continue variants of their prompt"""
+    prompt_mask: Tensor
+    """[Q, L] bool"""
+    completion_ids: Tensor
+    """[B, T] int64"""
+    completion_mask: Tensor
+    """[B, T] bool, the tokens that the policy wrote: what is learned from"""
+    behaviour_logps: Tensor
+    """[B, T] of the policy that sampled; 0 at padding"""
+    utilities: Tensor
+    """[P, G]"""
+    reference_logps: Tensor | None = None
+    """[B, T] of the frozen reference; None where nothing needs it"""
+    old_logps: Tensor | None = None
+    """[B, T] at the start of the rollout's updates; None: on-policy, use the forward's own"""
+    prompt_of: Tensor | None = None
+    """[B] int64, the prompt row that each row continues; None: row b continues b // G"""
+    seed_ids: Tensor | None = None
+    """[B] int64, the seed that each row's prompt carries, −1 for none; None: no seeds"""
+    answer_clusters: Tensor | None = None
+    """[P, G] int64, equal within a group where the answers are"""
+    mode_counts: Tensor | None = None
+    """[P] int64, distinct right answers of each prompt, at least 1"""
+    sequence_mask: Tensor | None = None
+    """[B, T] bool, all that is not padding, an environment's tokens too; None: completion_mask"""
 
     @property
     def group_size(self) -> int:
@@ -189,11 +196,6 @@ class Batch:
             picked[name] = None if value is None else value[picked_groups]
         return replace(self, **picked)
 
-    def split(self, groups: int) -> Iterator["Batch"]:
-        """Consecutive parts of at most ``groups`` whole groups."""
-        for part in consecutive(self.utilities.shape[0], groups):
-            yield self.select(part)
-
     def to(self, device: torch.device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return replace(self, **{name: value.to(device) for name, value in moved.items()})
@@ -213,28 +215,32 @@ def _members(groups: Tensor, size: int) -> Tensor:
 class Knobs:
     """What the controllers set for one step."""
 
-    tau: float  # weight of the candidate entropy, ≥ 0
-    beta: float  # weight of the reference policy, ≥ 0
-    entropy_coef: float | None = (
-        None  # weight of the token entropy where it adapts; None: the objective's own
-    )
+    tau: float
+    """Weight of the candidate entropy, ≥ 0."""
+    beta: float
+    """Weight of the reference policy, ≥ 0."""
+    entropy_coef: float | None = None
+    """Weight of the token entropy where it adapts; None: the objective's own."""
 
 
 @dataclass(frozen=True)
 class Signal:
     """What a step learns from, computed once over whole groups and without gradient."""
 
-    advantages: Tensor  # [P, G]
-    weights: Tensor | None = None  # [P, G], each group sums to 1; None where the objective has none
-    log_q: Tensor | None = None  # [P, G], log target distribution
-    reference_scores: Tensor | None = (
-        None  # [P, G], reference log-prob of each completion as the weights read it
-    )
-    tau_factor: Tensor | None = None  # [P, 1], what τ is multiplied by for each group; None: by 1
-    contrast_losses: Tensor | None = (
-        None  # [P, G] shares of a contrastive loss over the whole optimiser batch
-    )
-    contrast_gradient: Tensor | None = None  # [P, G, D] its gradient in the completions' pooled states
+    advantages: Tensor
+    """[P, G]"""
+    weights: Tensor | None = None
+    """[P, G], each group sums to 1; None where the objective has none"""
+    log_q: Tensor | None = None
+    """[P, G], log target distribution"""
+    reference_scores: Tensor | None = None
+    """[P, G], reference log-prob of each completion as the weights read it"""
+    tau_factor: Tensor | None = None
+    """[P, 1], what τ is multiplied by for each group; None: by 1"""
+    contrast_losses: Tensor | None = None
+    """[P, G] shares of a contrastive loss over the whole optimiser batch"""
+    contrast_gradient: Tensor | None = None
+    """[P, G, D] its gradient in the completions' pooled states"""
 
     def select(self, groups: Sequence[int]) -> "Signal":
         """The part that belongs to ``Batch.select(groups)``."""
@@ -242,20 +248,19 @@ class Signal:
         present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return replace(self, **{name: value[index] for name, value in present.items()})
 
-    def split(self, groups: int) -> Iterator["Signal"]:
-        """The parts that belong to ``Batch.split(groups)``."""
-        for part in consecutive(self.advantages.shape[0], groups):
-            yield self.select(part)
-
 
 @dataclass(frozen=True)
 class Forward:
     """The policy's view of a batch, with gradient."""
 
-    logps: Tensor  # [B, T] log-prob of each completion token at the sampling temperature
-    entropy: Tensor | None = None  # [B, T] exact entropy of each next-token distribution
-    pooled: Tensor | None = None  # [B, D] last hidden states of the completion tokens, pooled per completion
-    seed_logits: Tensor | None = None  # [B, S] of the seed head, where there is one
+    logps: Tensor
+    """[B, T] log-prob of each completion token at the sampling temperature"""
+    entropy: Tensor | None = None
+    """[B, T] exact entropy of each next-token distribution"""
+    pooled: Tensor | None = None
+    """[B, D] last hidden states of the completion tokens, pooled per completion"""
+    seed_logits: Tensor | None = None
+    """[B, S] of the seed head, where there is one"""
 
 
 @dataclass(frozen=True)
@@ -265,31 +270,5 @@ class Denominators:
     groups: float
     sequences: float
     tokens: float
-    max_length: int  # max_completion_length, in tokens
-
-
-@dataclass(frozen=True)
-class Stat:
-    """A statistic that adds up over micro-batches and ranks: means carry their weight, so that the whole is exact."""
-
-    value: Tensor  # scalar: a weighted sum for "mean", the value itself for the rest
-    weight: Tensor  # scalar: the sum of weights for "mean"; unused for the rest
-    kind: Literal["mean", "sum", "min", "max"] = "mean"
-
-
-Metrics = dict[str, Stat]
-"""Metric name without its ``train/`` prefix → statistic."""
-
-
-def mean_stat(values: Tensor, mask: Tensor | None = None) -> Stat:
-    """The mean of ``values`` where ``mask`` is true (everywhere if None), as a `Stat`."""
-    if mask is None:
-        mask = torch.ones_like(values, dtype=torch.bool)
-    kept = torch.where(mask, values.detach(), torch.zeros_like(values))
-    return Stat(kept.double().sum(), mask.double().sum())
-
-
-def extreme_stat(values: Tensor, kind: Literal["min", "max"]) -> Stat:
-    """The smallest or largest of ``values``, as a `Stat`."""
-    value = values.detach().min() if kind == "min" else values.detach().max()
-    return Stat(value.double(), torch.ones((), dtype=torch.float64, device=values.device), kind)
+    max_length: int
+    """``max_completion_length``, in tokens."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from maxent_grpo.cli.main import maxent
-from maxent_grpo.objectives.catalog import Objective
+from maxent_grpo.objectives.objective import Objective
 
 
 @pytest.fixture

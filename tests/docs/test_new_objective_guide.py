@@ -51,4 +51,4 @@ def test_the_recipe_says_what_is_wrong_with_the_name(
     recipe = followed / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("my_objective:MEDIAN", "my_objective:MEAN"))
     assert console.baseline(["baseline.recipe=recipe.yaml"]) == 2
-    assert "must name an ObjectiveSpec, and module 'my_objective' has no 'MEAN'" in capsys.readouterr().err
+    assert "module 'my_objective' has no 'MEAN'" in capsys.readouterr().err

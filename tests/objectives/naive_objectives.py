@@ -1,8 +1,8 @@
 """Every objective written out once more, one token at a time: slow, and easy to check against the papers."""
 
 import math
-from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import torch
 from objective_batches import MAX_LENGTH
@@ -10,6 +10,16 @@ from torch import Tensor
 
 from maxent_grpo.objectives.catalog import ObjectiveSpec
 from maxent_grpo.types import Batch, Forward, Knobs, Signal
+
+
+def clip_range(spec: ObjectiveSpec) -> tuple[float, float]:
+    return spec["epsilon"], spec["epsilon"] if spec["epsilon_high"] is None else spec["epsilon_high"]
+
+
+def surrogate_kind(spec: ObjectiveSpec) -> Any:
+    """A name, or somebody's function."""
+    named = spec["loss_type"] if spec["loss_type"] in ("cispo", "sapo", "vespo") else "clip"
+    return spec["surrogate"] or named
 
 
 def softmax(values: list[float]) -> list[float]:
@@ -44,18 +54,18 @@ def shaped(spec: ObjectiveSpec, batch: Batch) -> list[list[float]]:
         size = len(group)
         rows = range(p * size, (p + 1) * size)
         values = list(group)
-        if spec.unlikeliness_coef and len(set(group)) > 1:
+        if spec["unlikeliness_coef"] and len(set(group)) > 1:
             place = ranks([score(batch, batch.behaviour_logps, row, False).item() for row in rows])
             values = [
-                u * (1 - spec.unlikeliness_coef * (size - r) / size)
+                u * (1 - spec["unlikeliness_coef"] * (size - r) / size)
                 for u, r in zip(values, place, strict=True)
             ]
-        if spec.overlong_buffer:
+        if spec["overlong_buffer"]:
             for g, row in enumerate(rows):
-                over = len(tokens_of(batch, row)) - (MAX_LENGTH - spec.overlong_buffer)
-                values[g] -= spec.overlong_penalty * min(1, max(0, over / spec.overlong_buffer))
+                over = len(tokens_of(batch, row)) - (MAX_LENGTH - spec["overlong_buffer"])
+                values[g] -= spec["overlong_penalty"] * min(1, max(0, over / spec["overlong_buffer"]))
         result.append(values)
-    return with_entropy_bonus(spec, batch, result) if spec.entropy_bonus_coef else result
+    return with_entropy_bonus(spec, batch, result) if spec["entropy_bonus_coef"] else result
 
 
 def with_entropy_bonus(spec: ObjectiveSpec, batch: Batch, groups: list[list[float]]) -> list[list[float]]:
@@ -68,7 +78,7 @@ def with_entropy_bonus(spec: ObjectiveSpec, batch: Batch, groups: list[list[floa
         surprise = [-score(batch, batch.behaviour_logps, row, True).item() for row in rows]
         centre = sum(surprise) / size
         deviation = max(math.sqrt(sum((x - centre) ** 2 for x in surprise) / size), 1e-6)
-        bonus = [spec.entropy_bonus_coef * spread * (x - centre) / deviation for x in surprise]
+        bonus = [spec["entropy_bonus_coef"] * spread * (x - centre) / deviation for x in surprise]
         result.append([u + b for u, b in zip(group, bonus, strict=True)])
     return result
 
@@ -76,19 +86,20 @@ def with_entropy_bonus(spec: ObjectiveSpec, batch: Batch, groups: list[list[floa
 def of_kind(spec: ObjectiveSpec, group: list[float]) -> list[float]:
     """The unscaled advantages of one group."""
     size, mean = len(group), sum(group) / len(group)
-    match spec.advantage:
+    match spec["advantage"]:
         case "rloo":
             return [u - (sum(group) - u) / (size - 1) for u in group]
         case "maxrl":
             return [(u - mean) / mean for u in group]
         case "risk_sensitive":
-            expected = sum(math.exp(spec.risk_sensitivity * u) for u in group) / size
+            expected = sum(math.exp(spec["risk_sensitivity"] * u) for u in group) / size
             return [
-                (math.exp(spec.risk_sensitivity * u) / expected - 1) / spec.risk_sensitivity for u in group
+                (math.exp(spec["risk_sensitivity"] * u) / expected - 1) / spec["risk_sensitivity"]
+                for u in group
             ]
         case "pass_at_k":
             right = [u >= 1 for u in group]
-            subsets = [set(s) for s in combinations(range(size), spec.pass_k)]
+            subsets = [set(s) for s in combinations(range(size), spec["pass_k"])]
             passed = [any(right[i] for i in s) for s in subsets]
             mu = sum(passed) / len(subsets)
             sigma = math.sqrt(mu * (1 - mu))
@@ -96,7 +107,7 @@ def of_kind(spec: ObjectiveSpec, group: list[float]) -> list[float]:
                 return [0.0] * size
             of = [[ok for s, ok in zip(subsets, passed, strict=True) if i in s] for i in range(size)]
             return [(sum(mine) / len(mine) - mu) / sigma for mine in of]
-        case "centred":
+        case "centered":
             return [u - mean for u in group]
         case function:
             return function(torch.tensor([group], dtype=torch.float64))[0].tolist()
@@ -105,7 +116,7 @@ def of_kind(spec: ObjectiveSpec, group: list[float]) -> list[float]:
 def semantic_scale(spec: ObjectiveSpec, batch: Batch, p: int) -> float:
     size = batch.group_size
     rows = range(p * size, (p + 1) * size)
-    per_token = spec.seed_grpo_length_normalize_logprobs
+    per_token = spec["seed_grpo_length_normalize_logprobs"]
     mass = [math.exp(score(batch, batch.behaviour_logps, row, per_token).item()) for row in rows]
     clusters = batch.answer_clusters[p].tolist()
     shares = [
@@ -113,8 +124,8 @@ def semantic_scale(spec: ObjectiveSpec, batch: Batch, p: int) -> float:
         for cluster in set(clusters)
     ]
     entropy = -sum(share * math.log(share) for share in shares)
-    alpha = spec.seed_grpo_alpha
-    if spec.seed_grpo_alpha_normalize_by_max_entropy:
+    alpha = spec["seed_grpo_alpha"]
+    if spec["seed_grpo_alpha_normalize_by_max_entropy"]:
         alpha /= math.log(size)
     return 1 / (1 + alpha * entropy)
 
@@ -128,10 +139,10 @@ def advantages(spec: ObjectiveSpec, batch: Batch) -> list[list[float]]:
             result.append([0.0] * len(group))
             continue
         scale = {"group": sample_std(group) + 1e-4, "batch": sample_std(every) + 1e-4, "none": 1.0}
-        values = [a / scale[spec.scale_rewards] for a in of_kind(spec, group)]
-        if spec.positive_only:
+        values = [a / scale[spec["scale_rewards"]] for a in of_kind(spec, group)]
+        if spec["positive_only"]:
             values = [max(a, 0.0) for a in values]
-        if spec.seed_grpo_enabled:
+        if spec["seed_grpo_enabled"]:
             values = [a * semantic_scale(spec, batch, p) for a in values]
         result.append(values)
     return result
@@ -142,20 +153,25 @@ def weights(spec: ObjectiveSpec, batch: Batch, knobs: Knobs) -> list[list[float]
     for p, group in enumerate(shaped(spec, batch)):
         size = len(group)
         rows = range(p * size, (p + 1) * size)
-        ref = [score(batch, batch.reference_logps, row, spec.length_normalize_ref).item() for row in rows]
+        ref = [
+            score(batch, batch.reference_logps, row, spec["maxent_length_normalize_ref"]).item()
+            for row in rows
+        ]
         tau = knobs.tau
-        if spec.mode_adaptive_tau:
+        if spec["maxent_tau_mode_adaptive"]:
             tau /= math.log(1 + int(batch.mode_counts[p]))
         divisor = tau + knobs.beta
-        if spec.policy_loss == "tilted":
+        if spec["policy_loss"] == "tilted":
             target = advantages(spec, batch)[p]
-            if spec.tilted_utility == "dr_grpo":
+            if spec["maxent_tilted_utility"] == "dr_grpo":
                 lengths = [len(tokens_of(batch, row)) for row in rows]
                 target = [a * n / MAX_LENGTH for a, n in zip(target, lengths, strict=True)]
         else:
-            q = softmax([u / spec.q_temperature for u in group])
-            target = [math.log(x * (1 - spec.q_epsilon * size) + spec.q_epsilon) for x in q]
-            if spec.weight_denominator == "tau":
+            q = softmax([u / spec["maxent_q_temperature"] for u in group])
+            target = [
+                math.log(x * (1 - spec["maxent_q_epsilon"] * size) + spec["maxent_q_epsilon"]) for x in q
+            ]
+            if spec["maxent_weight_denominator"] == "tau":
                 divisor = tau
         result.append(softmax([(a + knobs.beta * b) / divisor for a, b in zip(target, ref, strict=True)]))
     return result
@@ -166,11 +182,11 @@ def reduce(spec: ObjectiveSpec, batch: Batch, per_token: dict[tuple[int, int], T
     rows = batch.completion_mask.shape[0]
     result = torch.zeros((), dtype=torch.float64)
     for (row, _), value in per_token.items():
-        if spec.loss_type == "grpo" or spec.loss_type == "sapo":
+        if spec["loss_type"] == "grpo" or spec["loss_type"] == "sapo":
             result = result + value / len(tokens_of(batch, row)) / rows
-        elif spec.loss_type == "luspo":
+        elif spec["loss_type"] == "luspo":
             result = result + value / rows
-        elif spec.loss_type in ("bnpo", "dapo", "cispo", "vespo"):
+        elif spec["loss_type"] in ("bnpo", "dapo", "cispo", "vespo"):
             result = result + value / len(per_token)
         else:
             result = result + value / (rows * MAX_LENGTH)
@@ -207,50 +223,50 @@ def log_rho(spec: ObjectiveSpec, batch: Batch, forward: Forward, row: int, t: in
     old, tokens = old_of(batch, forward), tokens_of(batch, row)
     mean_gap = sum(forward.logps[row, t] - old[row, t] for t in tokens) / len(tokens)
     gap = forward.logps[row, t] - old[row, t]
-    if spec.importance_sampling_level == "sequence":
+    if spec["importance_sampling_level"] == "sequence":
         return mean_gap
-    if spec.importance_sampling_level == "sequence_token":
+    if spec["importance_sampling_level"] == "sequence_token":
         return mean_gap.detach() + gap - gap.detach()
     return gap
 
 
 def is_clipped(spec: ObjectiveSpec, rho: float, a: float) -> bool:
-    low, high = spec.clip_range
-    if spec.surrogate_kind != "clip":
+    low, high = clip_range(spec)
+    if surrogate_kind(spec) != "clip":
         return False
     return (rho < 1 - low and a < 0) or (rho > 1 + high and a > 0)
 
 
 def correction(spec: ObjectiveSpec, batch: Batch, forward: Forward, row: int, t: int) -> float:
-    if spec.tis_cap is None:
+    if spec["tis_cap"] is None:
         return 1.0
-    return min(math.exp(old_of(batch, forward)[row, t] - batch.behaviour_logps[row, t]), spec.tis_cap)
+    return min(math.exp(old_of(batch, forward)[row, t] - batch.behaviour_logps[row, t]), spec["tis_cap"])
 
 
 def token_loss(spec: ObjectiveSpec, batch: Batch, forward: Forward, a: float, row: int, t: int) -> Tensor:
     """The surrogate, by cases on the sign of the advantage."""
     rho = log_rho(spec, batch, forward, row, t).exp()
-    low, high = spec.clip_range
+    low, high = clip_range(spec)
     logp, factor = forward.logps[row, t], correction(spec, batch, forward, row, t)
 
     def number(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64)
 
-    match spec.surrogate_kind:
+    match surrogate_kind(spec):
         case "clip":
             if a >= 0:
                 kept = rho if rho < 1 + high else number(1 + high)
             else:
                 kept = rho if rho > 1 - low else number(1 - low)
-                if spec.delta is not None and rho > spec.delta:
-                    kept = number(spec.delta)
+                if spec["delta"] is not None and rho > spec["delta"]:
+                    kept = number(spec["delta"])
             return -kept * a * factor
         case "unclipped":
             return -rho * a * factor
         case "cispo":
             return -min(rho.item(), high) * a * logp * factor
         case "sapo":
-            heat = spec.sapo_temperature_pos if a > 0 else spec.sapo_temperature_neg
+            heat = spec["sapo_temperature_pos"] if a > 0 else spec["sapo_temperature_neg"]
             return -4 / heat / (1 + (-heat * (rho - 1)).exp()) * a * factor
         case "vespo":
             log_w = 0.0
@@ -258,9 +274,9 @@ def token_loss(spec: ObjectiveSpec, batch: Batch, forward: Forward, a: float, ro
                 log_w += (forward.logps[row, other] - old_of(batch, forward)[row, other]).item()
                 log_w += math.log(correction(spec, batch, forward, row, other))
             k, rate = (
-                (spec.vespo_k_pos, spec.vespo_lambda_pos)
+                (spec["vespo_k_pos"], spec["vespo_lambda_pos"])
                 if a >= 0
-                else (spec.vespo_k_neg, spec.vespo_lambda_neg)
+                else (spec["vespo_k_neg"], spec["vespo_lambda_neg"])
             )
             return -math.exp(rate + k * log_w - rate * math.exp(log_w)) * a * logp
         case function:
@@ -271,27 +287,27 @@ def dropped(spec: ObjectiveSpec, batch: Batch, forward: Forward, a: list[float],
     """The (row, token)s of the row's group that lose their policy gradient."""
     every = group_tokens(batch, row)
     gone: set[tuple[int, int]] = set()
-    if spec.off_policy_mask_threshold is not None:
+    if spec["off_policy_mask_threshold"] is not None:
         for r, t in every:
             moved = [(batch.behaviour_logps[r, u] - forward.logps[r, u]).item() for u in tokens_of(batch, r)]
-            if a[r] < 0 and sum(moved) / len(moved) > spec.off_policy_mask_threshold:
+            if a[r] < 0 and sum(moved) / len(moved) > spec["off_policy_mask_threshold"]:
                 gone.add((r, t))
-    if spec.top_entropy_quantile < 1:
+    if spec["top_entropy_quantile"] < 1:
         entropies = sorted(forward.entropy[i].item() for i in every)
-        place = (1 - spec.top_entropy_quantile) * (len(entropies) - 1)
+        place = (1 - spec["top_entropy_quantile"]) * (len(entropies) - 1)
         below = math.floor(place)
         above = min(below + 1, len(entropies) - 1)
         threshold = entropies[below] + (place - below) * (entropies[above] - entropies[below])
         gone |= {i for i in every if forward.entropy[i].item() < threshold}
-    if spec.clip_cov_fraction:
+    if spec["clip_cov_fraction"]:
         cov = covariances(batch, forward, a, row)
         candidates = {
             (r, t): c
             for (r, t), c in cov.items()
-            if spec.clip_cov_low < c < spec.clip_cov_high
+            if spec["clip_cov_low"] < c < spec["clip_cov_high"]
             and not is_clipped(spec, log_rho(spec, batch, forward, r, t).exp().item(), a[r])
         }
-        gone |= highest(candidates, spec.clip_cov_fraction, len(every))
+        gone |= highest(candidates, spec["clip_cov_fraction"], len(every))
     return gone
 
 
@@ -309,31 +325,31 @@ def kl_cov(spec: ObjectiveSpec, batch: Batch, forward: Forward, a: list[float]) 
     old, per_token = old_of(batch, forward), {}
     for row in range(len(a)):
         held = highest(
-            covariances(batch, forward, a, row), spec.kl_cov_fraction, len(group_tokens(batch, row))
+            covariances(batch, forward, a, row), spec["kl_cov_fraction"], len(group_tokens(batch, row))
         )
         for t in tokens_of(batch, row):
             distance = (forward.logps[row, t] - old[row, t]).abs()
             per_token[row, t] = distance if (row, t) in held else distance * 0
-    return spec.kl_cov_coef * reduce(spec, batch, per_token)
+    return spec["kl_cov_coef"] * reduce(spec, batch, per_token)
 
 
 def flow_loss(spec: ObjectiveSpec, batch: Batch, forward: Forward) -> tuple[Tensor, list[float]]:
     """Trajectory balance, and the advantages that it has on the behaviour policy."""
     total, first_order, size = torch.zeros((), dtype=torch.float64), [], batch.group_size
-    low, high = spec.clip_range
+    low, high = clip_range(spec)
     for p, rewards in enumerate(advantages(spec, batch)):
         rows = range(p * size, (p + 1) * size)
         if len(set(rewards)) == 1:
             first_order += [0.0] * size
             continue
         ref = [score(batch, batch.reference_logps, row, True) for row in rows]
-        target = [spec.flow_reward_scale * r + b for r, b in zip(rewards, ref, strict=True)]
+        target = [spec["flow_reward_scale"] * r + b for r, b in zip(rewards, ref, strict=True)]
         sampled = [
             score(batch, batch.behaviour_logps, row, True) - x for row, x in zip(rows, target, strict=True)
         ]
         first_order += [-2 * (x - sum(sampled) / size).item() for x in sampled]
         gaps = [score(batch, forward.logps, row, True) - x for row, x in zip(rows, target, strict=True)]
-        level = replace(spec, importance_sampling_level="sequence")
+        level = spec.with_settings(importance_sampling_level="sequence")
         v = [min(max(log_rho(level, batch, forward, row, 0).exp().item(), 1 - low), 1 + high) for row in rows]
         log_z = -sum(x.item() * y for x, y in zip(gaps, v, strict=True)) / sum(v)
         total = (
@@ -347,13 +363,13 @@ def group_losses(spec: ObjectiveSpec, batch: Batch, forward: Forward, w: list[li
     total = torch.zeros((), dtype=torch.float64)
     groups, size = batch.utilities.shape
     for p in range(groups):
-        if spec.skip_zero_spread_groups and len(set(shaped(spec, batch)[p])) == 1:
+        if spec["skip_zero_spread_groups"] and len(set(shaped(spec, batch)[p])) == 1:
             continue
-        per_token = spec.policy_loss == "likelihood" or spec.length_normalize_policy
+        per_token = spec["policy_loss"] == "likelihood" or spec["maxent_length_normalize_policy"]
         scores = [score(batch, forward.logps, p * size + g, per_token) for g in range(size)]
         norm = torch.stack(scores).exp().sum().log()
         for g in range(size):
-            if spec.policy_loss == "likelihood":
+            if spec["policy_loss"] == "likelihood":
                 total = total - (w[p][g] - 1 / size) * scores[g] / groups
             else:
                 total = total - w[p][g] * (scores[g] - norm) / groups / (1 if per_token else MAX_LENGTH)
@@ -363,27 +379,27 @@ def group_losses(spec: ObjectiveSpec, batch: Batch, forward: Forward, w: list[li
 def loss(spec: ObjectiveSpec, batch: Batch, forward: Forward, knobs: Knobs) -> tuple[Tensor, Signal]:
     """The whole loss, and the weights and scaled advantages behind it."""
     a = advantages(spec, batch)
-    w = weights(spec, batch, knobs) if spec.policy_loss not in ("clip", "flow") else None
+    w = weights(spec, batch, knobs) if spec["policy_loss"] not in ("clip", "flow") else None
     flat = [x for group in a for x in group]
-    if spec.policy_loss == "tilted":
+    if spec["policy_loss"] == "tilted":
         flat = [len(a[0]) * x * y for x, y in zip(flat, [x for group in w for x in group], strict=True)]
-    if spec.policy_loss in ("clip", "tilted"):
+    if spec["policy_loss"] in ("clip", "tilted"):
         result = surrogate(spec, batch, forward, flat)
-        if spec.kl_cov_fraction:
+        if spec["kl_cov_fraction"]:
             result = result + kl_cov(spec, batch, forward, flat)
-    elif spec.policy_loss == "flow":
+    elif spec["policy_loss"] == "flow":
         result, flat = flow_loss(spec, batch, forward)
     else:
         result = group_losses(spec, batch, forward, w)
     every = [(row, t) for row in range(len(flat)) for t in tokens_of(batch, row)]
-    if spec.kl_in_loss:
-        per_token = {i: kl(spec.kl_estimator, forward.logps[i], batch.reference_logps[i]) for i in every}
+    if spec["kl_in_loss"]:
+        per_token = {i: kl(spec["kl_estimator"], forward.logps[i], batch.reference_logps[i]) for i in every}
         result = result + knobs.beta * reduce(spec, batch, per_token)
     per_token = {
-        i: kl(spec.behaviour_kl_estimator, forward.logps[i], batch.behaviour_logps[i]) for i in every
+        i: kl(spec["behaviour_kl_estimator"], forward.logps[i], batch.behaviour_logps[i]) for i in every
     }
-    result = result + spec.behaviour_kl_coef * reduce(spec, batch, per_token)
-    result = result - spec.entropy_coef * sum(forward.entropy[i] for i in every) / len(every)
+    result = result + spec["behaviour_kl_coef"] * reduce(spec, batch, per_token)
+    result = result - spec["entropy_coef"] * sum(forward.entropy[i] for i in every) / len(every)
     exact = torch.float64
     return result, Signal(
         torch.tensor(flat, dtype=exact), None if w is None else torch.tensor(w, dtype=exact)

@@ -1,22 +1,28 @@
 """Ragged batches in float64 whose padding is NaN everywhere: whatever reads it spoils the result."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec
-from maxent_grpo.types import Batch, Denominators, Forward, Metrics
+from maxent_grpo.stats import Metrics
+from maxent_grpo.types import Batch, Denominators, Forward, Signal, consecutive
+
+Part = TypeVar("Part", Batch, Signal)
 
 MAX_LENGTH = 11
 TESTED: dict[str, ObjectiveSpec] = CATALOG | {
     # Published settings that would be without effect in groups of 3 completions of at most 7 tokens.
-    "pass_at_k": replace(CATALOG["pass_at_k"], pass_k=2),
-    "clip_cov": replace(CATALOG["clip_cov"], clip_cov_fraction=0.3, clip_cov_low=0.05, clip_cov_high=0.6),
-    "kl_cov": replace(CATALOG["kl_cov"], kl_cov_fraction=0.3),
-    "cispo": replace(CATALOG["cispo"], epsilon_high=1.3),
-    "seed_grpo": replace(CATALOG["seed_grpo"], seed_grpo_alpha=0.8),
-    "flowrl": replace(CATALOG["flowrl"], flow_reward_scale=0.7),
+    "pass_at_k": CATALOG["pass_at_k"].with_settings(pass_k=2),
+    "clip_cov": CATALOG["clip_cov"].with_settings(
+        clip_cov_fraction=0.3, clip_cov_low=0.05, clip_cov_high=0.6
+    ),
+    "kl_cov": CATALOG["kl_cov"].with_settings(kl_cov_fraction=0.3),
+    "cispo": CATALOG["cispo"].with_settings(epsilon_high=1.3),
+    "seed_grpo": CATALOG["seed_grpo"].with_settings(seed_grpo_alpha=0.8),
+    "flowrl": CATALOG["flowrl"].with_settings(flow_reward_scale=0.7),
 }
 """The catalog, with numbers that matter on the batches made here."""
 SELECTS_TOKENS = ("clip_cov", "top_entropy")
@@ -67,6 +73,13 @@ def make_batch(
         mode_counts=torch.arange(1, groups + 1),
     )
     return batch, Forward(logps, entropy)
+
+
+def split(whole: Part, groups: int) -> Iterator[Part]:
+    """Consecutive parts of at most ``groups`` whole groups of a batch or a signal."""
+    count = (whole.utilities if isinstance(whole, Batch) else whole.advantages).shape[0]
+    for part in consecutive(count, groups):
+        yield whole.select(part)
 
 
 def denominators(batch: Batch) -> Denominators:

@@ -1,13 +1,13 @@
 """Batches of groups with seeded completions, and the loss of InfoSeed on them."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from objective_batches import denominators, make_batch, total
 from torch import Tensor
 
-from maxent_grpo.objectives.catalog import CATALOG, Objective, ObjectiveSpec
-from maxent_grpo.objectives.infoseed import InfoSeedSpec
+from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec, build_objective
 from maxent_grpo.types import Batch, Forward, Knobs
 
 KNOBS = Knobs(tau=0.0, beta=0.1)
@@ -25,11 +25,20 @@ def seeded_batch(seed: int = 5) -> tuple[Batch, Forward]:
     return replace(batch, seed_ids=ids), forward
 
 
+NAMES = {"coefficient": "lambda"}
+
+
+def seeds(count: int, **numbers: float | str) -> dict[str, Any]:
+    """Settings of InfoSeed by the names of `InfoSeed`'s numbers."""
+    flat = {f"info_seed_{NAMES.get(name, name)}": value for name, value in numbers.items()}
+    return {"info_seed_enabled": True, "info_seed_num_seeds": count} | flat
+
+
 def spec_of(backbone: str = "grpo", **settings: float | str) -> ObjectiveSpec:
-    return replace(CATALOG[backbone], info_seed=InfoSeedSpec(SEEDS, **settings))
+    return CATALOG[backbone].with_settings(**seeds(SEEDS, **settings))
 
 
 def loss_of(spec: ObjectiveSpec, batch: Batch, forward: Forward) -> tuple[Tensor, dict[str, float]]:
-    signal, first = Objective(spec).signal(batch, KNOBS)
-    loss, second = Objective(spec).loss(forward, batch, signal, KNOBS, denominators(batch))
+    signal, first = build_objective(spec).signal(batch, KNOBS)
+    loss, second = build_objective(spec).loss(forward, batch, signal, KNOBS, denominators(batch))
     return loss, total([first, second])

@@ -1,4 +1,4 @@
-"""Advantages against the textbook, and exact zeros where a group has nothing to teach."""
+"""Advantages against the textbook, and exact zeros where a group has no signal."""
 
 import statistics
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from maxent_grpo.objectives import advantages
+from maxent_grpo.objectives.group_losses import likelihood_advantages, listwise_advantages
 
 U = torch.tensor([[0.0, 1.0, 1.0, 0.25], [0.1, 0.1, 0.1, 0.1], [3.0, -1.0, 0.0, 0.0]], dtype=torch.float64)
 
@@ -22,7 +23,8 @@ def test_grpo_divides_by_the_sample_deviation_of_the_group() -> None:
 
 
 def batch_scaled(utilities: torch.Tensor, batch_std: torch.Tensor | None = None) -> torch.Tensor:
-    return advantages.scaled(advantages.dr_grpo(utilities), utilities, "batch", batch_std)
+    given = None if batch_std is None else lambda: batch_std
+    return advantages.over_batch_std(advantages.dr_grpo(utilities), utilities, given)
 
 
 def test_the_scale_of_the_batch_is_its_sample_deviation() -> None:
@@ -52,7 +54,7 @@ def test_spread_and_deviation_per_group() -> None:
 def test_first_order_advantages_sum_to_zero_in_each_group() -> None:
     weights = torch.softmax(U, dim=1)
     scores = torch.tensor([[-1.0, -2.0, -3.0, -9.0]], dtype=torch.float64).expand(3, 4)
-    for values in (advantages.listwise(weights, scores), advantages.likelihood(weights)):
+    for values in (listwise_advantages(weights, scores), likelihood_advantages(weights)):
         torch.testing.assert_close(values.sum(dim=1), torch.zeros(3, dtype=torch.float64), atol=1e-14, rtol=0)
-    assert advantages.likelihood(weights)[1].tolist() == [0.0] * 4
-    assert not advantages.listwise(torch.softmax(scores, dim=1), scores).any()
+    assert likelihood_advantages(weights)[1].tolist() == [0.0] * 4
+    assert not listwise_advantages(torch.softmax(scores, dim=1), scores).any()

@@ -7,77 +7,79 @@ import pytest
 import torch
 from objective_batches import TESTED, denominators, gradient, make_batch
 
-from maxent_grpo.objectives.catalog import CATALOG, Objective, ObjectiveSpec
+from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec, build_objective
 from maxent_grpo.types import Knobs
 
 VARIANTS: dict[str, ObjectiveSpec] = {
     **TESTED,
-    "batch scale": replace(CATALOG["grpo"], scale_rewards="batch"),
-    "dual clip": replace(CATALOG["dapo"], delta=1.35),
-    "sequence ratio, token mean": replace(
-        CATALOG["bnpo"], importance_sampling_level="sequence", epsilon=0.05
+    "batch scale": CATALOG["grpo"].with_settings(scale_rewards="batch"),
+    "dual clip": CATALOG["dapo"].with_settings(delta=1.35),
+    "sequence ratio, token mean": CATALOG["bnpo"].with_settings(
+        importance_sampling_level="sequence", epsilon=0.05
     ),
-    "sequence ratio, fixed length": replace(CATALOG["dr_grpo"], importance_sampling_level="sequence"),
-    "truncated importance sampling": replace(CATALOG["grpo"], tis_cap=1.02),
-    "sequence ratio, corrected": replace(CATALOG["gspo"], tis_cap=1.02),
-    "k1": replace(CATALOG["dr_grpo"], kl_estimator="k1"),
-    "k2": replace(CATALOG["dapo"], kl_estimator="k2"),
-    "behaviour k1": replace(CATALOG["grpo"], behaviour_kl_coef=0.3, behaviour_kl_estimator="k1"),
-    "behaviour k2": replace(CATALOG["bnpo"], behaviour_kl_coef=0.3),
-    "behaviour k3": replace(CATALOG["dr_grpo"], behaviour_kl_coef=0.3, behaviour_kl_estimator="k3"),
-    "entropy": replace(CATALOG["grpo"], entropy_coef=0.05),
-    "listwise per token": replace(
-        CATALOG["maxent"], length_normalize_policy=True, length_normalize_ref=True, loss_type="grpo"
+    "sequence ratio, fixed length": CATALOG["dr_grpo"].with_settings(importance_sampling_level="sequence"),
+    "truncated importance sampling": CATALOG["grpo"].with_settings(tis_cap=1.02),
+    "sequence ratio, corrected": CATALOG["gspo"].with_settings(tis_cap=1.02),
+    "k1": CATALOG["dr_grpo"].with_settings(kl_estimator="k1"),
+    "k2": CATALOG["dapo"].with_settings(kl_estimator="k2"),
+    "behaviour k1": CATALOG["grpo"].with_settings(behaviour_kl_coef=0.3, behaviour_kl_estimator="k1"),
+    "behaviour k2": CATALOG["bnpo"].with_settings(behaviour_kl_coef=0.3),
+    "behaviour k3": CATALOG["dr_grpo"].with_settings(behaviour_kl_coef=0.3, behaviour_kl_estimator="k3"),
+    "entropy": CATALOG["grpo"].with_settings(entropy_coef=0.05),
+    "listwise per token": CATALOG["maxent"].with_settings(
+        maxent_length_normalize_policy=True, maxent_length_normalize_ref=True, loss_type="grpo"
     ),
-    "listwise over tau": replace(
-        CATALOG["maxent"], weight_denominator="tau", q_temperature=0.3, q_epsilon=0.01
+    "listwise over tau": CATALOG["maxent"].with_settings(
+        maxent_weight_denominator="tau", maxent_q_temperature=0.3, maxent_q_epsilon=0.01
     ),
-    "listwise with penalties": replace(CATALOG["maxent"], kl_in_loss=True, entropy_coef=0.1),
-    "listwise, no skip": replace(CATALOG["maxent"], skip_zero_spread_groups=False),
-    "likelihood, no skip": replace(CATALOG["maxent_likelihood"], skip_zero_spread_groups=False),
-    "tilted by length": replace(CATALOG["tilted"], tilted_utility="dr_grpo", max_completion_length=11),
-    "tilted, corrected, with KL": replace(CATALOG["tilted"], tis_cap=1.02, kl_in_loss=True),
-    "tilted relative to spread": replace(CATALOG["tilted"], scale_rewards="group"),
-    "tilted, temperature by prompt": replace(CATALOG["tilted"], mode_adaptive_tau=True),
-    "tilted, leave-one-out, soft gate": replace(CATALOG["tilted"], advantage="rloo", surrogate="sapo"),
-    "overlong": replace(CATALOG["dapo"], overlong_buffer=7, overlong_penalty=0.5, max_completion_length=11),
-    "overlong, listwise": replace(CATALOG["maxent"], overlong_buffer=7, max_completion_length=11),
-    "every shaping, batch scale": replace(
-        CATALOG["grpo"],
+    "listwise with penalties": CATALOG["maxent"].with_settings(kl_in_loss=True, entropy_coef=0.1),
+    "listwise, no skip": CATALOG["maxent"].with_settings(skip_zero_spread_groups=False),
+    "likelihood, no skip": CATALOG["maxent_likelihood"].with_settings(skip_zero_spread_groups=False),
+    "tilted by length": CATALOG["tilted"].with_settings(
+        maxent_tilted_utility="dr_grpo", max_completion_length=11
+    ),
+    "tilted, corrected, with KL": CATALOG["tilted"].with_settings(tis_cap=1.02, kl_in_loss=True),
+    "tilted relative to spread": CATALOG["tilted"].with_settings(scale_rewards="group"),
+    "tilted, temperature by prompt": CATALOG["tilted"].with_settings(maxent_tau_mode_adaptive=True),
+    "tilted, leave-one-out, soft gate": CATALOG["tilted"].with_settings(advantage="rloo", surrogate="sapo"),
+    "overlong": CATALOG["dapo"].with_settings(
+        overlong_buffer=7, overlong_penalty=0.5, max_completion_length=11
+    ),
+    "overlong, listwise": CATALOG["maxent"].with_settings(overlong_buffer=7, max_completion_length=11),
+    "every shaping, batch scale": CATALOG["grpo"].with_settings(
         scale_rewards="batch",
         unlikeliness_coef=0.5,
         overlong_buffer=9,
         max_completion_length=11,
         entropy_bonus_coef=0.2,
     ),
-    "seed, plain alpha, summed": replace(
-        CATALOG["gspo"],
+    "seed, plain alpha, summed": CATALOG["gspo"].with_settings(
         seed_grpo_enabled=True,
         seed_grpo_alpha=0.5,
         seed_grpo_alpha_normalize_by_max_entropy=False,
         seed_grpo_length_normalize_logprobs=False,
     ),
-    "seed on maxrl and cispo": replace(
-        TESTED["cispo"], advantage="maxrl", scale_rewards="none", seed_grpo_enabled=True
+    "seed on maxrl and cispo": TESTED["cispo"].with_settings(
+        advantage="maxrl", scale_rewards="none", seed_grpo_enabled=True
     ),
-    "risk averse": replace(CATALOG["risk_sensitive"], risk_sensitivity=-1.5),
-    "rloo over deviation": replace(CATALOG["rloo"], scale_rewards="group"),
-    "cispo, sequence ratio, corrected": replace(
-        TESTED["cispo"], importance_sampling_level="sequence", tis_cap=1.02
+    "risk averse": CATALOG["risk_sensitive"].with_settings(risk_sensitivity=-1.5),
+    "rloo over deviation": CATALOG["rloo"].with_settings(scale_rewards="group"),
+    "cispo, sequence ratio, corrected": TESTED["cispo"].with_settings(
+        importance_sampling_level="sequence", tis_cap=1.02
     ),
-    "sapo, sequence ratio": replace(CATALOG["sapo"], importance_sampling_level="sequence"),
-    "vespo, corrected": replace(CATALOG["vespo"], tis_cap=1.02),
-    "soft gate, fixed length": replace(CATALOG["dr_grpo"], surrogate="sapo", sapo_temperature_neg=2.0),
-    "luspo, token ratio": replace(CATALOG["luspo"], importance_sampling_level="token"),
-    "off-policy mask": replace(CATALOG["grpo"], off_policy_mask_threshold=0.05),
-    "top entropy, sequence ratio": replace(TESTED["top_entropy"], importance_sampling_level="sequence"),
-    "selection of every kind": replace(
-        TESTED["clip_cov"], top_entropy_quantile=0.7, off_policy_mask_threshold=0.1, kl_cov_fraction=0.2
+    "sapo, sequence ratio": CATALOG["sapo"].with_settings(importance_sampling_level="sequence"),
+    "vespo, corrected": CATALOG["vespo"].with_settings(tis_cap=1.02),
+    "soft gate, fixed length": CATALOG["dr_grpo"].with_settings(surrogate="sapo", sapo_temperature_neg=2.0),
+    "luspo, token ratio": CATALOG["luspo"].with_settings(importance_sampling_level="token"),
+    "off-policy mask": CATALOG["grpo"].with_settings(off_policy_mask_threshold=0.05),
+    "top entropy, sequence ratio": TESTED["top_entropy"].with_settings(importance_sampling_level="sequence"),
+    "selection of every kind": TESTED["clip_cov"].with_settings(
+        top_entropy_quantile=0.7, off_policy_mask_threshold=0.1, kl_cov_fraction=0.2
     ),
-    "covariance under a tilt": replace(
-        CATALOG["tilted"], kl_cov_fraction=0.2, clip_cov_fraction=0.3, clip_cov_low=0.01
+    "covariance under a tilt": CATALOG["tilted"].with_settings(
+        kl_cov_fraction=0.2, clip_cov_fraction=0.3, clip_cov_low=0.01
     ),
-    "flow with a KL as well": replace(TESTED["flowrl"], kl_in_loss=True, epsilon=0.05),
+    "flow with a KL as well": TESTED["flowrl"].with_settings(kl_in_loss=True, epsilon=0.05),
     "functions of one's own": ObjectiveSpec(
         advantage=lambda u: u.sign() - u.sign().mean(dim=1, keepdim=True),
         surrogate=lambda ratio, a: -ratio.log() * a.unsqueeze(1),
@@ -95,8 +97,8 @@ def test_value_and_gradient_equal_the_naive_loop(name: str, beta: float, on_poli
     batch, forward = make_batch()
     if on_policy:
         batch = replace(batch, old_logps=None)
-    signal, _ = Objective(spec).signal(batch, knobs)
-    loss, _ = Objective(spec).loss(forward, batch, signal, knobs, denominators(batch))
+    signal, _ = build_objective(spec).signal(batch, knobs)
+    loss, _ = build_objective(spec).loss(forward, batch, signal, knobs, denominators(batch))
     expected, _ = naive.loss(spec, batch, forward, knobs)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-10)
     for leaf in (forward.logps, forward.entropy):
@@ -107,13 +109,13 @@ def test_value_and_gradient_equal_the_naive_loop(name: str, beta: float, on_poli
 def test_signal_equals_the_naive_loop(name: str) -> None:
     spec, knobs = VARIANTS[name], Knobs(tau=0.4, beta=0.2)
     batch, forward = make_batch()
-    signal, _ = Objective(spec).signal(batch, knobs)
+    signal, _ = build_objective(spec).signal(batch, knobs)
     _, expected = naive.loss(spec, batch, forward, knobs)
     if expected.weights is None:
         assert signal.weights is None
     else:
         torch.testing.assert_close(signal.weights, expected.weights, atol=1e-12, rtol=0)
-    if spec.policy_loss in ("clip", "tilted", "flow"):
+    if spec["policy_loss"] in ("clip", "tilted", "flow"):
         torch.testing.assert_close(signal.advantages.flatten(), expected.advantages, atol=1e-12, rtol=0)
 
 
@@ -124,7 +126,7 @@ def test_signal_equals_the_naive_loop(name: str) -> None:
 def test_gradient_passes_gradcheck(name: str) -> None:
     spec, knobs = TESTED[name], Knobs(tau=0.4, beta=0.2)
     batch, forward = make_batch()
-    objective = Objective(spec)
+    objective = build_objective(spec)
     signal, _ = objective.signal(batch, knobs)
     mask = batch.completion_mask
 
@@ -140,7 +142,7 @@ def test_gradient_passes_gradcheck(name: str) -> None:
 
 
 def test_the_batch_reaches_every_branch_of_the_clip() -> None:
-    objective, knobs, (batch, forward) = Objective(VARIANTS["dual clip"]), Knobs(0.4, 0.0), make_batch()
+    objective, knobs, (batch, forward) = build_objective(VARIANTS["dual clip"]), Knobs(0.4, 0.0), make_batch()
     signal, _ = objective.signal(batch, knobs)
     _, metrics = objective.loss(forward, batch, signal, knobs, denominators(batch))
     assert metrics["clip_ratio/low_mean"].value > 0

@@ -10,8 +10,9 @@ from torch import Tensor
 from trl.rewards import get_soft_overlong_punishment
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.objectives import advantages, flow, selection, shaping, surrogates
-from maxent_grpo.objectives.catalog import CATALOG, Objective, ObjectiveSpec, find_objective
+from maxent_grpo.objectives import advantages, corrections, selection, shaping, surrogates
+from maxent_grpo.objectives import group_losses as flow
+from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec, build_objective, find_objective
 from maxent_grpo.objectives.weights import mode_adaptive_factor, tilted_weights
 from maxent_grpo.types import Knobs
 
@@ -68,8 +69,8 @@ def test_risk_sensitive_tends_to_the_mean_and_to_the_best() -> None:
 
 def test_positive_only_drops_what_went_badly() -> None:
     batch, _ = make_batch()
-    plain = Objective(CATALOG["dr_grpo"]).signal(batch, Knobs(0.0, 0.0))[0].advantages
-    kept = Objective(CATALOG["positive_only"]).signal(batch, Knobs(0.0, 0.0))[0].advantages
+    plain = build_objective(CATALOG["dr_grpo"]).signal(batch, Knobs(0.0, 0.0))[0].advantages
+    kept = build_objective(CATALOG["positive_only"]).signal(batch, Knobs(0.0, 0.0))[0].advantages
     assert torch.equal(kept, plain.clamp(min=0))
 
 
@@ -103,8 +104,8 @@ def test_every_surrogate_has_the_same_gradient_on_policy() -> None:
     logps = torch.tensor([[-1.0, -2.0], [-0.5, -3.0]], dtype=torch.float64, requires_grad=True)
     mask, a = torch.ones(2, 2, dtype=torch.bool), torch.tensor([0.7, -1.3], dtype=torch.float64)
     expected = -a[:, None].expand(2, 2)
-    for level in ("token", "sequence_token"):
-        rho = surrogates.ratio(logps, logps.detach(), mask, level)
+    for ratio in (corrections.token_ratio, corrections.sequence_token_ratio):
+        rho = ratio(logps, logps.detach(), mask)
         phi = surrogates.vespo_weights(torch.zeros(2, dtype=torch.float64), a, (2.0, 3.0), (3.0, 2.0))
         losses = {
             "clip": surrogates.clipped(rho, a, 0.2, 0.2),
@@ -120,7 +121,7 @@ def test_every_surrogate_has_the_same_gradient_on_policy() -> None:
 def test_cispo_keeps_the_gradient_that_the_clip_loses() -> None:
     logps = torch.tensor([[0.0]], dtype=torch.float64, requires_grad=True)
     rho, a = (
-        surrogates.ratio(logps, logps.detach() - 2.0, torch.ones(1, 1, dtype=torch.bool), "token"),
+        corrections.token_ratio(logps, logps.detach() - 2.0, torch.ones(1, 1, dtype=torch.bool)),
         torch.ones(1),
     )
     assert gradient(surrogates.clipped(rho, a, 0.2, 0.2).sum(), logps).item() == 0
@@ -131,7 +132,9 @@ def test_gspo_token_has_the_gradient_of_gspo_where_advantages_are_per_completion
     batch, forward = make_batch()
     losses = []
     for name in ("gspo", "gspo_token"):
-        objective = Objective(replace(CATALOG[name], kl_in_loss=False, epsilon=0.5, epsilon_high=0.5))
+        objective = build_objective(
+            CATALOG[name].with_settings(kl_in_loss=False, epsilon=0.5, epsilon_high=0.5)
+        )
         signal, _ = objective.signal(batch, Knobs(0.0, 0.0))
         losses.append(objective.loss(forward, batch, signal, Knobs(0.0, 0.0), denominators(batch))[0])
     close(losses[0], losses[1])
@@ -155,12 +158,13 @@ def test_the_largest_are_counted_per_group_and_rounded_up() -> None:
 
 def test_a_selection_of_everything_or_nothing_is_the_plain_objective() -> None:
     batch, forward = make_batch()
-    plain = Objective(replace(CATALOG["dapo"], kl_in_loss=False))
+    spec = CATALOG["dapo"].with_settings(kl_in_loss=False)
+    plain = build_objective(spec)
     signal, _ = plain.signal(batch, Knobs(0.0, 0.0))
     expected, _ = plain.loss(forward, batch, signal, Knobs(0.0, 0.0), denominators(batch))
     for change in ({"clip_cov_fraction": 0.5, "clip_cov_low": 1e6, "clip_cov_high": 1e7},
                    {"off_policy_mask_threshold": 1e6}, {"top_entropy_quantile": 0.999999}):  # fmt: skip
-        changed = Objective(replace(plain.spec, **change))
+        changed = build_objective(spec, **change)
         loss, _ = changed.loss(forward, batch, signal, Knobs(0.0, 0.0), denominators(batch))
         if "top_entropy_quantile" in change:  # all but the token of least entropy of each group
             assert loss.item() != expected.item()
@@ -170,11 +174,12 @@ def test_a_selection_of_everything_or_nothing_is_the_plain_objective() -> None:
 
 def test_kl_cov_pulls_back_only_the_tokens_that_it_holds() -> None:
     batch, forward = make_batch()
-    objective = Objective(replace(TESTED["kl_cov"], kl_in_loss=False))
+    spec = TESTED["kl_cov"].with_settings(kl_in_loss=False)
+    objective = build_objective(spec)
     signal, _ = objective.signal(batch, Knobs(0.0, 0.0))
     gradients = []
     for coefficient in (0.0, 2.0):
-        part = Objective(replace(objective.spec, kl_cov_coef=coefficient))
+        part = build_objective(spec, kl_cov_coef=coefficient)
         loss, _ = part.loss(forward, batch, signal, Knobs(0.0, 0.0), denominators(batch))
         gradients.append(gradient(loss, forward.logps))
     pulled = gradients[1] - gradients[0]
@@ -209,10 +214,10 @@ def test_the_partition_function_within_the_group_minimises_its_loss() -> None:
 
 
 def test_flow_needs_the_reference_whatever_beta_is() -> None:
-    assert CATALOG["flowrl"].needs_reference(0.0)
+    assert build_objective(CATALOG["flowrl"]).needs_reference(0.0)
     batch, _ = make_batch()
     with pytest.raises(ValueError, match="no reference_logps"):
-        Objective(CATALOG["flowrl"]).signal(replace(batch, reference_logps=None), Knobs(0.0, 0.0))
+        build_objective(CATALOG["flowrl"]).signal(replace(batch, reference_logps=None), Knobs(0.0, 0.0))
 
 
 # Temperatures by prompt
@@ -249,7 +254,11 @@ def test_the_limits_of_tau_hold_for_every_prompt(tau: float) -> None:
         ("cispo", {"surrogate": "sapo"}, "surrogate: loss_type=cispo names its own"),
         ("sapo", {"delta": 4.0}, "delta: caps the ratio of the clipped surrogate only"),
         ("vespo", {"importance_sampling_level": "sequence"}, "vespo weighs whole completions"),
-        ("dr_grpo", {"mode_adaptive_tau": True}, "mode_adaptive_tau: is a temperature of tilted weights"),
+        (
+            "dr_grpo",
+            {"maxent_tau_mode_adaptive": True},
+            "mode_adaptive: is a temperature of tilted weights",
+        ),
         ("grpo", {"top_entropy_quantile": 0.0}, r"must be in \(0, 1\]"),
         ("grpo", {"clip_cov_low": 5.0}, r"clip_cov_low: 5\.0 must be below"),
         ("grpo", {"overlong_buffer": 9}, "overlong_buffer: counts back from max_completion_length"),
@@ -258,14 +267,14 @@ def test_the_limits_of_tau_hold_for_every_prompt(tau: float) -> None:
             {"overlong_buffer": 9, "max_completion_length": 8},
             "do not fit into max_completion_length=8",
         ),
-        ("risk_sensitive", {"risk_sensitivity": 0.0}, "use advantage=centred"),
-        ("pass_at_k", {"pass_k": 0}, "pass_k: 0 must be at least 1"),
+        ("risk_sensitive", {"risk_sensitivity": 0.0}, "use advantage=centered"),
+        ("pass_at_k", {"pass_k": 0}, "pass_k: 0 must be ≥ 1"),
         ("grpo", {"unlikeliness_coef": 1.5}, r"must be in \[0, 1\]"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_reason(name: str, change: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        replace(CATALOG[name], **change)
+        CATALOG[name].with_settings(**change)
 
 
 OWN = ObjectiveSpec(advantage=lambda utilities: utilities, scale_rewards="none")
@@ -284,8 +293,8 @@ def test_an_objective_of_ones_own_is_found_by_its_path(monkeypatch: pytest.Monke
             r"^objective: there is no 'dapu' \(did you mean dapo\?\); known: grpo, .*; your own: module:NAME$",
         ),
         ("no_such_module:X", "'no_such_module' of .* cannot be imported .*is its directory on PYTHONPATH"),
-        (f"{__name__}:NOTHING", "must name an ObjectiveSpec, and module .* has no 'NOTHING'"),
-        (f"{__name__}:U", "has a Tensor there"),
+        (f"{__name__}:NOTHING", "has no 'NOTHING'"),
+        (f"{__name__}:U", "must name an ObjectiveSpec, and is a Tensor"),
     ],
 )
 def test_an_objective_that_cannot_be_found_is_named(name: str, message: str) -> None:

@@ -5,19 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from objective_batches import denominators, gradient, total
+from objective_batches import denominators, gradient, split, total
 from seeded_batches import GROUPS, KNOBS, ORIGINALS, SEEDS, WIDTH, loss_of, seeded_batch, spec_of
 
-from maxent_grpo.objectives.catalog import Objective
+from maxent_grpo.objectives.catalog import build_objective
 from maxent_grpo.objectives.infoseed import (
-    InfoSeedSpec,
+    InfoSeed,
     contrast_gradient,
     info_nce,
     nearest_centroid,
     nearest_neighbour,
     seed_cross_entropy,
     seed_distances,
-    state_metrics,
     subset_entropy,
 )
 from maxent_grpo.types import Forward
@@ -101,7 +100,7 @@ def test_gradients_equal_finite_differences(loss_type: str, leaf: str) -> None:
     spec = spec_of(
         loss_type=loss_type, coefficient=0.7, temperature=0.3, alpha_entropy=0.4 if leaf == "logps" else 0.0
     )
-    backbone = replace(spec, info_seed=None)
+    backbone = spec.with_settings(info_seed_enabled=False)
     values = getattr(forward, leaf)
     spots = [(2, 0), (3, 0), (13, 0)]  # seeded rows
     analytic = gradient(loss_of(spec, batch, forward)[0] - loss_of(backbone, batch, forward)[0], values)
@@ -123,7 +122,7 @@ def test_without_coefficients_it_is_its_backbone(backbone: str, loss_type: str) 
     batch, forward = seeded_batch()
     spec = spec_of(backbone, loss_type=loss_type)
     loss, metrics = loss_of(spec, batch, forward)
-    expected, backbone_metrics = loss_of(replace(spec, info_seed=None), batch, forward)
+    expected, backbone_metrics = loss_of(spec.with_settings(info_seed_enabled=False), batch, forward)
     assert torch.equal(loss, expected)
     assert torch.equal(gradient(loss, forward.logps), gradient(expected, forward.logps))
     assert not gradient(loss, forward.pooled).any()
@@ -135,7 +134,7 @@ def test_the_terms_add_up_and_the_entropies_are_those_of_the_parts() -> None:
     batch, forward = seeded_batch()
     spec = spec_of(coefficient=0.3, temperature=0.2, alpha_entropy=0.5)
     loss, metrics = loss_of(spec, batch, forward)
-    backbone = loss_of(replace(spec, info_seed=None), batch, forward)[0]
+    backbone = loss_of(spec.with_settings(info_seed_enabled=False), batch, forward)[0]
     contrast = naive_info_nce(forward.pooled.tolist(), batch.seed_ids.tolist(), 0.2)
     assert metrics["loss/seed"] == pytest.approx(0.3 * contrast, abs=1e-10)
     gap = 0.5 * (metrics["seed/entropy/orig"] - metrics["seed/entropy/seed_aug"])
@@ -156,7 +155,10 @@ def test_the_entropy_gap_sharpens_originals_and_flattens_seeds() -> None:
     batch, forward = seeded_batch()
     spec = spec_of("dr_grpo", alpha_entropy=1.0)
     before = loss_of(spec, batch, forward)[1]
-    gap = loss_of(spec, batch, forward)[0] - loss_of(replace(spec, info_seed=None), batch, forward)[0]
+    gap = (
+        loss_of(spec, batch, forward)[0]
+        - loss_of(spec.with_settings(info_seed_enabled=False), batch, forward)[0]
+    )
     stepped = (forward.logps - 0.5 * gradient(gap, forward.logps).nan_to_num()).detach()
     after = loss_of(spec, batch, replace(forward, logps=stepped))[1]
     assert after["seed/entropy/orig"] < before["seed/entropy/orig"]
@@ -169,7 +171,7 @@ def test_parts_add_up_to_the_whole(loss_type: str, groups_per_part: int) -> None
     batch, forward = seeded_batch()
     spec = spec_of(loss_type=loss_type, coefficient=0.7, temperature=0.3, alpha_entropy=0.2)
     expected, expected_metrics = loss_of(spec, batch, forward)
-    signal, signal_metrics = Objective(spec).signal(batch, KNOBS)
+    signal, signal_metrics = build_objective(spec).signal(batch, KNOBS)
     shares, slope = contrast_gradient(forward.pooled, batch.seed_ids, 0.3)
     signal = replace(
         signal,
@@ -177,7 +179,7 @@ def test_parts_add_up_to_the_whole(loss_type: str, groups_per_part: int) -> None
         contrast_gradient=slope.view(GROUPS, ORIGINALS + SEEDS, WIDTH),
     )
     loss, metrics, row = torch.zeros((), dtype=torch.float64), [signal_metrics], 0
-    parts = zip(batch.split(groups_per_part), signal.split(groups_per_part), strict=True)
+    parts = zip(split(batch, groups_per_part), split(signal, groups_per_part), strict=True)
     for part, part_signal in parts:
         rows, width = part.completion_mask.shape
         own = slice(row, row + rows)
@@ -187,7 +189,9 @@ def test_parts_add_up_to_the_whole(loss_type: str, groups_per_part: int) -> None
             forward.pooled[own],
             forward.seed_logits[own],
         )
-        part_loss, part_metrics = Objective(spec).loss(view, part, part_signal, KNOBS, denominators(batch))
+        part_loss, part_metrics = build_objective(spec).loss(
+            view, part, part_signal, KNOBS, denominators(batch)
+        )
         loss, row = loss + part_loss, row + rows
         metrics.append(part_metrics)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
@@ -198,12 +202,12 @@ def test_parts_add_up_to_the_whole(loss_type: str, groups_per_part: int) -> None
 
 def test_a_contrast_over_one_micro_batch_of_several_is_refused() -> None:
     batch, forward = seeded_batch()
-    objective = Objective(spec_of(coefficient=0.1))
+    objective = build_objective(spec_of(coefficient=0.1))
     signal, _ = objective.signal(batch, KNOBS)
-    part, width = next(batch.split(1)), ORIGINALS + SEEDS
+    part, width = next(split(batch, 1)), ORIGINALS + SEEDS
     forward = Forward(forward.logps[:width, : part.completion_mask.shape[1]], pooled=forward.pooled[:width])
     with pytest.raises(ValueError, match="pooled states of the whole optimiser batch"):
-        objective.loss(forward, part, next(signal.split(1)), KNOBS, denominators(batch))
+        objective.loss(forward, part, next(split(signal, 1)), KNOBS, denominators(batch))
 
 
 def test_what_is_missing_is_named() -> None:
@@ -235,7 +239,7 @@ def test_classification_and_distances_equal_loops() -> None:
     assert nearest_neighbour(states).flatten().tolist() == by_neighbour
     assert seed_distances(states).tolist() == pytest.approx(distances, abs=1e-10)
     assert 0 < sum(by_centroid) < 12
-    metrics = total([state_metrics(InfoSeedSpec(3), states)])
+    metrics = total([InfoSeed(3).state_metrics(states)])
     assert metrics["seed/seed_pred_acc"] == pytest.approx(sum(by_centroid) / 12)
     assert metrics["seed/seed_pred_acc_aug"] == pytest.approx(sum(by_neighbour) / 12)
 
@@ -251,4 +255,4 @@ def test_random_states_are_classified_at_chance_and_separated_ones_perfectly() -
 
 
 def test_one_prompt_alone_has_no_accuracy() -> None:
-    assert state_metrics(InfoSeedSpec(3), torch.randn(1, 3, 4)).keys() == {"seed/seed_diversity_l2"}
+    assert InfoSeed(3).state_metrics(torch.randn(3, 4)).keys() == {"seed/seed_diversity_l2"}

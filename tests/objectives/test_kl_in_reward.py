@@ -9,7 +9,7 @@ from naive_objectives import tokens_of
 from objective_batches import denominators, make_batch
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.objectives.catalog import CATALOG, Objective
+from maxent_grpo.objectives.catalog import CATALOG, build_objective
 from maxent_grpo.types import Batch, Denominators, Forward, Knobs
 
 BETA = 0.3
@@ -18,8 +18,8 @@ IN_REWARD = {"kl_in_loss": False, "kl_in_reward": True}
 
 def test_each_completion_loses_its_own_log_ratio() -> None:
     batch, _ = make_batch()
-    spec = replace(CATALOG["dr_grpo"], **IN_REWARD)
-    signal, metrics = Objective(spec).signal(batch, Knobs(0.0, BETA))
+    spec = CATALOG["dr_grpo"].with_settings(**IN_REWARD)
+    signal, metrics = build_objective(spec).signal(batch, Knobs(0.0, BETA))
     assert batch.reference_logps is not None
     for p, group in enumerate(batch.utilities.tolist()):
         rows = [p * len(group) + g for g in range(len(group))]
@@ -39,8 +39,8 @@ def test_each_completion_loses_its_own_log_ratio() -> None:
 
 def test_the_loss_itself_has_no_kl_then_but_measures_it() -> None:
     batch, forward = make_batch()
-    spec = replace(CATALOG["dr_grpo"], **IN_REWARD)
-    objective, knobs = Objective(spec), Knobs(0.0, BETA)
+    spec = CATALOG["dr_grpo"].with_settings(**IN_REWARD)
+    objective, knobs = build_objective(spec), Knobs(0.0, BETA)
     signal, _ = objective.signal(batch, knobs)
     loss, metrics = objective.loss(forward, batch, signal, knobs, denominators(batch))
     assert float(metrics["loss/weighted_kl"].value) == 0.0
@@ -50,13 +50,15 @@ def test_the_loss_itself_has_no_kl_then_but_measures_it() -> None:
 
 def test_beta_zero_is_the_backbone_and_needs_no_reference() -> None:
     batch, _ = make_batch()
-    spec, bare = replace(CATALOG["grpo"], **IN_REWARD), replace(batch, reference_logps=None)
-    advantages = Objective(spec).signal(bare, Knobs(0.0, 0.0))[0].advantages
-    assert torch.equal(advantages, Objective(CATALOG["grpo"]).signal(batch, Knobs(0.0, 0.0))[0].advantages)
-    assert not spec.needs_reference(0.0)
-    assert spec.needs_reference(BETA)
+    spec, bare = CATALOG["grpo"].with_settings(**IN_REWARD), replace(batch, reference_logps=None)
+    advantages = build_objective(spec).signal(bare, Knobs(0.0, 0.0))[0].advantages
+    assert torch.equal(
+        advantages, build_objective(CATALOG["grpo"]).signal(batch, Knobs(0.0, 0.0))[0].advantages
+    )
+    assert not build_objective(spec).needs_reference(0.0)
+    assert build_objective(spec).needs_reference(BETA)
     with pytest.raises(ValueError, match="no reference_logps"):
-        Objective(spec).signal(bare, Knobs(0.0, BETA))
+        build_objective(spec).signal(bare, Knobs(0.0, BETA))
 
 
 def test_the_expected_gradient_is_that_of_reward_minus_beta_times_the_kl() -> None:
@@ -78,8 +80,8 @@ def test_the_expected_gradient_is_that_of_reward_minus_beta_times_the_kl() -> No
     value = (totals.exp() * (worth - BETA * (totals - frozen.sum(dim=1)))).sum()
     (expected,) = torch.autograd.grad(value, logits, retain_graph=True)
 
-    spec = replace(CATALOG["rloo"], **IN_REWARD)
-    objective, knobs = Objective(spec), Knobs(0.0, BETA)
+    spec = CATALOG["rloo"].with_settings(**IN_REWARD)
+    objective, knobs = build_objective(spec), Knobs(0.0, BETA)
     loss = logits.new_zeros(())
     for pair in product(range(9), repeat=2):
         rows = torch.tensor(pair)
@@ -109,4 +111,4 @@ def test_the_expected_gradient_is_that_of_reward_minus_beta_times_the_kl() -> No
 )
 def test_it_is_refused_where_the_reference_acts_already(name: str, change: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        replace(CATALOG[name], **change)
+        CATALOG[name].with_settings(**change)

@@ -9,8 +9,8 @@ from objective_batches import MAX_LENGTH, SELECTS_TOKENS, TESTED, denominators, 
 from torch import Tensor
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.objectives.catalog import CATALOG, Objective, ObjectiveSpec
-from maxent_grpo.objectives.weights import sequence_scores
+from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec, build_objective
+from maxent_grpo.objectives.reduce import sequence_scores
 from maxent_grpo.types import Batch, Forward, Knobs, Signal
 
 WITH_WEIGHTS = ["maxent", "maxent_likelihood", "tilted"]
@@ -19,8 +19,8 @@ SILENT = sorted(TESTED.keys() - {"grpo_entropy_bonus"})  # whose utilities diffe
 
 def policy_gradient(spec: ObjectiveSpec, batch: Batch, forward: Forward, knobs: Knobs) -> Tensor:
     """The gradient of the policy term alone."""
-    alone = Objective(
-        replace(spec, kl_in_loss=False, behaviour_kl_coef=0.0, entropy_coef=0.0, kl_cov_fraction=0.0)
+    alone = build_objective(
+        spec.with_settings(kl_in_loss=False, behaviour_kl_coef=0.0, entropy_coef=0.0, kl_cov_fraction=0.0)
     )
     signal, _ = alone.signal(batch, knobs)
     return gradient(alone.loss(forward, batch, signal, knobs, denominators(batch))[0], forward.logps)
@@ -28,7 +28,7 @@ def policy_gradient(spec: ObjectiveSpec, batch: Batch, forward: Forward, knobs: 
 
 def surrogate_gradient(loss_type: str, batch: Batch, forward: Forward, advantages: Tensor) -> Tensor:
     """The on-policy gradient of the clipped surrogate with given advantages [P, G]."""
-    objective = Objective(ObjectiveSpec(loss_type=loss_type))
+    objective = build_objective(ObjectiveSpec(loss_type=loss_type))
     loss, _ = objective.loss(forward, batch, Signal(advantages), Knobs(0.0, 0.0), denominators(batch))
     return gradient(loss, forward.logps)
 
@@ -41,7 +41,7 @@ def test_infinite_tau_makes_tilted_bit_equal_to_dr_grpo() -> None:
     batch, forward = make_batch(groups=2, group_size=7)
     results = []
     for name, tau in (("tilted", math.inf), ("dr_grpo", 1.0)):
-        objective, knobs = Objective(replace(CATALOG[name], kl_in_loss=False)), Knobs(tau, 0.0)
+        objective, knobs = build_objective(CATALOG[name].with_settings(kl_in_loss=False)), Knobs(tau, 0.0)
         signal, _ = objective.signal(batch, knobs)
         loss, _ = objective.loss(forward, batch, signal, knobs, denominators(batch))
         results.append((signal.advantages, loss, gradient(loss, forward.logps)))
@@ -71,8 +71,8 @@ def test_vanishing_tau_leaves_the_best_completions_only(tau: float) -> None:
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
 def test_beta_zero_needs_and_reads_no_reference(name: str) -> None:
     batch, forward = make_batch()
-    assert not CATALOG[name].needs_reference(0.0)
-    assert CATALOG[name].needs_reference(0.1)
+    assert not build_objective(CATALOG[name]).needs_reference(0.0)
+    assert build_objective(CATALOG[name]).needs_reference(0.1)
     without = policy_gradient(CATALOG[name], replace(batch, reference_logps=None), forward, Knobs(0.3, 0.0))
     assert torch.equal(policy_gradient(CATALOG[name], batch, forward, Knobs(0.3, 0.0)), without)
     near = policy_gradient(CATALOG[name], batch, forward, Knobs(0.3, 1e-9))
@@ -84,7 +84,7 @@ def test_beta_zero_needs_and_reads_no_reference(name: str) -> None:
 @pytest.mark.parametrize("name", SILENT)
 def test_equal_utilities_give_no_policy_gradient(name: str, utility: float, beta: float) -> None:
     batch, forward = make_batch(utilities=torch.full((4, 3), utility, dtype=torch.float64))
-    signal, metrics = Objective(TESTED[name]).signal(batch, Knobs(0.3, beta))
+    signal, metrics = build_objective(TESTED[name]).signal(batch, Knobs(0.3, beta))
     assert not signal.advantages.any()
     assert not policy_gradient(TESTED[name], batch, forward, Knobs(0.3, beta)).any()
     assert metrics["reward_std"].value == 0
@@ -100,7 +100,7 @@ def test_a_group_without_spread_is_silent_beside_groups_that_have_some(name: str
 
 
 def test_without_the_skip_listwise_moves_equal_utilities_towards_the_weights() -> None:
-    spec = replace(CATALOG["maxent"], skip_zero_spread_groups=False)
+    spec = CATALOG["maxent"].with_settings(skip_zero_spread_groups=False)
     batch, forward = make_batch(utilities=torch.ones(4, 3, dtype=torch.float64))
     p = torch.softmax(sequence_scores(forward.logps.detach(), batch.completion_mask, 3, False), dim=1)
     grad = policy_gradient(spec, batch, forward, Knobs(0.3, 0.0))
@@ -109,7 +109,7 @@ def test_without_the_skip_listwise_moves_equal_utilities_towards_the_weights() -
 
 
 def test_without_the_skip_likelihood_has_no_gradient_for_equal_utilities_and_no_reference() -> None:
-    spec = replace(CATALOG["maxent_likelihood"], skip_zero_spread_groups=False)
+    spec = CATALOG["maxent_likelihood"].with_settings(skip_zero_spread_groups=False)
     batch, forward = make_batch(utilities=torch.ones(4, 3, dtype=torch.float64))
     assert not policy_gradient(spec, batch, forward, Knobs(0.3, 0.0)).any()
     assert policy_gradient(spec, batch, forward, Knobs(0.3, 0.2)).any()
@@ -121,10 +121,12 @@ def test_without_the_skip_likelihood_has_no_gradient_for_equal_utilities_and_no_
 def test_listwise_is_to_first_order_a_policy_gradient_on_the_same_scale(
     per_token: bool, loss_type: str
 ) -> None:
-    spec = replace(CATALOG["maxent"], length_normalize_policy=per_token, length_normalize_ref=per_token)
+    spec = CATALOG["maxent"].with_settings(
+        maxent_length_normalize_policy=per_token, maxent_length_normalize_ref=per_token
+    )
     batch, forward = make_batch()
     batch = sampled_by_itself(batch, forward)
-    signal, _ = Objective(spec).signal(batch, Knobs(0.3, 0.1))
+    signal, _ = build_objective(spec).signal(batch, Knobs(0.3, 0.1))
     p = torch.softmax(sequence_scores(forward.logps.detach(), batch.completion_mask, 3, per_token), dim=1)
     advantages = 3 * (signal.weights - p)
     advantages[-1] = 0.0  # the group without spread
@@ -139,8 +141,8 @@ def test_signal_advantages_give_every_objective_its_on_policy_gradient(name: str
     spec, knobs = TESTED[name], Knobs(0.3, 0.1)
     batch, forward = make_batch()
     batch = sampled_by_itself(batch, forward)
-    signal, _ = Objective(spec).signal(batch, knobs)
-    reduction = {"cispo": "dapo", "sapo": "grpo", "vespo": "dapo"}.get(spec.loss_type, spec.loss_type)
+    signal, _ = build_objective(spec).signal(batch, knobs)
+    reduction = {"cispo": "dapo", "sapo": "grpo", "vespo": "dapo"}.get(spec["loss_type"], spec["loss_type"])
     expected = surrogate_gradient(reduction, batch, forward, signal.advantages)
     torch.testing.assert_close(policy_gradient(spec, batch, forward, knobs), expected, atol=1e-12, rtol=0)
 
@@ -148,7 +150,7 @@ def test_signal_advantages_give_every_objective_its_on_policy_gradient(name: str
 @pytest.mark.parametrize("beta", [0.0, 0.2])
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
 def test_weights_for_controllers_agree_with_the_signal_and_differentiate(name: str, beta: float) -> None:
-    objective, (batch, _) = Objective(CATALOG[name]), make_batch()
+    objective, (batch, _) = build_objective(CATALOG[name]), make_batch()
     signal, _ = objective.signal(batch, Knobs(0.3, beta))
     tau_beta = tuple(torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.3, beta))
     torch.testing.assert_close(objective.weights(signal, *tau_beta), signal.weights, atol=1e-12, rtol=0)
@@ -158,14 +160,14 @@ def test_weights_for_controllers_agree_with_the_signal_and_differentiate(name: s
 
 def test_an_objective_without_weights_says_so() -> None:
     batch, _ = make_batch()
-    signal, _ = Objective(CATALOG["grpo"]).signal(batch, Knobs(0.3, 0.0))
+    signal, _ = build_objective(CATALOG["grpo"]).signal(batch, Knobs(0.3, 0.0))
     with pytest.raises(ValueError, match="no candidate weights"):
-        Objective(CATALOG["grpo"]).weights(signal, torch.tensor(0.3), torch.tensor(0.0))
+        build_objective(CATALOG["grpo"]).weights(signal, torch.tensor(0.3), torch.tensor(0.0))
 
 
 def test_signal_has_no_gradient_and_leaves_its_inputs_alone() -> None:
     batch, _ = make_batch()
-    signal, _ = Objective(CATALOG["maxent"]).signal(batch, Knobs(0.3, 0.2))
+    signal, _ = build_objective(CATALOG["maxent"]).signal(batch, Knobs(0.3, 0.2))
     assert not any(t.requires_grad for t in (signal.advantages, signal.weights, signal.log_q))
 
 
@@ -173,38 +175,38 @@ def test_signal_has_no_gradient_and_leaves_its_inputs_alone() -> None:
     ("spec", "message"),
     [
         (CATALOG["grpo"], r"beta=0\.1 adds a KL"),
-        (replace(CATALOG["grpo"], kl_in_loss=False, entropy_coef=0.1), r"entropy_coef=0\.1 needs"),
+        (CATALOG["grpo"].with_settings(kl_in_loss=False, entropy_coef=0.1), r"entropy_coef=0\.1 needs"),
     ],
 )
 def test_missing_inputs_are_refused_by_name(spec: ObjectiveSpec, message: str) -> None:
     batch, forward = make_batch()
     batch, forward = replace(batch, reference_logps=None), Forward(forward.logps)
-    signal, _ = Objective(spec).signal(batch, Knobs(0.3, 0.1))
+    signal, _ = build_objective(spec).signal(batch, Knobs(0.3, 0.1))
     with pytest.raises(ValueError, match=message):
-        Objective(spec).loss(forward, batch, signal, Knobs(0.3, 0.1), denominators(batch))
+        build_objective(spec).loss(forward, batch, signal, Knobs(0.3, 0.1), denominators(batch))
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
 def test_weights_towards_a_missing_reference_are_refused(name: str) -> None:
     batch, _ = make_batch()
     with pytest.raises(ValueError, match="no reference scores"):
-        Objective(CATALOG[name]).signal(replace(batch, reference_logps=None), Knobs(0.3, 0.1))
+        build_objective(CATALOG[name]).signal(replace(batch, reference_logps=None), Knobs(0.3, 0.1))
 
 
 def test_contradictory_settings_are_refused() -> None:
     with pytest.raises(UsageError, match="tis_cap"):
-        replace(CATALOG["maxent"], tis_cap=2.0)
+        CATALOG["maxent"].with_settings(tis_cap=2.0)
     with pytest.raises(UsageError, match="max_completion_length"):
-        replace(CATALOG["tilted"], tilted_utility="dr_grpo")
+        CATALOG["tilted"].with_settings(maxent_tilted_utility="dr_grpo")
 
 
 def test_needs_are_those_of_the_loss() -> None:
-    assert CATALOG["grpo"].needs_reference(0.1)
-    assert not CATALOG["grpo"].needs_reference(0.0)
-    assert replace(CATALOG["grpo"], log_reference_kl=True).needs_reference(0.0)
-    assert not replace(CATALOG["grpo"], kl_in_loss=False).needs_reference(0.1)
-    assert replace(CATALOG["grpo"], entropy_coef=0.1).needs_entropy
-    assert not CATALOG["grpo"].needs_entropy
+    assert build_objective(CATALOG["grpo"]).needs_reference(0.1)
+    assert not build_objective(CATALOG["grpo"]).needs_reference(0.0)
+    assert build_objective(CATALOG["grpo"].with_settings(log_reference_kl=True)).needs_reference(0.0)
+    assert not build_objective(CATALOG["grpo"].with_settings(kl_in_loss=False)).needs_reference(0.1)
+    assert build_objective(CATALOG["grpo"].with_settings(entropy_coef=0.1)).needs_entropy
+    assert not build_objective(CATALOG["grpo"]).needs_entropy
 
 
 def test_single_completion_groups_are_finite_and_silent() -> None:
@@ -213,7 +215,7 @@ def test_single_completion_groups_are_finite_and_silent() -> None:
     )
     for name in CATALOG.keys() - {"pass_at_k", "seed_grpo"}:  # which need two, and say so
         spec = CATALOG[name]
-        signal, metrics = Objective(spec).signal(batch, Knobs(0.3, 0.2))
+        signal, metrics = build_objective(spec).signal(batch, Knobs(0.3, 0.2))
         assert not signal.advantages.any()
         assert all(torch.isfinite(stat.value) for stat in metrics.values())
         assert not policy_gradient(spec, batch, forward, Knobs(0.3, 0.2)).any()

@@ -4,27 +4,27 @@ from dataclasses import replace
 
 import pytest
 import torch
-from objective_batches import TESTED, denominators, gradient, make_batch, total
+from objective_batches import TESTED, denominators, gradient, make_batch, split, total
 from torch import Tensor
 
-from maxent_grpo.objectives.catalog import CATALOG, Objective, ObjectiveSpec
+from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec, build_objective
 from maxent_grpo.types import Batch, Forward, Knobs
 
 SPECS: dict[str, ObjectiveSpec] = {
-    name: replace(spec, entropy_coef=0.1, behaviour_kl_coef=0.2, kl_in_loss=True)
+    name: spec.with_settings(entropy_coef=0.1, behaviour_kl_coef=0.2, kl_in_loss=True)
     for name, spec in TESTED.items()
 }
-SPECS["grpo, corrected"] = replace(SPECS["grpo"], tis_cap=1.02)
-SPECS["tilted, temperature by prompt"] = replace(SPECS["tilted"], mode_adaptive_tau=True)
-SPECS["selection of every kind"] = replace(
-    SPECS["clip_cov"], top_entropy_quantile=0.7, off_policy_mask_threshold=0.1, kl_cov_fraction=0.2
+SPECS["grpo, corrected"] = SPECS["grpo"].with_settings(tis_cap=1.02)
+SPECS["tilted, temperature by prompt"] = SPECS["tilted"].with_settings(maxent_tau_mode_adaptive=True)
+SPECS["selection of every kind"] = SPECS["clip_cov"].with_settings(
+    top_entropy_quantile=0.7, off_policy_mask_threshold=0.1, kl_cov_fraction=0.2
 )
 KNOBS = Knobs(tau=0.3, beta=0.1)
 
 
 def whole(spec: ObjectiveSpec, batch: Batch, forward: Forward) -> tuple[Tensor, dict[str, float]]:
-    signal, signal_metrics = Objective(spec).signal(batch, KNOBS)
-    loss, metrics = Objective(spec).loss(forward, batch, signal, KNOBS, denominators(batch))
+    signal, signal_metrics = build_objective(spec).signal(batch, KNOBS)
+    loss, metrics = build_objective(spec).loss(forward, batch, signal, KNOBS, denominators(batch))
     return loss, total([signal_metrics, metrics])
 
 
@@ -33,13 +33,13 @@ def whole(spec: ObjectiveSpec, batch: Batch, forward: Forward) -> tuple[Tensor, 
 def test_parts_add_up_to_the_whole(name: str, groups_per_part: int) -> None:
     spec, (batch, forward) = SPECS[name], make_batch(groups=5)
     expected, expected_metrics = whole(spec, batch, forward)
-    signal, signal_metrics = Objective(spec).signal(batch, KNOBS)
+    signal, signal_metrics = build_objective(spec).signal(batch, KNOBS)
     loss, metrics, row = torch.zeros((), dtype=torch.float64), [signal_metrics], 0
-    parts = zip(batch.split(groups_per_part), signal.split(groups_per_part), strict=True)
+    parts = zip(split(batch, groups_per_part), split(signal, groups_per_part), strict=True)
     for part, part_signal in parts:
         rows, width = part.completion_mask.shape
         view = (slice(row, row + rows), slice(0, width))
-        part_loss, part_metrics = Objective(spec).loss(
+        part_loss, part_metrics = build_objective(spec).loss(
             Forward(forward.logps[view], forward.entropy[view]), part, part_signal, KNOBS, denominators(batch)
         )
         loss, row = loss + part_loss, row + rows
@@ -98,8 +98,8 @@ def test_a_completion_without_tokens_is_harmless() -> None:
 
 
 def test_batch_scale_takes_the_deviation_over_all_ranks_from_its_caller() -> None:
-    spec, (batch, _) = replace(CATALOG["grpo"], scale_rewards="batch"), make_batch()
-    expected, _ = Objective(spec).signal(batch, KNOBS)
+    spec, (batch, _) = CATALOG["grpo"].with_settings(scale_rewards="batch"), make_batch()
+    expected, _ = build_objective(spec).signal(batch, KNOBS)
     std = batch.utilities.std()
-    parts = [Objective(spec).signal(part, KNOBS, std)[0].advantages for part in batch.split(1)]
+    parts = [build_objective(spec).signal(part, KNOBS, lambda: std)[0].advantages for part in split(batch, 1)]
     assert torch.equal(torch.cat(parts), expected.advantages)

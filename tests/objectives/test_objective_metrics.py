@@ -9,8 +9,9 @@ import torch
 from objective_batches import TESTED, denominators, make_batch, total
 from seeded_batches import loss_of, seeded_batch, spec_of
 
-from maxent_grpo.objectives.catalog import CATALOG, Objective, ObjectiveSpec
-from maxent_grpo.objectives.infoseed import InfoSeedSpec, state_metrics
+from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec, build_objective
+from maxent_grpo.objectives.infoseed import InfoSeed
+from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.observe.definitions import definitions
 from maxent_grpo.types import Batch, Forward, Knobs
 
@@ -21,7 +22,7 @@ def metrics_of(
     spec: ObjectiveSpec, knobs: Knobs = KNOBS
 ) -> tuple[dict[str, float], Batch, Forward, Objective]:
     batch, forward = make_batch()
-    objective = Objective(spec)
+    objective = build_objective(spec)
     signal, first = objective.signal(batch, knobs)
     _, second = objective.loss(forward, batch, signal, knobs, denominators(batch))
     return total([first, second]), batch, forward, objective
@@ -30,11 +31,11 @@ def metrics_of(
 def test_every_metric_is_defined_and_every_definition_is_used() -> None:
     seen: set[str] = set()
     for spec in TESTED.values():
-        seen |= metrics_of(replace(spec, entropy_coef=0.1, behaviour_kl_coef=0.1))[0].keys()
-    seen |= metrics_of(replace(CATALOG["grpo"], tis_cap=1.1, off_policy_mask_threshold=0.1))[0].keys()
+        seen |= metrics_of(spec.with_settings(entropy_coef=0.1, behaviour_kl_coef=0.1))[0].keys()
+    seen |= metrics_of(CATALOG["grpo"].with_settings(tis_cap=1.1, off_policy_mask_threshold=0.1))[0].keys()
     batch, forward = seeded_batch()
     seen |= loss_of(spec_of(coefficient=0.1), batch, forward)[1].keys()
-    seen |= state_metrics(InfoSeedSpec(num_seeds=3), torch.randn(4, 3, 6)).keys()
+    seen |= InfoSeed(num_seeds=3).state_metrics(torch.randn(12, 6)).keys()
     defined = {metric.name for metric in definitions() if metric.part == "objectives"}
     assert {f"train/{name}" for name in seen} == defined
 
@@ -66,12 +67,12 @@ def test_weights_and_targets(name: str) -> None:
 
 
 def test_norm_denominator_follows_the_form_of_the_weights() -> None:
-    spec = replace(CATALOG["maxent"], weight_denominator="tau")
+    spec = CATALOG["maxent"].with_settings(maxent_weight_denominator="tau")
     assert metrics_of(spec)[0]["weight_norm_denom"] == pytest.approx(0.4)
 
 
 def test_the_loss_is_the_sum_of_its_parts() -> None:
-    spec = replace(CATALOG["dapo"], entropy_coef=0.1, behaviour_kl_coef=0.3)
+    spec = CATALOG["dapo"].with_settings(entropy_coef=0.1, behaviour_kl_coef=0.3)
     metrics, batch, forward, objective = metrics_of(spec)
     signal, _ = objective.signal(batch, KNOBS)
     loss, _ = objective.loss(forward, batch, signal, KNOBS, denominators(batch))
@@ -122,12 +123,12 @@ def test_semantic_entropy() -> None:
 
 
 def test_shares_of_tokens() -> None:
-    spec = replace(TESTED["clip_cov"], top_entropy_quantile=0.7, kl_cov_fraction=0.2)
+    spec = TESTED["clip_cov"].with_settings(top_entropy_quantile=0.7, kl_cov_fraction=0.2)
     metrics, batch, forward, objective = metrics_of(spec)
     flat = objective.signal(batch, KNOBS)[0].advantages.flatten().tolist()
     tokens = int(batch.completion_mask.sum())
-    only = {"clip_cov/dropped": replace(spec, top_entropy_quantile=1.0)}
-    only["top_entropy/kept"] = replace(spec, clip_cov_fraction=0.0)
+    only = {"clip_cov/dropped": spec.with_settings(top_entropy_quantile=1.0)}
+    only["top_entropy/kept"] = spec.with_settings(clip_cov_fraction=0.0)
     gone = {
         name: sum(len(naive.dropped(part, batch, forward, flat, row)) for row in range(0, 12, 3))
         for name, part in only.items()
@@ -140,7 +141,7 @@ def test_shares_of_tokens() -> None:
 
 
 def test_utility_after_shaping_is_reported_beside_the_reward() -> None:
-    spec = replace(CATALOG["grpo"], overlong_buffer=10, max_completion_length=11)
+    spec = CATALOG["grpo"].with_settings(overlong_buffer=10, max_completion_length=11)
     metrics, batch, _, _ = metrics_of(spec)
     over = ((batch.lengths.double() - 1) / 10).clamp(min=0).mean().item()
     assert metrics["reward_shaped"] == pytest.approx(metrics["reward"] - over, abs=1e-12)
@@ -158,13 +159,15 @@ def test_ratios_per_completion_count_completions() -> None:
 def test_largest_ratio_ignores_the_ones_at_padding() -> None:
     batch, forward = make_batch()
     batch = replace(batch, old_logps=forward.logps.detach() + 0.5)
-    signal, _ = Objective(CATALOG["grpo"]).signal(batch, Knobs(0.4, 0.0))
-    _, metrics = Objective(CATALOG["grpo"]).loss(forward, batch, signal, Knobs(0.4, 0.0), denominators(batch))
+    signal, _ = build_objective(CATALOG["grpo"]).signal(batch, Knobs(0.4, 0.0))
+    _, metrics = build_objective(CATALOG["grpo"]).loss(
+        forward, batch, signal, Knobs(0.4, 0.0), denominators(batch)
+    )
     assert metrics["ratio/max"].value.item() == pytest.approx(math.exp(-0.5))
 
 
 def test_corrections() -> None:
-    metrics, batch, _, _ = metrics_of(replace(CATALOG["grpo"], tis_cap=1.05))
+    metrics, batch, _, _ = metrics_of(CATALOG["grpo"].with_settings(tis_cap=1.05))
     factors = (batch.old_logps - batch.behaviour_logps)[batch.completion_mask].exp()
     assert metrics["tis/mean"] == pytest.approx(factors.clamp(max=1.05).mean().item(), abs=1e-12)
     assert metrics["tis/capped"] == pytest.approx((factors >= 1.05).double().mean().item())
@@ -177,6 +180,6 @@ def test_corrections() -> None:
 def test_metrics_carry_no_gradient() -> None:
     batch, forward = make_batch()
     for spec in TESTED.values():
-        signal, _ = Objective(spec).signal(batch, KNOBS)
-        _, metrics = Objective(spec).loss(forward, batch, signal, KNOBS, denominators(batch))
+        signal, _ = build_objective(spec).signal(batch, KNOBS)
+        _, metrics = build_objective(spec).loss(forward, batch, signal, KNOBS, denominators(batch))
         assert not any(stat.value.requires_grad for stat in metrics.values())

@@ -8,7 +8,7 @@ import torch
 from objective_batches import denominators, gradient, make_batch
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.objectives.catalog import CATALOG, Objective
+from maxent_grpo.objectives.catalog import CATALOG, build_objective
 from maxent_grpo.objectives.semantic import effective_alpha, seed_scale, semantic_entropy
 from maxent_grpo.types import Knobs
 
@@ -55,8 +55,8 @@ def test_alpha_is_in_units_of_the_largest_entropy() -> None:
 def test_alpha_zero_is_the_backbone_to_the_last_bit(name: str) -> None:
     batch, forward = make_batch(dtype=torch.float32)
     results = []
-    for spec in (CATALOG[name], replace(CATALOG[name], seed_grpo_enabled=True, seed_grpo_alpha=0.0)):
-        objective = Objective(replace(spec, kl_in_loss=False))
+    for spec in (CATALOG[name], CATALOG[name].with_settings(seed_grpo_enabled=True, seed_grpo_alpha=0.0)):
+        objective = build_objective(spec.with_settings(kl_in_loss=False))
         signal, _ = objective.signal(batch, Knobs(0.0, 0.0))
         loss, _ = objective.loss(forward, batch, signal, Knobs(0.0, 0.0), denominators(batch))
         results.append((signal.advantages, loss, gradient(loss, forward.logps)))
@@ -69,8 +69,8 @@ def test_disagreement_shrinks_advantages_and_agreement_leaves_them() -> None:
     clusters = torch.zeros_like(batch.answer_clusters)
     clusters[1] = torch.arange(3)
     batch = replace(batch, answer_clusters=clusters)
-    plain, _ = Objective(CATALOG["dr_grpo"]).signal(batch, Knobs(0.0, 0.0))
-    scaled, _ = Objective(CATALOG["seed_grpo"]).signal(batch, Knobs(0.0, 0.0))
+    plain, _ = build_objective(CATALOG["dr_grpo"]).signal(batch, Knobs(0.0, 0.0))
+    scaled, _ = build_objective(CATALOG["seed_grpo"]).signal(batch, Knobs(0.0, 0.0))
     assert torch.equal(scaled.advantages[0], plain.advantages[0])
     assert (scaled.advantages[1].abs() < plain.advantages[1].abs()).all()
 
@@ -78,10 +78,10 @@ def test_disagreement_shrinks_advantages_and_agreement_leaves_them() -> None:
 def test_missing_clusters_are_named() -> None:
     batch, _ = make_batch()
     with pytest.raises(ValueError, match=r"needs Batch\.answer_clusters"):
-        Objective(CATALOG["seed_grpo"]).signal(replace(batch, answer_clusters=None), Knobs(0.0, 0.0))
+        build_objective(CATALOG["seed_grpo"]).signal(replace(batch, answer_clusters=None), Knobs(0.0, 0.0))
 
 
 @pytest.mark.parametrize("name", ["maxent", "maxent_likelihood", "tilted", "flowrl"])
 def test_an_objective_that_is_not_of_grpo_type_refuses_it_with_the_reason(name: str) -> None:
     with pytest.raises(UsageError, match="seed_grpo_enabled: scales the advantages of a GRPO-type objective"):
-        replace(CATALOG[name], seed_grpo_enabled=True)
+        CATALOG[name].with_settings(seed_grpo_enabled=True)

@@ -7,10 +7,13 @@ import torch
 from objective_batches import MAX_LENGTH, denominators, gradient, make_batch
 from torch import Tensor
 
-from maxent_grpo.objectives.corrections import truncated_importance
-from maxent_grpo.objectives.reduce import REDUCTIONS
-from maxent_grpo.objectives.regularizers import entropy_bonus, kl_estimate
-from maxent_grpo.objectives.surrogates import clip_events, clipped, listwise, ratio, weighted_likelihood
+from maxent_grpo.objectives import reduce, regularizers
+from maxent_grpo.objectives.components import REDUCTION
+from maxent_grpo.objectives.corrections import TruncatedImportance, sequence_ratio, token_ratio
+from maxent_grpo.objectives.group_losses import listwise, weighted_likelihood
+from maxent_grpo.objectives.reduce import sequence_scores
+from maxent_grpo.objectives.regularizers import entropy_bonus
+from maxent_grpo.objectives.surrogates import clip_events, clipped
 
 
 def tensor(*values: float) -> Tensor:
@@ -19,7 +22,7 @@ def tensor(*values: float) -> Tensor:
 
 def test_token_ratio_is_one_at_padding() -> None:
     batch, forward = make_batch()
-    rho = ratio(forward.logps, batch.old_logps, batch.completion_mask, "token")
+    rho = token_ratio(forward.logps, batch.old_logps, batch.completion_mask)
     assert rho.shape == batch.completion_mask.shape
     assert (rho[~batch.completion_mask] == 1).all()
     for row, t in batch.completion_mask.nonzero().tolist():
@@ -29,8 +32,8 @@ def test_token_ratio_is_one_at_padding() -> None:
 
 def test_sequence_ratio_is_the_geometric_mean_of_the_token_ratios() -> None:
     batch, forward = make_batch()
-    by_token = ratio(forward.logps, batch.old_logps, batch.completion_mask, "token")
-    by_sequence = ratio(forward.logps, batch.old_logps, batch.completion_mask, "sequence")
+    by_token = token_ratio(forward.logps, batch.old_logps, batch.completion_mask)
+    by_sequence = sequence_ratio(forward.logps, batch.old_logps, batch.completion_mask)
     assert by_sequence.shape == (12, 1)
     geometric = by_token.prod(dim=1) ** (1 / batch.lengths.double())
     torch.testing.assert_close(by_sequence[:, 0], geometric, atol=1e-12, rtol=0)
@@ -123,7 +126,7 @@ def test_weighted_likelihood_is_linear_with_a_baseline() -> None:
 def test_kl_estimators_equal_their_definitions_and_vanish_at_padding() -> None:
     batch, forward = make_batch()
     for estimator in ("k1", "k2", "k3"):
-        kl = kl_estimate(forward.logps, batch.reference_logps, batch.completion_mask, estimator)
+        kl = getattr(regularizers, estimator)(forward.logps, batch.reference_logps, batch.completion_mask)
         assert not kl[~batch.completion_mask].any()
         for row, t in batch.completion_mask.nonzero().tolist():
             r = (forward.logps[row, t] - batch.reference_logps[row, t]).item()
@@ -144,7 +147,7 @@ def test_kl_estimators_have_the_expectations_and_expected_gradients_that_their_d
         ("k2", gradient(reverse, logits)),
         ("k3", gradient(forward, logits)),
     ):
-        expectation = (p * kl_estimate(log_p, log_other, every, estimator)).sum()
+        expectation = (p * getattr(regularizers, estimator)(log_p, log_other, every)).sum()
         torch.testing.assert_close(gradient(expectation, logits), expected_gradient, atol=1e-14, rtol=0)
         if estimator != "k2":
             assert expectation.item() == pytest.approx(reverse.item(), abs=1e-14)
@@ -152,20 +155,20 @@ def test_kl_estimators_have_the_expectations_and_expected_gradients_that_their_d
 
 def test_small_kl_keeps_its_precision_in_float32() -> None:
     policy, other = torch.tensor([[-1.0]]), torch.tensor([[-1.0 - 2.0**-14]])
-    kl = kl_estimate(policy, other, torch.ones(1, 1, dtype=torch.bool), "k3").item()
+    kl = regularizers.k3(policy, other, torch.ones(1, 1, dtype=torch.bool)).item()
     assert kl == pytest.approx(2.0**-29, rel=1e-2)
 
 
 def test_truncated_importance_is_capped_from_above_only_and_constant() -> None:
     old, behaviour = tensor(-1.0, -1.0, -1.0, math.nan).requires_grad_(), tensor(-1.5, -4.0, -0.5, math.nan)
     mask = torch.tensor([[True, True, True, False]])
-    factors = truncated_importance(old, behaviour, mask, cap=2.0)
+    factors = TruncatedImportance(2.0).factors(old, behaviour, mask)
     assert factors[0].tolist() == pytest.approx([math.exp(0.5), 2.0, math.exp(-0.5), 1.0])
     assert not factors.requires_grad
 
 
 @pytest.mark.parametrize("shape", ["per token", "per completion"])
-@pytest.mark.parametrize("loss_type", REDUCTIONS)
+@pytest.mark.parametrize("loss_type", REDUCTION.options)
 def test_reductions_equal_a_loop(loss_type: str, shape: str) -> None:
     batch, forward = make_batch()
     values = forward.logps if shape == "per token" else torch.arange(12.0).double().unsqueeze(1)
@@ -179,7 +182,9 @@ def test_reductions_equal_a_loop(loss_type: str, shape: str) -> None:
         "dr_grpo": sum(map(sum, rows)) / (12 * MAX_LENGTH),
         "luspo": sum(map(sum, rows)) / 12,
     }[{"cispo": "dapo", "sapo": "grpo", "vespo": "dapo"}.get(loss_type, loss_type)]
-    reduced = REDUCTIONS[loss_type](values, batch.completion_mask, denominators(batch))
+    reduced = getattr(reduce, REDUCTION.options[loss_type].path.partition(":")[2])(
+        values, batch.completion_mask, denominators(batch)
+    )
     assert reduced.item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -187,3 +192,13 @@ def test_entropy_bonus_is_a_token_mean() -> None:
     batch, forward = make_batch()
     bonus = entropy_bonus(forward.entropy, batch.completion_mask, denominators(batch))
     assert bonus.item() == pytest.approx(forward.entropy[batch.completion_mask].mean().item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("length_normalize", [False, True])
+def test_sequence_scores_equal_a_loop_over_unpadded_tokens(length_normalize: bool) -> None:
+    batch, forward = make_batch()
+    scores = sequence_scores(forward.logps, batch.completion_mask, 3, length_normalize)
+    assert scores.shape == (4, 3)
+    for row, score in enumerate(scores.flatten().tolist()):
+        tokens = forward.logps[row, : int(batch.lengths[row])].tolist()
+        assert score == pytest.approx(sum(tokens) / (len(tokens) if length_normalize else 1), abs=1e-12)

@@ -6,12 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objective_batches import make_batch
 from torch import Tensor
 
 from maxent_grpo.objectives.weights import (
     closed_form_weights,
-    sequence_scores,
     target_log_q,
     tilted_weights,
     weight_entropy,
@@ -216,13 +214,3 @@ def test_refuses_knobs_out_of_range(tau: float, beta: float, denominator: str) -
         closed_form_weights(U, REF, tau, beta, denominator)
     with pytest.raises(ValueError, match=r"tau|beta"):
         closed_form_weights(U, REF, torch.tensor(tau), torch.tensor(beta), denominator)
-
-
-@pytest.mark.parametrize("length_normalize", [False, True])
-def test_sequence_scores_equal_a_loop_over_unpadded_tokens(length_normalize: bool) -> None:
-    batch, forward = make_batch()
-    scores = sequence_scores(forward.logps, batch.completion_mask, 3, length_normalize)
-    assert scores.shape == (4, 3)
-    for row, score in enumerate(scores.flatten().tolist()):
-        tokens = forward.logps[row, : int(batch.lengths[row])].tolist()
-        assert score == pytest.approx(sum(tokens) / (len(tokens) if length_normalize else 1), abs=1e-12)

@@ -20,8 +20,8 @@ from benchmarks.parity import (
 )
 
 from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec
-from maxent_grpo.objectives.regularizers import kl_estimate
-from maxent_grpo.types import Metrics
+from maxent_grpo.objectives.regularizers import k1 as k1_estimate
+from maxent_grpo.stats import Metrics
 
 WITHIN = 1e-5
 
@@ -77,7 +77,7 @@ def test_clip_fraction_equals_ours_for_advantages_of_one_sign() -> None:
     spec = ObjectiveSpec(loss_type="dapo", epsilon=0.999, epsilon_high=0.28, advantage=torch.ones_like)
     utilities = torch.arange(12.0).view(4, 3)  # spread in every group
     case = replace(case, batch=replace(case.batch, utilities=utilities))
-    _, signal, metrics = ours(replace(spec, scale_rewards="none"), case, 0.0)
+    _, signal, metrics = ours(spec.with_settings(scale_rewards="none"), case, 0.0)
     theirs = torchrl_loss("GRPOLoss", case, signal.advantages, clip_epsilon=(0.999, 0.28))
     tokens, everything = positions(case)
     fraction = mean_of(metrics, "clip_ratio/high_mean")
@@ -95,7 +95,7 @@ def test_kl_approximation_is_k1_over_all_positions(case: Case) -> None:
     _, signal, _ = ours(CATALOG["dapo"], case, 0.0)
     theirs = torchrl_loss("GRPOLoss", case, signal.advantages, clip_epsilon=0.2)
     old = case.forward.logps.detach() if batch.old_logps is None else batch.old_logps
-    k1 = masked(case, kl_estimate(case.forward.logps.detach(), old, batch.completion_mask, "k1"))
+    k1 = masked(case, k1_estimate(case.forward.logps.detach(), old, batch.completion_mask))
     assert float(theirs.kl_approx) == pytest.approx(-float(k1.sum()) / positions(case)[1], abs=WITHIN)
 
 

@@ -15,7 +15,7 @@ CALLS = []
 
 def spoils_step_2_on_rank_1(completions, **_):
     """A reward that makes the loss of the second process NaN in the second step, and in no other."""
-    from maxent_grpo.objectives.catalog import Objective
+    from maxent_grpo.objectives.objective import Objective
 
     real = getattr(Objective.loss, "real", Objective.loss)
 

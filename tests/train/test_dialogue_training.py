@@ -8,7 +8,7 @@ import torch
 
 import runs
 from maxent_grpo.config.loading import resolve
-from maxent_grpo.objectives.catalog import CATALOG, Objective
+from maxent_grpo.objectives.catalog import CATALOG, build_objective
 from maxent_grpo.train import drivers
 from maxent_grpo.train.checkpoint import group_from_json
 from maxent_grpo.train.collate import collate
@@ -62,7 +62,7 @@ def test_what_the_policy_did_not_write_has_no_influence(run: Run, name: str) -> 
     batch = collate(groups, pad_id=run.pad_id, on_policy=False)
     draw = torch.Generator().manual_seed(0)
     noise = [0.3 * torch.randn(batch.completion_ids.shape, generator=draw) for _ in range(2)]
-    objective, knobs = Objective(replace(CATALOG[name], entropy_coef=0.01)), Knobs(0.1, 0.1)
+    objective, knobs = build_objective(CATALOG[name].with_settings(entropy_coef=0.01)), Knobs(0.1, 0.1)
     written = batch.completion_mask
     results = []
     for elsewhere in (0.0, torch.nan):

@@ -216,9 +216,9 @@ def test_trls_trainer_never_ignores_a_part_of_an_objective(configure, settings, 
 @pytest.mark.parametrize("name", ["cispo", "sapo", "vespo", "luspo", "gspo", "top_entropy"])
 def test_objectives_that_trl_has_go_to_its_trainer_under_its_names(configure, name):
     training = configure("train-baseline", objective=name, force_custom_loop=False).training
-    assert training.loss_type == CATALOG[name].loss_type
-    assert training.top_entropy_quantile == CATALOG[name].top_entropy_quantile
-    assert training.epsilon_high == CATALOG[name].epsilon_high
+    assert training.loss_type == CATALOG[name]["loss_type"]
+    assert training.top_entropy_quantile == CATALOG[name]["top_entropy_quantile"]
+    assert training.epsilon_high == CATALOG[name]["epsilon_high"]
 
 
 def test_a_utility_that_an_advantage_cannot_use_ends_the_run(configure):

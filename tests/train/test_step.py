@@ -7,7 +7,7 @@ import torch
 
 import runs
 from maxent_grpo.errors import RunError
-from maxent_grpo.objectives.catalog import Objective
+from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.train import drivers
 from maxent_grpo.train.learner import Learner
 from maxent_grpo.train.step import step
@@ -112,7 +112,9 @@ def test_groups_without_signal_are_not_missed(make_run, monkeypatch, name, silen
         run.plan = replace(run.plan, micro_groups=1)
         if not skipping:
             monkeypatch.setattr(
-                Objective, "teaching", lambda self, batch, *_: torch.ones_like(batch.utilities[:, 0]).bool()
+                Objective,
+                "has_gradient",
+                lambda self, batch, *_: torch.ones_like(batch.utilities[:, 0]).bool(),
             )
         groups = [one_utility(g) for g in run.rollout[:silent]] + list(run.rollout[silent:])
         for once in (run.rollout, groups, groups):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.config.plan import VLLM_TIS_CAP, objective_spec
 from maxent_grpo.errors import RunError
-from maxent_grpo.objectives.corrections import truncated_importance
+from maxent_grpo.objectives.corrections import TruncatedImportance, sequence_importance
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.samplers import SAMPLERS, SamplerParts
 from runs import train
@@ -122,7 +122,7 @@ def test_importance_of_completions_is_the_product_of_their_tokens() -> None:
     old = torch.tensor([[-1.0, -2.0, -9.0], [-1.0, -1.0, -1.0]], dtype=torch.float64)
     behaviour = torch.tensor([[-1.5, -1.9, 5.0], [-1.1, -1.2, -1.3]], dtype=torch.float64)
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    found = truncated_importance(old, behaviour, mask, cap=1.6, level="sequence")
+    found = TruncatedImportance(1.6, sequence_importance).factors(old, behaviour, mask)
     first, second = (
         torch.tensor(0.4, dtype=old.dtype).exp(),
         torch.tensor(1.6, dtype=old.dtype),

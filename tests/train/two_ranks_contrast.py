@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from maxent_grpo.objectives.catalog import CATALOG, Objective
-from maxent_grpo.objectives.infoseed import InfoSeedSpec, contrast_gradient
+from maxent_grpo.objectives.infoseed import InfoSeed, contrast_gradient
 from maxent_grpo.train.learner import Learner
 from maxent_grpo.train.micro_batches import MicroBatch
+from maxent_grpo.train.pooled_states import PooledStates
 from maxent_grpo.train.schedule import LearningRate
-from maxent_grpo.train.seeds import with_contrast
 from maxent_grpo.types import Batch, Signal
 
 GROUPS, ORIGINALS, SEEDS, WIDTH = 2, 1, 3, 5  # per rank
@@ -51,9 +50,9 @@ def main() -> None:
     batch = Batch(
         blank.long(), blank.bool(), blank.long(), blank.bool(), blank, torch.zeros(GROUPS, 4), seed_ids=ids
     )
-    spec = replace(CATALOG["grpo"], info_seed=InfoSeedSpec(SEEDS, coefficient=1.0, temperature=0.3))
-    run = SimpleNamespace(objective=Objective(spec), learner=learner)
-    signal = with_contrast(run, batch, Signal(torch.zeros(GROUPS, 4)), [MicroBatch([0, 1], teaches=True)])
+    seeds = InfoSeed(SEEDS, coefficient=1.0, temperature=0.3)
+    states = PooledStates(seeds, learner, batch, [MicroBatch([0, 1], needs_backward=True)])
+    signal = states.prepared(Signal(torch.zeros(GROUPS, 4)))
     shares, gradient = contrast_gradient(everywhere, ids.repeat(2), 0.3)
     torch.testing.assert_close(signal.contrast_losses.flatten(), shares[own], atol=1e-12, rtol=0)
     torch.testing.assert_close(signal.contrast_gradient.flatten(0, 1), gradient[own], atol=1e-12, rtol=0)

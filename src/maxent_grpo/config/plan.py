@@ -3,15 +3,14 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from maxent_grpo.config.schema import MAXENT_SETTINGS, OBJECTIVE_SETTINGS, SAME_AS_TRL, GRPOConfig
+from maxent_grpo.config.schema import GRPOConfig
 from maxent_grpo.controllers.entropy import EntropySettings
 from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
-from maxent_grpo.objectives.infoseed import InfoSeedSpec
-from maxent_grpo.objectives.spec import GROUP_LOSSES
+from maxent_grpo.objectives.components import MAXENT, NUMBERS
 
 META_KEYS = {
     "enabled": "controller_meta_enabled",
@@ -116,7 +115,7 @@ def batch_plan(training: GRPOConfig, world_size: int) -> BatchPlan:
         )
     prompts_per_step = rows // group * world_size
     updates = training.steps_per_generation // accumulation
-    if prompts_per_step == 1 and training.info_seed_enabled and info_seed_spec(training).contrasts:
+    if prompts_per_step == 1 and training.info_seed_enabled and contrasts(training):
         raise UsageError(
             "info_seed_loss_type: infonce contrasts completions of different prompts, and a step has one prompt; "
             f"use gradient_accumulation_steps={2 * accumulation}, or ce"
@@ -137,49 +136,32 @@ def batch_plan(training: GRPOConfig, world_size: int) -> BatchPlan:
 def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
     """What the steps optimise. Raises `UsageError` on settings that contradict each other."""
     entry = find_objective(training.objective)
-    given = {key: getattr(training, key) for key in OBJECTIVE_SETTINGS}
-    numbers = {key: value for key, value in given.items() if value is not None}
-    numbers |= {key: getattr(training, key) for key in SAME_AS_TRL}
-    numbers |= {
-        "entropy_coef": training.entropy_coef,
-        "adaptive_entropy": training.use_adaptive_entropy,
-        "behaviour_kl_coef": training.behaviour_kl_coef,
-        "tis_cap": tis_cap(training, training.maxent_loss or entry.policy_loss),
-        "tis_level": training.tis_level,
-        "log_reference_kl": training.log_reference_kl or training.entropy_kl_threshold is not None,
-        "max_completion_length": training.max_completion_length,
-        "info_seed": info_seed_spec(training) if training.info_seed_enabled else None,
-        "kl_in_reward": training.kl_in_reward,
-    }
-    if training.kl_in_reward:
-        numbers["kl_in_loss"] = False
+    changes = {}
+    for name, number in NUMBERS.items():
+        if number.setting and number.setting.topic == MAXENT and not entry.has_weights:
+            continue
+        value = getattr(training, number.setting.name if number.setting else name, None)
+        if value is not None:
+            changes[name] = value
+    changes["tis_cap"] = tis_cap(training, entry)
+    changes["log_reference_kl"] |= training.entropy_kl_threshold is not None
     if entry.has_weights:
-        numbers |= {attribute: getattr(training, key) for key, attribute in MAXENT_SETTINGS.items()}
-        numbers |= {
-            "q_temperature": training.maxent_q_temperature,
-            "q_epsilon": training.maxent_q_epsilon,
-            "length_normalize_policy": training.maxent_length_normalize_policy,
-            "kl_in_loss": training.maxent_kl_in_loss,
-        }
-    return replace(entry, **numbers)
+        changes["kl_in_loss"] = training.maxent_kl_in_loss
+    elif training.kl_in_reward:
+        changes["kl_in_loss"] = False
+    return entry.with_settings(**changes)
 
 
-def tis_cap(training: GRPOConfig, policy_loss: str) -> float | None:
+def tis_cap(training: GRPOConfig, entry: ObjectiveSpec) -> float | None:
     """The cap of importance weights; unset, a sampler that is not the learner's own model is corrected for."""
     if training.tis_cap is not None:
         return training.tis_cap or None
-    return VLLM_TIS_CAP if training.use_vllm and policy_loss not in GROUP_LOSSES else None
+    return VLLM_TIS_CAP if training.use_vllm and entry.takes_tokens(training.maxent_loss) else None
 
 
-def info_seed_spec(training: GRPOConfig) -> InfoSeedSpec:
-    """What InfoSeed adds to the objective."""
-    return InfoSeedSpec(
-        num_seeds=training.info_seed_num_seeds,
-        loss_type=training.info_seed_loss_type,
-        coefficient=training.info_seed_lambda,
-        temperature=training.info_seed_temperature,
-        alpha_entropy=training.info_seed_alpha_entropy,
-    )
+def contrasts(training: GRPOConfig) -> bool:
+    """Whether InfoSeed's loss compares completions of different prompts."""
+    return training.info_seed_loss_type == "infonce" and training.info_seed_lambda > 0
 
 
 def controller_settings(training: GRPOConfig, total_steps: int) -> ControllerSettings:

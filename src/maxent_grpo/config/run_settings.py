@@ -27,7 +27,7 @@ from maxent_grpo.data.prompts import PromptSettings
 from maxent_grpo.data.sources import RetryPolicy
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.loading import ModelSource
-from maxent_grpo.objectives.catalog import ObjectiveSpec
+from maxent_grpo.objectives.catalog import ObjectiveSpec, build_objective
 from maxent_grpo.rewards.isolation import IsolationSettings
 from maxent_grpo.rewards.registry import RewardOptions
 from maxent_grpo.rollout.sampler import SamplingSettings
@@ -262,7 +262,10 @@ class NativeSettings(RunSettings):
     @property
     def needs_reference(self) -> bool:
         """Whether anything reads the reference policy, now or after a controller has moved β."""
-        return self.objective.needs_reference(self.controllers.beta) or self.controllers.kl_target > 0
+        return (
+            build_objective(self.objective).needs_reference(self.controllers.beta)
+            or self.controllers.kl_target > 0
+        )
 
 
 def run_settings(config: RunConfig, environ: Mapping[str, str] = os.environ) -> NativeSettings | TRLSettings:

@@ -22,7 +22,7 @@ from maxent_grpo.config.launch import launch_problems, launched_processes, launc
 from maxent_grpo.config.workers import fill_staleness, worker_problems
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
-from maxent_grpo.objectives.spec import OWN_SCALE
+from maxent_grpo.objectives.components import ADVANTAGES, OWN_SCALE, SYNONYMS
 
 OBJECTIVE_SETTINGS = (
     "loss_type",
@@ -57,23 +57,12 @@ OBJECTIVE_SETTINGS = (
 
 Where an objective of one's own has a function there, the setting stays unset."""
 
-SAME_AS_TRL = (
-    "sapo_temperature_pos",
-    "sapo_temperature_neg",
-    "vespo_k_pos",
-    "vespo_lambda_pos",
-    "vespo_k_neg",
-    "vespo_lambda_neg",
-    "off_policy_mask_threshold",
-)
-"""TRL's settings, with TRL's defaults, under the same name in `ObjectiveSpec`."""
-
 MAXENT_SETTINGS = {
     "maxent_loss": "policy_loss",
-    "maxent_weight_denominator": "weight_denominator",
-    "maxent_tilted_utility": "tilted_utility",
-    "maxent_length_normalize_ref": "length_normalize_ref",
-    "maxent_tau_mode_adaptive": "mode_adaptive_tau",
+    "maxent_weight_denominator": "maxent_weight_denominator",
+    "maxent_tilted_utility": "maxent_tilted_utility",
+    "maxent_length_normalize_ref": "maxent_length_normalize_ref",
+    "maxent_tau_mode_adaptive": "maxent_tau_mode_adaptive",
 }
 """The same for objectives of the MaxEnt family; they stay unset for the rest."""
 
@@ -176,17 +165,20 @@ class GRPOConfig(TrainingFields, TRLConfig):
         self.train_grpo_objective = validation.family(entry) == "grpo"
         if isinstance(self.scale_rewards, bool):
             self.scale_rewards = "group" if self.scale_rewards else "none"
-        if self.scale_rewards is None and self.advantage in OWN_SCALE:
+        if self.advantage is not None:
+            self.advantage = SYNONYMS.get(self.advantage, self.advantage)
+        own_scale = self.advantage in ADVANTAGES and ADVANTAGES[self.advantage].traits & OWN_SCALE
+        if self.scale_rewards is None and own_scale:
             self.scale_rewards = "none"
         for key in OBJECTIVE_SETTINGS:
-            value = getattr(entry, key)
+            value = entry[key]
             if getattr(self, key) is None and not callable(value):
                 setattr(self, key, value)
         if self.train_grpo_objective:
             return
         for key, attribute in MAXENT_SETTINGS.items():
             if getattr(self, key) is None:
-                setattr(self, key, getattr(entry, attribute))
+                setattr(self, key, entry[attribute])
         if self.maxent_length_normalize_policy is None:
             self.maxent_length_normalize_policy = self.maxent_length_normalize_ref
 

@@ -88,7 +88,7 @@ CHOICES = {
     "loss_type": LOSS_TYPES,
     "scale_rewards": ("group", "batch", "none"),
     "importance_sampling_level": ("token", "sequence", "sequence_token"),
-    "advantage": ("centred", "rloo", "maxrl", "pass_at_k", "risk_sensitive"),
+    "advantage": ("centered", "rloo", "maxrl", "pass_at_k", "risk_sensitive"),
     "surrogate": ("clip", "unclipped", "cispo", "sapo", "vespo"),
 }
 
@@ -165,7 +165,7 @@ def training_problems(training: "GRPOConfig", processes: int) -> list[str]:
         problems.append(
             f"pass_k: {training.pass_k} is above num_generations={training.num_generations}; lower it"
         )
-    if find_objective(training.objective).policy_loss == "flow" and training.beta > 0:
+    if find_objective(training.objective).has("reference") and training.beta > 0:
         problems.append(
             "beta: FlowRL has the reference in its target and no KL to weigh; set it to 0, or flow_reward_scale"
         )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.config.fields.training import TrainingFields
 from maxent_grpo.objectives.catalog import find_objective
-from maxent_grpo.objectives.spec import GROUP_LOSSES
 
 if TYPE_CHECKING:
     from maxent_grpo.config.schema import GRPOConfig
@@ -64,8 +63,8 @@ def fill_staleness(training: "GRPOConfig") -> None:
         ahead = {"inline": 0, "sync": steps * training.overlap_sampling, "async": steps}
         lag = publishing_lag(training) if training.driver == "async" else 0
         training.max_staleness = ahead[training.driver] + lag
-    loss = training.maxent_loss or find_objective(training.objective).policy_loss
-    if training.max_staleness > 0 and training.tis_cap is None and loss not in GROUP_LOSSES:
+    tokens = find_objective(training.objective).takes_tokens(training.maxent_loss)
+    if training.max_staleness > 0 and training.tis_cap is None and tokens:
         training.tis_cap = STALE_TIS_CAP
 
 

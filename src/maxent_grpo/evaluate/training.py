@@ -11,7 +11,8 @@ from maxent_grpo.data.prompts import SeedPrompts
 from maxent_grpo.evaluate.passk import exploration_scores, with_standard_errors
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
-from maxent_grpo.types import Group, Metrics, Prompt, mean_stat
+from maxent_grpo.stats import Metrics, mean_stat
+from maxent_grpo.types import Group, Prompt
 
 
 @dataclass(frozen=True)

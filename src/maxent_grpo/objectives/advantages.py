@@ -1,12 +1,21 @@
 """Advantages [P, G]: how much better a completion did than its group."""
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.stats import Metrics, mean_stat
+
+Advantage = Callable[[Tensor], Tensor]
+"""Utilities [P, G] → advantages [P, G]. Groups without spread are set to 0 afterwards."""
+UtilityStd = Callable[[], Tensor]
+"""The sample standard deviation of the utilities of the optimiser batch, over all ranks: a scalar."""
+Scale = Callable[[Tensor, Tensor, UtilityStd | None], Tensor]
+"""Advantages [P, G], utilities [P, G], and their deviation over the batch → scaled advantages [P, G]."""
 
 RIGHT = 1.0
 """A completion counts as right from this utility on."""
@@ -26,6 +35,15 @@ def group_std(utilities: Tensor) -> Tensor:
     return torch.where(has_spread(utilities), std, 0.0)
 
 
+def utility_metrics(utilities: Tensor) -> Metrics:
+    """Statistics of the utilities [P, G]."""
+    return {
+        "reward": mean_stat(utilities),
+        "reward_std": mean_stat(group_std(utilities)),
+        "frac_reward_zero_std": mean_stat((~has_spread(utilities)).float()),
+    }
+
+
 def dr_grpo(utilities: Tensor) -> Tensor:
     """``U − mean(U)`` (Dr. GRPO, Liu et al. 2025).
 
@@ -35,34 +53,30 @@ def dr_grpo(utilities: Tensor) -> Tensor:
     return torch.where(has_spread(utilities).unsqueeze(1), centred, 0.0)
 
 
-def scaled(
-    advantages: Tensor,
-    utilities: Tensor,
-    scale: Literal["group", "batch", "none"],
-    batch_std: Tensor | None = None,
-) -> Tensor:
-    """Advantages over the standard deviation of the utilities, + 1e-4: [P, G].
+def over_group_std(advantages: Tensor, utilities: Tensor, utility_std: UtilityStd | None = None) -> Tensor:
+    """Advantages over the sample deviation of their group's utilities, + 1e-4."""
+    return advantages / (group_std(utilities).unsqueeze(1) + STD_FLOOR)
 
-    Args:
-        advantages, utilities: [P, G].
-        scale: ``group``: the sample deviation of each group. ``batch``: that of the optimiser batch (TRL's
-            ``scale_rewards="batch"``; Lite PPO, Liu et al. 2025, arXiv 2508.08221). ``none``: 1.
-        batch_std: scalar, the sample deviation over all utilities of the optimiser batch. None: of those given, for
-            a caller who has the whole batch.
+
+def over_batch_std(advantages: Tensor, utilities: Tensor, utility_std: UtilityStd | None = None) -> Tensor:
+    """Advantages over the sample deviation of all utilities of the optimiser batch, + 1e-4.
+
+    TRL's ``scale_rewards="batch"`` (Lite PPO, Liu et al. 2025, arXiv 2508.08221). ``utility_std`` None: ``utilities``
+    are those of the whole batch.
     """
-    match scale:
-        case "group":
-            return advantages / (group_std(utilities).unsqueeze(1) + STD_FLOOR)
-        case "batch":
-            std = utilities.std(correction=min(1, utilities.numel() - 1)) if batch_std is None else batch_std
-            return advantages / (std + STD_FLOOR)
-        case "none":
-            return advantages
+    if utility_std is not None:
+        return advantages / (utility_std() + STD_FLOOR)
+    return advantages / (utilities.std(correction=min(1, utilities.numel() - 1)) + STD_FLOOR)
+
+
+def unscaled(advantages: Tensor, utilities: Tensor, utility_std: UtilityStd | None = None) -> Tensor:
+    """The advantages as they are."""
+    return advantages
 
 
 def grpo(utilities: Tensor) -> Tensor:
     """``(U − mean(U)) / (std(U) + 1e-4)``, the sample deviation of the group (GRPO, Shao et al. 2024)."""
-    return scaled(dr_grpo(utilities), utilities, "group")
+    return over_group_std(dr_grpo(utilities), utilities)
 
 
 def rloo(utilities: Tensor) -> Tensor:
@@ -134,19 +148,38 @@ def risk_sensitive(utilities: Tensor, sensitivity: float) -> Tensor:
     return torch.where(has_spread(utilities).unsqueeze(1), (share - 1.0) / sensitivity, 0.0)
 
 
-def listwise(weights: Tensor, scores: Tensor) -> Tensor:
-    """``G·(w − p)``, p = softmax of the scores within the group.
+@dataclass(frozen=True)
+class PassAtK:
+    """`pass_at_k` with its k."""
 
-    The listwise loss is, on-policy and to first order, a policy gradient with these advantages.
+    k: int = 4
 
-    Args:
-        weights: [P, G], each group sums to 1.
-        scores: [P, G] log-probs of the completions under the policy that sampled them, see
-            `weights.sequence_scores`.
-    """
-    return weights.shape[1] * (weights - torch.softmax(scores, dim=1))
+    def __call__(self, utilities: Tensor) -> Tensor:
+        return pass_at_k(utilities, self.k)
 
 
-def likelihood(weights: Tensor) -> Tensor:
-    """``G·w − 1``: on-policy, the weighted likelihood is a policy gradient with these advantages [P, G]."""
-    return weights.shape[1] * weights - 1.0
+@dataclass(frozen=True)
+class RiskSensitive:
+    """`risk_sensitive` with its β."""
+
+    sensitivity: float = 2.0
+    """Positive seeks, negative avoids risk; 0 is the limit of plain advantages."""
+
+    def __call__(self, utilities: Tensor) -> Tensor:
+        return risk_sensitive(utilities, self.sensitivity)
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """The advantages of an objective: of which kind, over what, and of which sign."""
+
+    kind: Advantage = dr_grpo
+    scale: Scale = over_group_std
+    positive_only: bool = False
+    """Drop negative advantages: a control that only imitates what went well."""
+
+    def __call__(self, utilities: Tensor, utility_std: UtilityStd | None = None) -> Tensor:
+        """Utilities [P, G] → advantages [P, G], exactly 0 in groups without spread."""
+        values = torch.where(has_spread(utilities).unsqueeze(1), self.kind(utilities), 0.0)
+        values = self.scale(values, utilities, utility_std)
+        return values.clamp(min=0.0) if self.positive_only else values

@@ -1,18 +1,195 @@
-"""The named objectives, and how a recipe finds them or one of its own.
+"""The named objectives, and how a recipe finds them or one of its own. Imports no torch until `build_objective`.
 
 `CATALOG` maps a name to an `ObjectiveSpec`; docs/paper_index.md maps papers to recipes. `find_objective` also takes
 ``module:NAME``, an `ObjectiveSpec` of somebody else's module: docs/guides/new_objective.md shows how to write one.
 """
 
-import importlib
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.errors import UsageError, did_you_mean
-from maxent_grpo.objectives.objective import Objective
-from maxent_grpo.objectives.spec import ObjectiveSpec
+from maxent_grpo.named import find_named
+from maxent_grpo.objectives.components import (
+    ADVANTAGE,
+    NUMBERS,
+    OBJECTIVE,
+    POLICY_LOSS,
+    SURROGATE,
+    SYNONYMS,
+    surrogate_of_loss_type,
+)
+from maxent_grpo.objectives.composition import Choice, Component
 
-__all__ = ["CATALOG", "Objective", "ObjectiveSpec", "find_objective"]
+if TYPE_CHECKING:
+    from maxent_grpo.objectives.objective import Objective
 
-DR_GRPO = ObjectiveSpec(scale_rewards="none", loss_type="dr_grpo")
+
+class ObjectiveSpec:
+    """An objective as flat settings: those that it sets; the others are its components' own. τ and β are not here.
+
+    Settings have their names of recipes (`components.NUMBERS` lists them), ``policy_loss`` where recipes say
+    ``maxent_loss``. ``advantage``, ``surrogate`` and ``policy_loss`` also take a value in place of a name: somebody's
+    function or component.
+
+    Raises:
+        UsageError: settings that are unknown, out of range, or contradict each other.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        unknown = [f"{name}: is no setting of an objective{did_you_mean(name, NUMBERS)}"
+                   for name in settings if name not in NUMBERS]  # fmt: skip
+        if unknown:
+            raise UsageError("; ".join(unknown))
+        known = {
+            name: SYNONYMS.get(value, value) if isinstance(value, str) else value
+            for name, value in settings.items()
+        }
+        self.settings: Mapping[str, Any] = MappingProxyType(known)
+        problems = [*out_of_range(self.settings)] or [*contradictions(self)]
+        if problems:
+            raise UsageError("; ".join(problems))
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a setting, the component's own where the objective says none."""
+        return self.settings[name] if name in self.settings else NUMBERS[name].default
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectiveSpec) and all(self[name] == other[name] for name in NUMBERS)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self[name] for name in NUMBERS))
+
+    def __repr__(self) -> str:
+        return f"ObjectiveSpec({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
+
+    def with_settings(self, **changes: Any) -> "ObjectiveSpec":
+        """This objective with other values of some settings."""
+        return ObjectiveSpec(**{**self.settings, **changes})
+
+    def has(self, trait: str, choice: Choice = POLICY_LOSS) -> bool:
+        """Whether the chosen component, the policy loss unless another choice is named, has a trait."""
+        chosen = choice.chosen(self.__getitem__)
+        return isinstance(chosen, Component) and trait in chosen.traits
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the objective has candidate weights w(τ, β): the MaxEnt family."""
+        return self.has("weights") or getattr(self["policy_loss"], "has_weights", False)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether its policy loss is a surrogate of single tokens."""
+        return self.has("tokens")
+
+    def takes_tokens(self, policy_loss: str | None) -> bool:
+        """The same with another policy loss, where one is given."""
+        return "tokens" in POLICY_LOSS.options[policy_loss].traits if policy_loss else self.has_tokens
+
+    @property
+    def has_own_scale(self) -> bool:
+        """Whether its advantages carry their published scale: ``scale_rewards`` must be ``none``."""
+        return self.has("own scale", ADVANTAGE)
+
+
+def build_objective(spec: ObjectiveSpec, **changes: Any) -> "Objective":
+    """The objective at work, of a composition and changes of its flat settings.
+
+    Raises:
+        UsageError: see `ObjectiveSpec`.
+    """
+    objective: Objective = OBJECTIVE.built((spec.with_settings(**changes) if changes else spec).__getitem__)
+    return objective
+
+
+def find_objective(name: str) -> ObjectiveSpec:
+    """The objective called ``name`` in the catalog, or the `ObjectiveSpec` that ``module:NAME`` is.
+
+    Raises:
+        UsageError: there is none; the message says what is wrong and what would do.
+    """
+    found: ObjectiveSpec = find_named(
+        "objective", name, CATALOG, "an ObjectiveSpec", lambda it: isinstance(it, ObjectiveSpec)
+    )
+    return found
+
+
+def out_of_range(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Values outside the range or the choices of their setting, each ``setting: what it must be``."""
+    for name, value in settings.items():
+        record = NUMBERS[name].setting
+        if record is None or value is None:
+            continue
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not record.holds(value):
+            yield f"{name}: {value} must be {record.range}"
+        options = POLICY_LOSS.options if name == "policy_loss" else record.choices
+        if isinstance(value, str) and options and value not in options:
+            yield f"{name}: {value!r} is not one of {', '.join(options)}"
+
+
+def contradictions(spec: ObjectiveSpec) -> Iterator[str]:
+    """What makes no sense together, each ``setting: why, and what to do``."""
+    loss, surrogate = spec["policy_loss"], SURROGATE.chosen(spec.__getitem__)
+    named = spec["surrogate"] or surrogate_of_loss_type(spec.__getitem__)
+    yield from _advantage_contradictions(spec)
+    if not spec.has_tokens and loss in POLICY_LOSS.options:
+        for name in ("tis_cap", "surrogate", "off_policy_mask_threshold", "top_entropy_quantile", "clip_cov_fraction",
+                     "kl_cov_fraction"):  # fmt: skip
+            if NUMBERS[name].is_on(spec.__getitem__) or (name == "surrogate" and named != "clip"):
+                yield f"{name}: acts on the surrogate of single tokens, and policy_loss={loss} has none; unset it"
+    implied = surrogate_of_loss_type(spec.__getitem__)
+    if implied != "clip" and named != implied:
+        yield (f"surrogate: loss_type={spec['loss_type']} names its own; unset it, or use loss_type=dapo")
+    if spec["delta"] is not None and not (
+        isinstance(surrogate, Component) and "delta" in surrogate.arguments
+    ):
+        yield "delta: caps the ratio of the clipped surrogate only; unset it"
+    if named == "cispo":
+        cap = spec["epsilon"] if spec["epsilon_high"] is None else spec["epsilon_high"]
+        if cap <= 1.0:
+            yield f"epsilon_high: under cispo it caps the ratio itself, and {cap} is not above 1; use 4 to 5"
+    if named == "vespo" and spec["importance_sampling_level"] != "token":
+        yield "importance_sampling_level: vespo weighs whole completions by itself; use token"
+    if named == "vespo" and spec["tis_cap"] is not None and spec["tis_level"] != "token":
+        yield "tis_level: vespo weighs whole completions by itself; use token"
+    longest, buffer = spec["max_completion_length"], spec["overlong_buffer"]
+    if spec["maxent_tilted_utility"] == "dr_grpo" and longest is None:
+        yield "maxent_tilted_utility: dr_grpo divides by max_completion_length; set it"
+    if spec["maxent_tau_mode_adaptive"] and loss != "tilted":
+        yield f"maxent_tau_mode_adaptive: is a temperature of tilted weights, and policy_loss={loss}; unset it"
+    if spec["clip_cov_low"] >= spec["clip_cov_high"]:
+        yield f"clip_cov_low: {spec['clip_cov_low']} must be below clip_cov_high={spec['clip_cov_high']}"
+    if buffer and longest is None:
+        yield "overlong_buffer: counts back from max_completion_length; set it"
+    elif buffer and buffer > longest:
+        yield f"overlong_buffer: {buffer} tokens do not fit into max_completion_length={longest}"
+
+
+def _advantage_contradictions(spec: ObjectiveSpec) -> Iterator[str]:
+    loss, advantage = spec["policy_loss"], spec["advantage"]
+    if spec["seed_grpo_enabled"] and loss != "clip":
+        yield (
+            "seed_grpo_enabled: scales the advantages of a GRPO-type objective, and "
+            f"policy_loss={loss} is none; unset it, or use policy_loss=clip"
+        )
+    if spec["kl_in_reward"] and loss != "clip":
+        yield (
+            f"kl_in_reward: policy_loss={loss} reads the reference in its own way; unset it, or use policy_loss=clip"
+        )
+    if spec["kl_in_reward"] and spec["kl_in_loss"]:
+        yield "kl_in_reward: kl_in_loss is on, and the KL would count twice; turn one of them off"
+    if spec.has_weights and not spec.has_tokens:
+        if advantage != "centered":
+            yield f"advantage: policy_loss={loss} learns from weights and has no advantages to choose; unset it"
+        if spec["positive_only"]:
+            yield f"positive_only: policy_loss={loss} has no advantages to drop; unset it"
+    elif not spec.has_tokens and spec["positive_only"]:
+        yield f"positive_only: {loss} matches a distribution, which low utilities define too; unset it"
+    if spec.has_own_scale and spec["scale_rewards"] != "none":
+        yield f"scale_rewards: advantage={advantage} has its own scale; use none"
+    if advantage == "risk_sensitive" and spec["risk_sensitivity"] == 0:
+        yield "risk_sensitivity: 0 is the limit of plain advantages; use advantage=centered"
+
 
 CATALOG: dict[str, ObjectiveSpec] = {
     # GRPO: Shao et al. 2024 (DeepSeekMath). Token ratio, deviation of the group, mean per completion.
@@ -20,7 +197,7 @@ CATALOG: dict[str, ObjectiveSpec] = {
     # The same with every token of the batch weighing the same, under TRL's name.
     "bnpo": ObjectiveSpec(loss_type="bnpo"),
     # Dr. GRPO: Liu et al. 2025 (Understanding R1-Zero-like training). No standard deviation, constant length.
-    "dr_grpo": DR_GRPO,
+    "dr_grpo": ObjectiveSpec(scale_rewards="none", loss_type="dr_grpo"),
     # DAPO: Yu et al. 2025. Token mean over the batch and clip-higher; its overlong shaping and dynamic sampling are
     # settings of the recipe (overlong_buffer, dynamic_sampling).
     "dapo": ObjectiveSpec(loss_type="dapo", epsilon=0.2, epsilon_high=0.28),
@@ -70,36 +247,7 @@ CATALOG: dict[str, ObjectiveSpec] = {
         scale_rewards="none",
         loss_type="dr_grpo",
         kl_in_loss=False,
-        length_normalize_ref=True,
+        maxent_length_normalize_ref=True,
     ),
 }
-"""Name → objective. A new objective is a function in its room and an entry here."""
-
-
-def find_objective(name: str) -> ObjectiveSpec:
-    """The objective called ``name`` in the catalog, or the `ObjectiveSpec` that ``module:NAME`` is.
-
-    Raises:
-        UsageError: there is none; the message says what is wrong and what would do.
-    """
-    if name in CATALOG:
-        return CATALOG[name]
-    module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute):
-        hint = did_you_mean(name, CATALOG)
-        raise UsageError(
-            f"objective: there is no {name!r}{hint}; known: {', '.join(CATALOG)}; your own: module:NAME"
-        )
-    try:
-        loaded = importlib.import_module(module)
-    # Importing runs somebody's module, which can raise anything: whatever it is, this name cannot be used.
-    except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(
-            f"objective: module {module!r} of {name!r} cannot be imported ({text}); is its directory on PYTHONPATH?"
-        ) from error
-    found = getattr(loaded, attribute, None)
-    if not isinstance(found, ObjectiveSpec):
-        what = f"has no {attribute!r}" if found is None else f"has a {type(found).__name__} there"
-        raise UsageError(f"objective: {name!r} must name an ObjectiveSpec, and module {module!r} {what}")
-    return found
+"""Name → objective."""

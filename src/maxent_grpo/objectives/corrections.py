@@ -1,43 +1,61 @@
-"""Corrections for tokens that another policy, or another implementation of the same policy, sampled."""
+"""Importance ratios of the policy, and corrections for tokens that another policy sampled."""
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from maxent_grpo.objectives.reduce import log_ratio, row_sums
+from maxent_grpo.objectives.reduce import log_ratio, row_means, row_sums
 
-CorrectionLevel = Literal["token", "sequence"]
-
-
-def importance_ratios(
-    old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor, level: CorrectionLevel = "token"
-) -> Tensor:
-    """``π_old / π_behaviour`` per token or per completion [B, T], without gradient, neither truncated nor masked."""
-    logs = log_ratio(old_logps, behaviour_logps, mask).detach()
-    if level == "sequence":
-        logs = row_sums(logs, mask).unsqueeze(1).expand_as(logs)
-    return logs.exp()
+Ratio = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""logps (with gradient), old_logps, mask, each [B, T] → π/π_old, [B, T] or [B, 1]; padding may hold anything."""
 
 
-def truncated_importance(
-    old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor, cap: float, level: CorrectionLevel = "token"
-) -> Tensor:
-    """``min(π_old / π_behaviour, cap)`` per token or per completion, without gradient.
+def token_ratio(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tensor:
+    """π/π_old of each token: [B, T], 1 at padding."""
+    return log_ratio(logps, old_logps, mask).exp()
 
-    Truncated importance sampling (Ionides 2008), as Yao et al. (2025) use it for language models.
 
-    It multiplies the surrogate where the sampler's log-probs differ from the learner's own for the same
-    weights, as an inference engine's do, or where the sampler was some updates behind.
+def sequence_ratio(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tensor:
+    """The geometric mean over the completion's tokens, one number for all of them (GSPO, Zheng et al. 2025, arXiv
+    2507.18071, eq. 7): [B, 1]."""
+    return row_means(log_ratio(logps, old_logps, mask), mask).unsqueeze(1).exp()
 
-    Args:
-        old_logps: [B, T] under the learner at the start of the updates.
-        behaviour_logps: [B, T] as the sampler reported them.
-        mask: [B, T] bool; padding may hold anything.
-        cap: largest factor, > 0.
-        level: ``sequence`` takes the ratio of whole completions, the same for each of their tokens: unbiased but for
-            the cap, and of a variance that grows with their length.
 
-    Returns:
-        [B, T]; per token, min(1, cap) at padding.
+def sequence_token_ratio(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tensor:
+    """`sequence_ratio` as value, the gradient of the single token (GSPO-token, in the same paper): [B, T]."""
+    difference = log_ratio(logps, old_logps, mask)
+    mean = row_means(difference, mask).unsqueeze(1)
+    return (mean.detach() + difference - difference.detach()).exp()
+
+
+def token_importance(old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor) -> Tensor:
+    """``π_old / π_behaviour`` per token [B, T], 1 at padding, without gradient."""
+    return log_ratio(old_logps, behaviour_logps, mask).detach().exp()
+
+
+def sequence_importance(old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor) -> Tensor:
+    """The same of whole completions, for each of their tokens [B, T].
+
+    Unbiased, but of a variance that grows with their length.
     """
-    return importance_ratios(old_logps, behaviour_logps, mask, level).clamp(max=cap)
+    logs = log_ratio(old_logps, behaviour_logps, mask).detach()
+    return row_sums(logs, mask).unsqueeze(1).expand_as(logs).exp()
+
+
+@dataclass(frozen=True)
+class TruncatedImportance:
+    """``min(π_old / π_behaviour, cap)``, what the surrogate is multiplied by.
+
+    Truncated importance sampling (Ionides 2008), as Yao et al. (2025) use it for language models: where the sampler's
+    log-probs differ from the learner's own for the same weights, as an inference engine's do, or where the sampler
+    was some updates behind.
+    """
+
+    cap: float
+    ratios: Callable[[Tensor, Tensor, Tensor], Tensor] = token_importance
+    """old_logps, behaviour_logps, mask → ratios [B, T], neither truncated nor masked."""
+
+    def factors(self, old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor) -> Tensor:
+        """The truncated ratios [B, T], without gradient."""
+        return self.ratios(old_logps, behaviour_logps, mask).clamp(max=self.cap)

@@ -6,39 +6,18 @@ pooled hidden state, and the entropy gap makes the policy sharper over its origi
 Originals carry seed id −1 and take part in neither the contrast nor the classification.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maxent_grpo.objectives.metrics import sum_stat
-from maxent_grpo.objectives.weights import sequence_scores
-from maxent_grpo.types import Batch, Denominators, Forward, Metrics, Signal, mean_stat
+from maxent_grpo.objectives.reduce import LossInputs, sequence_scores
+from maxent_grpo.stats import Metrics, mean_stat, sum_stat
+from maxent_grpo.types import Knobs, Signal
 
 SeedLoss = Literal["infonce", "ce"]
-
-
-@dataclass(frozen=True)
-class InfoSeedSpec:
-    """What InfoSeed adds to an objective."""
-
-    num_seeds: int
-    """S, the seeded completions of a group."""
-    loss_type: SeedLoss = "infonce"
-    """``infonce``: contrast of pooled states over the whole optimiser batch. ``ce``: cross-entropy of a seed head."""
-    coefficient: float = 0.0
-    """λ."""
-    temperature: float = 0.1
-    """Of the contrast's similarities."""
-    alpha_entropy: float = 0.0
-    """α."""
-
-    @property
-    def contrasts(self) -> bool:
-        """Whether the loss contrasts completions of different groups, so that it needs all of them at once."""
-        return self.loss_type == "infonce" and self.coefficient > 0
 
 
 def info_nce(pooled: Tensor, seed_ids: Tensor, temperature: float) -> Tensor:
@@ -98,62 +77,6 @@ def subset_entropy(scores: Tensor, subset: Tensor) -> Tensor:
     return -torch.where(subset, logs.exp() * logs, 0.0).sum(dim=1)
 
 
-def seed_term(
-    spec: InfoSeedSpec, forward: Forward, batch: Batch, signal: Signal, denominators: Denominators
-) -> tuple[Tensor, Metrics]:
-    """One micro-batch's share of ``λ·L_seed + α·(H_orig − H_seed)``, and of its metrics.
-
-    The entropies are those of the policy's own softmax over the group's originals, and over its seeded completions,
-    of log-probs per token: with gradient, unlike entropies of weights that the loss holds constant.
-
-    Raises:
-        ValueError: no seed ids, pooled states or seed logits where they are needed, or a contrast over one
-            micro-batch of several.
-    """
-    if batch.seed_ids is None:
-        raise ValueError("InfoSeed needs the seed ids of the batch")
-    scores = sequence_scores(forward.logps, batch.completion_mask, batch.group_size, length_normalize=True)
-    seeded = batch.seed_ids.view_as(scores) >= 0
-    original_entropy, seed_entropy = subset_entropy(scores, ~seeded), subset_entropy(scores, seeded)
-    metrics: Metrics = {
-        "seed/entropy/orig": mean_stat(original_entropy),
-        "seed/entropy/seed_aug": mean_stat(seed_entropy),
-        "seed/seed_aug_frac": mean_stat(seeded.float()),
-    }
-    seed_loss = entropy_gap = forward.logps.new_zeros(())
-    if spec.alpha_entropy > 0:
-        entropy_gap = spec.alpha_entropy * (original_entropy - seed_entropy).sum() / denominators.groups
-    if spec.loss_type == "ce":
-        logits = _given(forward.seed_logits, "seed logits")
-        right = logits.argmax(dim=1) == batch.seed_ids
-        metrics["seed/seed_pred_acc_aug"] = mean_stat(right.float(), batch.seed_ids >= 0)
-    if spec.coefficient > 0 and spec.loss_type == "ce":
-        count = denominators.groups * spec.num_seeds
-        seed_loss = spec.coefficient * seed_cross_entropy(logits, batch.seed_ids, count)
-    elif spec.coefficient > 0:
-        seed_loss = spec.coefficient * _contrast(spec, forward, batch, signal, denominators)
-    metrics |= {"loss/seed": sum_stat(seed_loss), "info_seed/entropy": sum_stat(entropy_gap)}
-    return seed_loss + entropy_gap, metrics
-
-
-def _contrast(
-    spec: InfoSeedSpec, forward: Forward, batch: Batch, signal: Signal, denominators: Denominators
-) -> Tensor:
-    """A micro-batch's share of the contrast over the whole optimiser batch, in value and gradient.
-
-    The gradient in the pooled states was computed over the whole batch beforehand (`contrast_gradient`), so that
-    ``⟨pooled, gradient⟩`` has the parameter gradient of the loss, whatever the split (GradCache, Gao et al. 2021).
-    """
-    pooled = _given(forward.pooled, "pooled states")
-    assert batch.seed_ids is not None, "seed_term refuses this"
-    if signal.contrast_losses is None or signal.contrast_gradient is None:
-        if batch.utilities.shape[0] != denominators.groups:
-            raise ValueError("a contrast needs the pooled states of the whole optimiser batch")
-        return info_nce(pooled, batch.seed_ids, spec.temperature)
-    tangent = (pooled - pooled.detach()) * signal.contrast_gradient.view_as(pooled)  # 0, with a gradient
-    return signal.contrast_losses.sum() + tangent.sum()
-
-
 def contrast_gradient(pooled: Tensor, seed_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """`info_nce_shares` of a whole optimiser batch, and the gradient of their sum in ``pooled``: [N], [N, D]."""
     with torch.enable_grad():
@@ -194,15 +117,109 @@ def seed_distances(states: Tensor) -> Tensor:
     return distances.mean(dim=1)
 
 
-@torch.no_grad()
-def state_metrics(spec: InfoSeedSpec, states: Tensor) -> Metrics:
-    """How far seeds can be told apart in the pooled states [P, S, D] of a whole optimiser batch, seeds in order."""
-    metrics: Metrics = {"seed/seed_diversity_l2": mean_stat(seed_distances(states))}
-    if states.shape[0] > 1:  # both compare across prompts
-        metrics["seed/seed_pred_acc"] = mean_stat(nearest_centroid(states).float())
-        if spec.loss_type == "infonce":
-            metrics["seed/seed_pred_acc_aug"] = mean_stat(nearest_neighbour(states).float())
-    return metrics
+@dataclass(frozen=True)
+class InfoSeed:
+    """A micro-batch's share of ``λ·L_seed + α·(H_orig − H_seed)``, and of its metrics.
+
+    The entropies are those of the policy's own softmax over the group's originals, and over its seeded completions,
+    of log-probs per token: with gradient, unlike entropies of weights that the loss holds constant.
+    """
+
+    num_seeds: int
+    """S, the seeded completions of a group."""
+    loss_type: SeedLoss = "infonce"
+    """``infonce``: contrast of pooled states over the whole optimiser batch. ``ce``: cross-entropy of a seed head."""
+    coefficient: float = 0.0
+    """λ"""
+    temperature: float = 0.1
+    """Of the contrast's similarities."""
+    alpha_entropy: float = 0.0
+    """α"""
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether the loss contrasts completions of different groups, so that it needs all of them at once."""
+        return self.loss_type == "infonce" and self.coefficient > 0
+
+    def needs_reference(self, beta: float) -> bool:
+        return False
+
+    def has_gradient(self, knobs: Knobs) -> bool:
+        return True
+
+    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
+        """The term, a scalar, and its metrics.
+
+        Raises:
+            ValueError: no seed ids, pooled states or seed logits where they are needed, or a contrast over one
+                micro-batch of several.
+        """
+        batch, forward = inputs.batch, inputs.forward
+        seed_ids = _given(batch.seed_ids, "seed ids of the batch")
+        scores = sequence_scores(forward.logps, inputs.mask, batch.group_size, length_normalize=True)
+        seeded = seed_ids.view_as(scores) >= 0
+        original_entropy, seed_entropy = subset_entropy(scores, ~seeded), subset_entropy(scores, seeded)
+        metrics: Metrics = {
+            "seed/entropy/orig": mean_stat(original_entropy),
+            "seed/entropy/seed_aug": mean_stat(seed_entropy),
+            "seed/seed_aug_frac": mean_stat(seeded.float()),
+        }
+        seed_loss = entropy_gap = inputs.zero
+        if self.alpha_entropy > 0:
+            gap = (original_entropy - seed_entropy).sum()
+            entropy_gap = self.alpha_entropy * gap / inputs.denominators.groups
+        if self.loss_type == "ce":
+            logits = _given(forward.seed_logits, "seed logits of the forward")
+            right = logits.argmax(dim=1) == seed_ids
+            metrics["seed/seed_pred_acc_aug"] = mean_stat(right.float(), seed_ids >= 0)
+            if self.coefficient > 0:
+                count = inputs.denominators.groups * self.num_seeds
+                seed_loss = self.coefficient * seed_cross_entropy(logits, seed_ids, count)
+        elif self.coefficient > 0:
+            seed_loss = self.coefficient * self._contrast(inputs, seed_ids)
+        metrics |= {"loss/seed": sum_stat(seed_loss), "info_seed/entropy": sum_stat(entropy_gap)}
+        return seed_loss + entropy_gap, metrics
+
+    def _contrast(self, inputs: LossInputs, seed_ids: Tensor) -> Tensor:
+        """A micro-batch's share of the contrast over the whole optimiser batch, in value and gradient.
+
+        The gradient in the pooled states was computed over the whole batch beforehand (`prepared`), so that
+        ``⟨pooled, gradient⟩`` has the parameter gradient of the loss, whatever the split (GradCache, Gao et al. 2021).
+        """
+        signal, pooled = inputs.signal, _given(inputs.forward.pooled, "pooled states of the forward")
+        if signal.contrast_losses is None or signal.contrast_gradient is None:
+            if inputs.batch.utilities.shape[0] != inputs.denominators.groups:
+                raise ValueError("a contrast needs the pooled states of the whole optimiser batch")
+            return info_nce(pooled, seed_ids, self.temperature)
+        tangent = (pooled - pooled.detach()) * signal.contrast_gradient.view_as(pooled)  # 0, with a gradient
+        return signal.contrast_losses.sum() + tangent.sum()
+
+    def prepared(self, signal: Signal, states: Tensor, seed_ids: Tensor, own: slice) -> Signal:
+        """The signal with the contrast over all ranks, for micro-batches that see a part of it.
+
+        Args:
+            states: [N, D] pooled states of the optimiser batch.
+            seed_ids: [N]
+            own: this rank's rows.
+        """
+        shares, gradient = contrast_gradient(states, seed_ids, self.temperature)
+        shape = signal.advantages.shape
+        return replace(
+            signal,
+            contrast_losses=shares[own].view(shape),
+            contrast_gradient=gradient[own].view(*shape, -1),
+        )
+
+    @torch.no_grad()
+    def state_metrics(self, states: Tensor) -> Metrics:
+        """How far seeds are told apart in the pooled states [P·S, D] of all seeded rows, seeds in order."""
+        states = states.view(-1, self.num_seeds, states.shape[-1])
+        metrics: Metrics = {"seed/seed_diversity_l2": mean_stat(seed_distances(states))}
+        if states.shape[0] > 1:  # both compare across prompts
+            metrics["seed/seed_pred_acc"] = mean_stat(nearest_centroid(states).float())
+            if self.loss_type == "infonce":
+                metrics["seed/seed_pred_acc_aug"] = mean_stat(nearest_neighbour(states).float())
+        return metrics
 
 
 def _directions(vectors: Tensor) -> Tensor:
@@ -212,5 +229,5 @@ def _directions(vectors: Tensor) -> Tensor:
 
 def _given(tensor: Tensor | None, name: str) -> Tensor:
     if tensor is None:
-        raise ValueError(f"InfoSeed needs the {name} of the forward")
+        raise ValueError(f"InfoSeed needs the {name}")
     return tensor

@@ -3,33 +3,138 @@
 A step calls `Objective.signal` once per batch, over whole groups and without gradient, and `Objective.loss` once per
 micro-batch. Losses add up over micro-batches and ranks because every denominator is global.
 
-The parts lie beside this file: `signals` (what a step learns from), `surrogate_loss` and `group_loss` (the policy
-loss), `penalties` and `infoseed` (what is added to it).
+An `Objective` is a handful of values that carry their own numbers: `catalog` makes it of flat settings.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from maxent_grpo.objectives import penalties, signals
-from maxent_grpo.objectives.group_loss import group_loss, taught_groups
-from maxent_grpo.objectives.infoseed import seed_term
-from maxent_grpo.objectives.metrics import sum_stat, utility_metrics
-from maxent_grpo.objectives.spec import GROUP_LOSSES, ObjectiveSpec
-from maxent_grpo.objectives.surrogate_loss import surrogate_loss
-from maxent_grpo.objectives.weights import closed_form_weights, tilted_weights
-from maxent_grpo.types import Batch, Denominators, Forward, Knobs, Metrics, Signal, mean_stat
+from maxent_grpo.objectives.advantages import GroupAdvantages, UtilityStd, utility_metrics
+from maxent_grpo.objectives.infoseed import InfoSeed
+from maxent_grpo.objectives.reduce import LossInputs, Reduction, sequence_mean
+from maxent_grpo.objectives.regularizers import BehaviourKL, ReferenceKL, TokenEntropy
+from maxent_grpo.objectives.token_loss import TokenLoss
+from maxent_grpo.stats import Metrics, mean_stat, sum_stat
+from maxent_grpo.types import Batch, Denominators, Forward, Knobs, Signal
+
+
+class PolicyLoss(Protocol):
+    """What improves the policy: `token_loss.TokenLoss`, and the values of `group_losses`."""
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it has candidate weights w(τ, β)."""
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether `Batch.answer_clusters` and `Batch.mode_counts` must be there."""
+
+    @property
+    def reads_logps(self) -> bool:
+        """Whether `signal` reads `Batch.behaviour_logps`."""
+
+    def needs_reference(self, beta: float) -> bool:
+        """Whether `Batch.reference_logps` must be there."""
+
+    def signal(
+        self, utilities: Tensor, advantages: Tensor, batch: Batch, knobs: Knobs
+    ) -> tuple[Signal, Metrics]:
+        """Shaped utilities and their advantages, both [P, G] → what the loss learns from."""
+
+    def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
+        """The candidate weights at other τ and β, differentiable in both: [P, G]."""
+
+    def has_gradient(self, signal: Signal) -> Tensor:
+        """Which groups can have a gradient: [P] bool. The loss of the others is constant."""
+
+    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
+        """A micro-batch's share, a scalar, and its metrics."""
+
+
+class Shaping(Protocol):
+    """A change of the utilities [P, G] before they become advantages or targets."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it reads `Batch.reference_logps` at β > 0."""
+
+    @property
+    def reads_logps(self) -> bool:
+        """Whether it reads `Batch.behaviour_logps`."""
+
+    def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
+        """The utilities [P, G], changed."""
+
+
+class Penalty(Protocol):
+    """A term that is added to the policy loss."""
+
+    def needs_reference(self, beta: float) -> bool:
+        """Whether `Batch.reference_logps` must be there."""
+
+    def has_gradient(self, knobs: Knobs) -> bool:
+        """Whether it pulls at all: then at every group."""
+
+    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
+        """A micro-batch's share, a scalar, and its metrics."""
 
 
 @dataclass(frozen=True)
 class Objective:
     """An objective as a step sees it: `signal`, `loss`, and for controllers that differentiate, `weights`."""
 
-    spec: ObjectiveSpec
+    policy_loss: PolicyLoss = field(default_factory=TokenLoss)
+    advantages: GroupAdvantages = field(default_factory=GroupAdvantages)
+    shaping: tuple[Shaping, ...] = ()
+    reduction: Reduction = sequence_mean
+    """Of per-token terms to a scalar, those of the KL terms included."""
+    kl: ReferenceKL = field(default_factory=ReferenceKL)
+    behaviour_kl: BehaviourKL = field(default_factory=BehaviourKL)
+    entropy: TokenEntropy = field(default_factory=TokenEntropy)
+    penalties: tuple[Penalty, ...] = ()
+    """Further terms of the loss."""
+    info_seed: InfoSeed | None = None
+    """What InfoSeed adds, on batches with seeded completions."""
+
+    @property
+    def terms(self) -> tuple[Penalty, ...]:
+        """All that is added to the policy loss, in order."""
+        seeds = () if self.info_seed is None else (self.info_seed,)
+        return (self.kl, self.behaviour_kl, self.entropy, *self.penalties, *seeds)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it has candidate weights w(τ, β)."""
+        return self.policy_loss.has_weights
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether `Forward.entropy` must be computed, with its gradient."""
+        return self.entropy.needs_entropy
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether `Batch.answer_clusters` and `Batch.mode_counts` must be there."""
+        return self.policy_loss.needs_answers
+
+    @property
+    def reads_logps(self) -> bool:
+        """Whether `signal` reads `Batch.behaviour_logps`."""
+        return self.policy_loss.reads_logps or any(shape.reads_logps for shape in self.shaping)
+
+    def needs_reference(self, beta: float) -> bool:
+        """Whether `Batch.reference_logps` must be there for a step with this β."""
+        parts: tuple[PolicyLoss | Penalty, ...] = (self.policy_loss, *self.terms)
+        shaped = beta > 0 and any(shape.needs_reference for shape in self.shaping)
+        return shaped or any(part.needs_reference(beta) for part in parts)
 
     @torch.no_grad()
-    def signal(self, batch: Batch, knobs: Knobs, utility_std: Tensor | None = None) -> tuple[Signal, Metrics]:
+    def signal(
+        self, batch: Batch, knobs: Knobs, utility_std: UtilityStd | None = None
+    ) -> tuple[Signal, Metrics]:
         """What a step learns from: advantages and, where the objective has them, candidate weights.
 
         On-policy and to first order, every objective is a policy gradient, and `Signal.advantages` are its
@@ -48,21 +153,14 @@ class Objective:
             ValueError: β > 0 in an objective with weights, or with the KL in the reward, and no reference log-probs
                 in the batch, or answer clusters or mode counts that the objective needs and the batch lacks.
         """
-        spec = self.spec
         metrics = utility_metrics(batch.utilities)
-        utilities = signals.shaped_utilities(spec, batch, knobs.beta)
-        if spec.shapes_utilities:
+        utilities = batch.utilities
+        for shape in self.shaping:
+            utilities = shape(utilities, batch, knobs)
+        if self.shaping:
             metrics["reward_shaped"] = mean_stat(utilities)
-        if spec.policy_loss in ("listwise", "likelihood"):
-            signal, more = signals.weighted_signal(spec, utilities, batch, knobs)
-            return signal, metrics | more
-        advantages = signals.scaled_advantages(spec, utilities, utility_std)
-        if spec.policy_loss == "tilted":
-            signal, more = signals.tilted_signal(spec, advantages, batch, knobs)
-        elif spec.policy_loss == "flow":
-            signal, more = signals.flow_signal(spec, advantages, batch)
-        else:
-            signal, more = signals.clip_signal(spec, advantages, batch)
+        advantages = self.advantages(utilities, utility_std)
+        signal, more = self.policy_loss.signal(utilities, advantages, batch, knobs)
         return signal, metrics | more
 
     def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
@@ -71,14 +169,7 @@ class Objective:
         Raises:
             ValueError: the objective has no weights, or see `closed_form_weights` and `tilted_weights`.
         """
-        if signal.log_q is None or not self.spec.has_weights:
-            raise ValueError(f"policy_loss={self.spec.policy_loss} has no candidate weights")
-        if self.spec.policy_loss == "tilted":
-            taus = tau if signal.tau_factor is None else tau * signal.tau_factor
-            return tilted_weights(signal.log_q, taus, signal.reference_scores, beta)
-        return closed_form_weights(
-            signal.log_q, signal.reference_scores, tau, beta, self.spec.weight_denominator
-        )
+        return self.policy_loss.weights(signal, tau, beta)
 
     def loss(
         self, forward: Forward, batch: Batch, signal: Signal, knobs: Knobs, denominators: Denominators
@@ -97,41 +188,18 @@ class Objective:
             The scalar to minimise, and metrics.
 
         Raises:
-            ValueError: the spec needs entropy or reference log-probs and they are not there.
+            ValueError: the objective needs entropy or reference log-probs and they are not there.
         """
-        spec = self.spec
-        metrics: Metrics = {}
-        if spec.policy_loss in GROUP_LOSSES:
-            loss = group_loss(spec, forward, batch, signal, denominators)
-        else:
-            loss, metrics = surrogate_loss(spec, forward, batch, signal, denominators)
+        inputs = LossInputs(forward, batch, signal, knobs, denominators, self.reduction)
+        loss, metrics = self.policy_loss(inputs)
         metrics |= {"loss/policy": sum_stat(loss)}
-        terms = [
-            penalties.reference_kl(spec, forward, batch, knobs, denominators),
-            penalties.behaviour_kl(spec, forward, batch, denominators),
-            penalties.entropy(spec, forward, batch, knobs, denominators),
-            penalties.kl_cov(spec, forward, batch, signal, denominators),
-        ]
-        if spec.info_seed is not None:
-            terms.append(seed_term(spec.info_seed, forward, batch, signal, denominators))
-        for term, more in terms:
-            loss, metrics = loss + term, metrics | more
+        for term in self.terms:
+            value, more = term(inputs)
+            loss, metrics = loss + value, metrics | more
         return loss, metrics | {"loss": sum_stat(loss)}
 
-    def teaching(self, batch: Batch, signal: Signal, knobs: Knobs) -> Tensor:
+    def has_gradient(self, batch: Batch, signal: Signal, knobs: Knobs) -> Tensor:
         """Which groups can have a gradient at all: [P] bool. The others' share of `loss` is constant."""
-        spec = self.spec
-        everywhere = (
-            (spec.kl_in_loss and knobs.beta > 0)
-            or spec.behaviour_kl_coef != 0.0
-            or spec.needs_entropy
-            or spec.kl_cov_fraction > 0
-            or spec.info_seed is not None
-            or callable(spec.surrogate)  # somebody's own may pull without an advantage
-        )
-        if everywhere:
+        if any(term.has_gradient(knobs) for term in self.terms):
             return torch.ones_like(batch.utilities[:, 0], dtype=torch.bool)
-        if spec.policy_loss in GROUP_LOSSES:
-            assert signal.log_q is not None, "`signal` gives it to these"
-            return taught_groups(spec, signal.log_q)
-        return (signal.advantages != 0).any(dim=1)
+        return self.policy_loss.has_gradient(signal)

@@ -6,14 +6,53 @@ read, NaN included, neither by the loss nor by its gradient.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from maxent_grpo.types import Denominators
+from maxent_grpo.types import Batch, Denominators, Forward, Knobs, Signal
 
-LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo", "luspo", "cispo", "sapo", "vespo"]
+Reduction = Callable[[Tensor, Tensor, Denominators], Tensor]
+"""Per-token values [B, T] (or [B, 1]), mask [B, T] → scalar."""
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What the terms of a micro-batch's loss read."""
+
+    forward: Forward
+    batch: Batch
+    signal: Signal
+    knobs: Knobs
+    denominators: Denominators
+    reduction: Reduction
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, T] bool"""
+        return self.batch.completion_mask
+
+    @property
+    def advantages(self) -> Tensor:
+        """[B]"""
+        return self.signal.advantages.flatten()
+
+    @property
+    def old_logps(self) -> Tensor:
+        """Log-probs [B, T] at the start of the rollout's updates: on-policy, the forward's own."""
+        if self.batch.old_logps is None:
+            return self.forward.logps.detach()
+        return self.batch.old_logps
+
+    @property
+    def zero(self) -> Tensor:
+        """The term that adds nothing: scalar."""
+        return self.forward.logps.new_zeros(())
+
+    def reduced(self, per_token: Tensor) -> Tensor:
+        """[B, T] or [B, 1] → a scalar, this micro-batch's share."""
+        return self.reduction(per_token, self.mask, self.denominators)
 
 
 def log_ratio(logps: Tensor, other_logps: Tensor, mask: Tensor) -> Tensor:
@@ -29,6 +68,19 @@ def row_sums(values: Tensor, mask: Tensor) -> Tensor:
 def row_means(values: Tensor, mask: Tensor) -> Tensor:
     """The mean of each row's unpadded values: [B, T] (or [B, 1]) → [B]; 0 for a row without tokens."""
     return row_sums(values, mask) / mask.sum(dim=1).clamp(min=1)
+
+
+def sequence_scores(logps: Tensor, mask: Tensor, group_size: int, length_normalize: bool) -> Tensor:
+    """Log-prob of each completion, summed over its tokens or averaged over them: [B, T] → [P, G].
+
+    Args:
+        logps: [B, T] per-token log-probs; padding may hold anything.
+        mask: [B, T] bool.
+        group_size: G; B must be a multiple of it.
+        length_normalize: divide by the number of tokens (at least 1).
+    """
+    rows = row_means(logps, mask) if length_normalize else row_sums(logps, mask)
+    return rows.view(-1, group_size)
 
 
 def sequence_mean(values: Tensor, mask: Tensor, denominators: Denominators) -> Tensor:
@@ -60,18 +112,3 @@ def sequence_sum(values: Tensor, mask: Tensor, denominators: Denominators) -> Te
     With a ratio per completion, every completion counts in proportion to its length, as its tokens would.
     """
     return row_sums(values, mask).sum() / denominators.sequences
-
-
-REDUCTIONS: dict[LossType, Callable[[Tensor, Tensor, Denominators], Tensor]] = {
-    "grpo": sequence_mean,
-    "bnpo": token_mean,
-    "dapo": token_mean,
-    "dr_grpo": fixed_length,
-    "luspo": sequence_sum,
-    "cispo": token_mean,
-    "sapo": sequence_mean,
-    "vespo": token_mean,
-}
-"""``loss_type`` → reduction of per-token values [B, T] (or [B, 1]) under a mask [B, T] to a scalar.
-
-The last three are TRL's names for a surrogate and the reduction that goes with it."""

@@ -5,10 +5,16 @@ micro-batches or ranks, so a selection does not depend on how a batch is cut. (T
 whatever lies in one micro-batch.) All functions return masks without gradient; padding is never selected.
 """
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from maxent_grpo.objectives.reduce import log_ratio, row_means
+from maxent_grpo.objectives.reduce import LossInputs, log_ratio, row_means
+from maxent_grpo.objectives.surrogates import ClipEvents
+from maxent_grpo.stats import Metrics, mean_stat, sum_stat
+from maxent_grpo.types import Knobs
 
 
 def high_entropy(entropy: Tensor, mask: Tensor, group_size: int, share: float) -> Tensor:
@@ -33,11 +39,11 @@ def covariance(advantages: Tensor, logps: Tensor, mask: Tensor, group_size: int)
     groups = mask.reshape(-1, group_size * mask.shape[1])
     count = groups.sum(dim=1, keepdim=True).clamp(min=1)
 
-    def centred(values: Tensor) -> Tensor:
+    def centered(values: Tensor) -> Tensor:
         mean = values.reshape(groups.shape).sum(dim=1, keepdim=True) / count
         return values - mean.repeat_interleave(group_size, dim=0)
 
-    return torch.where(mask, centred(spread_out) * centred(logps), 0.0)
+    return torch.where(mask, centered(spread_out) * centered(logps), 0.0)
 
 
 def largest(values: Tensor, candidates: Tensor, mask: Tensor, group_size: int, share: float) -> Tensor:
@@ -81,3 +87,73 @@ def on_policy_enough(
     """
     gap = row_means(log_ratio(behaviour_logps, logps.detach(), mask), mask)
     return ((advantages >= 0) | (gap <= threshold)).unsqueeze(1)
+
+
+class Selection(Protocol):
+    """Which tokens of a micro-batch carry the policy gradient."""
+
+    def __call__(self, inputs: LossInputs, events: ClipEvents) -> tuple[Tensor, Metrics]:
+        """The tokens kept, [B, T] bool; ``events``: where the surrogate's clip acts."""
+
+
+@dataclass(frozen=True)
+class OffPolicyMask:
+    """`on_policy_enough` completions alone."""
+
+    threshold: float
+
+    def __call__(self, inputs: LossInputs, events: ClipEvents) -> tuple[Tensor, Metrics]:
+        behaviour, mask = inputs.batch.behaviour_logps, inputs.mask
+        near = on_policy_enough(inputs.advantages, inputs.forward.logps, behaviour, mask, self.threshold)
+        return near.expand_as(mask), {"off_policy_mask/kept": mean_stat(near.float())}
+
+
+@dataclass(frozen=True)
+class TopEntropy:
+    """The `high_entropy` tokens alone."""
+
+    share: float
+
+    def __call__(self, inputs: LossInputs, events: ClipEvents) -> tuple[Tensor, Metrics]:
+        entropy = inputs.forward.entropy
+        if entropy is None:
+            raise ValueError("top_entropy_quantile needs Forward.entropy, and it is None")
+        top = high_entropy(entropy, inputs.mask, inputs.batch.group_size, self.share)
+        return top, {"top_entropy/kept": mean_stat(top.float(), inputs.mask)}
+
+
+@dataclass(frozen=True)
+class ClipCov:
+    """All tokens but those of `clip_cov`."""
+
+    share: float
+    low: float = 1.0
+    high: float = 5.0
+
+    def __call__(self, inputs: LossInputs, events: ClipEvents) -> tuple[Tensor, Metrics]:
+        mask, size = inputs.mask, inputs.batch.group_size
+        cov = covariance(inputs.advantages, inputs.forward.logps, mask, size)
+        dropped = clip_cov(cov, events.low | events.high, mask, size, self.share, self.low, self.high)
+        return ~dropped, {"clip_cov/dropped": mean_stat(dropped.float(), mask)}
+
+
+@dataclass(frozen=True)
+class KLCov:
+    """A penalty |log π/π_old| on the tokens of `kl_cov`."""
+
+    share: float
+    coefficient: float = 1.0
+
+    def needs_reference(self, beta: float) -> bool:
+        return False
+
+    def has_gradient(self, knobs: Knobs) -> bool:
+        return True
+
+    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
+        mask, size, logps = inputs.mask, inputs.batch.group_size, inputs.forward.logps
+        cov = covariance(inputs.advantages, logps, mask, size)
+        held = kl_cov(cov, mask, size, self.share)
+        distance = log_ratio(logps, inputs.old_logps, mask).abs()
+        penalty = self.coefficient * inputs.reduced(torch.where(held, distance, 0.0))
+        return penalty, {"loss/kl_cov": sum_stat(penalty), "kl_cov/held": mean_stat(held.float(), mask)}

@@ -1,9 +1,15 @@
 """SEED-GRPO: how much the answers of a group disagree, and what that does to its advantages."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from maxent_grpo.objectives.reduce import sequence_scores
+from maxent_grpo.stats import Metrics, extreme_stat, mean_stat
+from maxent_grpo.types import Batch, Knobs, Signal
 
 
 def semantic_entropy(clusters: Tensor, scores: Tensor) -> Tensor:
@@ -49,3 +55,47 @@ def seed_scale(entropy: Tensor, alpha: float) -> Tensor:
     entropy. α = 0 gives exactly 1.
     """
     return 1.0 / (1.0 + alpha * entropy)
+
+
+@dataclass(frozen=True)
+class SeedGRPO:
+    """Advantages times `seed_scale` of their group's semantic entropy: a reweighting of token losses."""
+
+    alpha: float = 0.0417
+    normalize_by_max_entropy: bool = True
+    length_normalize_logprobs: bool = True
+    """Weigh completions by their log-prob per token."""
+
+    has_weights: ClassVar[bool] = False
+    needs_answers: ClassVar[bool] = True
+    reads_logps: ClassVar[bool] = True
+
+    def signal(self, advantages: Tensor, batch: Batch, knobs: Knobs) -> tuple[Signal, Metrics]:
+        """The scaled advantages [P, G]."""
+        if batch.answer_clusters is None:
+            raise ValueError("seed_grpo_enabled needs Batch.answer_clusters, and it is None")
+        scores = sequence_scores(
+            batch.behaviour_logps, batch.completion_mask, batch.group_size, self.length_normalize_logprobs
+        )
+        entropy = semantic_entropy(batch.answer_clusters, scores)
+        alpha = effective_alpha(self.alpha, batch.group_size, self.normalize_by_max_entropy)
+        scale = seed_scale(entropy, alpha)
+        metrics = seed_metrics(entropy, scale, alpha, batch.group_size)
+        return Signal(advantages * scale.unsqueeze(1)), metrics
+
+    def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
+        raise ValueError("SEED-GRPO has no candidate weights")
+
+
+def seed_metrics(entropy: Tensor, scale: Tensor, alpha: float, group_size: int) -> Metrics:
+    """Statistics of SEED-GRPO: semantic entropy and scale [P], α_eff."""
+    return {
+        "seed_grpo/semantic_entropy_mean": mean_stat(entropy),
+        "seed_grpo/semantic_entropy_min": extreme_stat(entropy, "min"),
+        "seed_grpo/semantic_entropy_max": extreme_stat(entropy, "max"),
+        "seed_grpo/advantage_scale_mean": mean_stat(scale),
+        "seed_grpo/advantage_scale_min": extreme_stat(scale, "min"),
+        "seed_grpo/advantage_scale_max": extreme_stat(scale, "max"),
+        "seed_grpo/alpha_effective": mean_stat(entropy.new_tensor(alpha)),
+        "seed_grpo/max_possible_entropy": mean_stat(entropy.new_tensor(math.log(group_size))),
+    }

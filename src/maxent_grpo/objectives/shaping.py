@@ -1,11 +1,14 @@
 """Changes of the utilities [P, G] before they become advantages or targets."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from maxent_grpo.objectives.advantages import has_spread
-from maxent_grpo.objectives.reduce import row_sums
-from maxent_grpo.objectives.weights import sequence_scores
+from maxent_grpo.objectives.reduce import row_sums, sequence_scores
+from maxent_grpo.types import Batch, Knobs
 
 SPREAD_FLOOR = 1e-6
 """Floor of the standard deviation that a z-score divides by."""
@@ -84,3 +87,65 @@ def entropy_bonus(utilities: Tensor, logps: Tensor, mask: Tensor, coefficient: f
     deviation = utilities.std(correction=0)
     deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
     return utilities + coefficient * deviation * z
+
+
+@dataclass(frozen=True)
+class Unlikeliness:
+    """`unlikeliness` of the completions under the policy that sampled them."""
+
+    coefficient: float
+
+    reads_logps: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+
+    def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
+        scores = sequence_scores(
+            batch.behaviour_logps, batch.completion_mask, batch.group_size, length_normalize=False
+        )
+        return unlikeliness(utilities, scores, self.coefficient)
+
+
+@dataclass(frozen=True)
+class SoftOverlong:
+    """`soft_overlong` on top of the utilities."""
+
+    buffer: int
+    penalty: float
+    max_length: int
+
+    reads_logps: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
+
+    def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
+        lengths = batch.lengths.view_as(utilities).to(utilities.dtype)
+        return utilities + soft_overlong(lengths, self.max_length, self.buffer, self.penalty)
+
+
+@dataclass(frozen=True)
+class EntropyBonus:
+    """`entropy_bonus` by the policy that sampled."""
+
+    coefficient: float
+
+    reads_logps: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+
+    def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
+        return entropy_bonus(utilities, batch.behaviour_logps, batch.completion_mask, self.coefficient)
+
+
+@dataclass(frozen=True)
+class KLInReward:
+    """`kl_penalised` at the step's β."""
+
+    reads_logps: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+
+    def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
+        beta = knobs.beta
+        if beta == 0:
+            return utilities
+        if batch.reference_logps is None:
+            raise ValueError(f"beta={beta} takes a KL from the rewards, and the batch has no reference_logps")
+        mask = batch.completion_mask
+        return kl_penalised(utilities, batch.behaviour_logps, batch.reference_logps, mask, beta)

@@ -1,44 +1,24 @@
-"""Losses that improve the policy: surrogates of the importance ratio per token, and two losses over whole groups."""
+"""Surrogates: what the importance ratio and the advantage make of one token."""
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from maxent_grpo.objectives.reduce import log_ratio, row_means
-from maxent_grpo.types import Batch, Forward
-
-RatioLevel = Literal["token", "sequence", "sequence_token"]
+from maxent_grpo.objectives.corrections import TruncatedImportance
+from maxent_grpo.objectives.reduce import LossInputs, log_ratio, row_sums
 
 
-def old_logps(forward: Forward, batch: Batch) -> Tensor:
-    """Log-probs [B, T] at the start of the rollout's updates: on-policy, the forward's own."""
-    return forward.logps.detach() if batch.old_logps is None else batch.old_logps
+class ClipEvents(NamedTuple):
+    """Where the clip switched the gradient off: bool tensors of the shape of the ratio."""
 
-
-def ratio(logps: Tensor, old_logps: Tensor, mask: Tensor, level: RatioLevel) -> Tensor:
-    """Importance ratio of the policy to the one at the start of the updates, differentiable in ``logps``.
-
-    Args:
-        logps, old_logps: [B, T]; padding may hold anything.
-        mask: [B, T] bool.
-        level: ``token``: π/π_old of each token. ``sequence``: the geometric mean over the completion's
-            tokens, one number for all of them (GSPO, Zheng et al. 2025, arXiv 2507.18071, eq. 7).
-            ``sequence_token``: that number as value, the gradient of the single token (GSPO-token, in the same paper).
-
-    Returns:
-        [B, T] for ``token`` (1 at padding) and ``sequence_token``, [B, 1] for ``sequence``.
-    """
-    difference = log_ratio(logps, old_logps, mask)
-    match level:
-        case "token":
-            return difference.exp()
-        case "sequence":
-            return row_means(difference, mask).unsqueeze(1).exp()
-        case "sequence_token":
-            mean = row_means(difference, mask).unsqueeze(1)
-            return (mean.detach() + difference - difference.detach()).exp()
+    low: Tensor
+    """ρ < 1 − ε_low with A < 0"""
+    high: Tensor
+    """ρ > 1 + ε_high with A > 0"""
 
 
 def clipped(
@@ -130,45 +110,116 @@ def vespo(weights: Tensor, logps: Tensor, advantages: Tensor) -> Tensor:
     return -weights * advantages.unsqueeze(1) * logps
 
 
-class ClipEvents(NamedTuple):
-    """Where the clip switched the gradient off: bool tensors of the shape of the ratio."""
-
-    low: Tensor  # ρ < 1 − ε_low with A < 0
-    high: Tensor  # ρ > 1 + ε_high with A > 0
-
-
 def clip_events(ratio: Tensor, advantages: Tensor, epsilon_low: float, epsilon_high: float) -> ClipEvents:
     """Which entries of ``ratio`` ([B, T] or [B, 1]) the clip of `clipped` holds, given advantages [B]."""
     sign = advantages.unsqueeze(1)
     return ClipEvents((ratio < 1.0 - epsilon_low) & (sign < 0), (ratio > 1.0 + epsilon_high) & (sign > 0))
 
 
-def listwise(scores: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy from the weights to the policy's softmax within the group: ``−Σ_i w_i·log softmax_i(s)``.
+class Surrogate:
+    """A surrogate with its numbers: the loss of each token, of the ratio's shape, and where its clip acts."""
 
-    The gradient in s_i is p_i − w_i: zero exactly where the policy's distribution p over the group equals w.
+    corrects_itself: ClassVar[bool] = False
+    """Whether the importance correction is in its weights already."""
+    silent_at_zero: ClassVar[bool] = True
+    """Whether a completion of advantage 0 has no gradient."""
 
-    Args:
-        scores: [P, G] log-prob of each completion under the policy, see `weights.sequence_scores`.
-        weights: [P, G], each group sums to 1; constants.
+    def __call__(self, inputs: LossInputs, ratio: Tensor, correction: TruncatedImportance | None) -> Tensor:
+        """The loss per token; ``ratio`` [B, T] or [B, 1]. ``correction`` multiplies it unless it `corrects_itself`."""
+        raise NotImplementedError
 
-    Returns:
-        [P] in nats.
-    """
-    return -(weights * torch.log_softmax(scores, dim=1)).sum(dim=1)
+    def clip_events(self, ratio: Tensor, advantages: Tensor) -> ClipEvents:
+        """Nowhere, for surrogates without a clip."""
+        return clip_events(ratio, advantages, math.inf, math.inf)
 
 
-def weighted_likelihood(scores: Tensor, weights: Tensor) -> Tensor:
-    """Weighted log-likelihood with a baseline: ``−Σ_i (w_i − 1/G)·s_i``.
+@dataclass(frozen=True)
+class Clip(Surrogate):
+    """`clipped` within [1 − low, 1 + high]."""
 
-    Without the baseline 1/G, every sampled completion would be made more likely, the bad ones too; with it,
-    uniform weights have no gradient.
+    low: float = 0.2
+    high: float | None = None
+    """None: as ``low``."""
+    delta: float | None = None
+    """Upper cap of the unclipped ratio (dual clip). None: no cap."""
 
-    Args:
-        scores: [P, G] mean log-prob per token of each completion under the policy.
-        weights: [P, G], each group sums to 1; constants.
+    @property
+    def range(self) -> tuple[float, float]:
+        """ε below and ε above 1."""
+        return self.low, self.low if self.high is None else self.high
 
-    Returns:
-        [P].
-    """
-    return -((weights - 1.0 / weights.shape[1]) * scores).sum(dim=1)
+    def __call__(self, inputs: LossInputs, ratio: Tensor, correction: TruncatedImportance | None) -> Tensor:
+        return clipped(ratio, inputs.advantages, *self.range, self.delta)
+
+    def clip_events(self, ratio: Tensor, advantages: Tensor) -> ClipEvents:
+        return clip_events(ratio, advantages, *self.range)
+
+
+class Unclipped(Surrogate):
+    """`unclipped`."""
+
+    def __call__(self, inputs: LossInputs, ratio: Tensor, correction: TruncatedImportance | None) -> Tensor:
+        return unclipped(ratio, inputs.advantages)
+
+
+@dataclass(frozen=True)
+class CISPO(Surrogate):
+    """`cispo` with its cap."""
+
+    cap: float = 5.0
+
+    def __call__(self, inputs: LossInputs, ratio: Tensor, correction: TruncatedImportance | None) -> Tensor:
+        return cispo(ratio, inputs.forward.logps, inputs.advantages, self.cap)
+
+    def clip_events(self, ratio: Tensor, advantages: Tensor) -> ClipEvents:
+        return clip_events(ratio, advantages, math.inf, self.cap - 1.0)
+
+
+@dataclass(frozen=True)
+class SAPO(Surrogate):
+    """`sapo` with its temperatures."""
+
+    temperature_pos: float = 1.0
+    temperature_neg: float = 1.05
+
+    def __call__(self, inputs: LossInputs, ratio: Tensor, correction: TruncatedImportance | None) -> Tensor:
+        return sapo(ratio, inputs.advantages, self.temperature_pos, self.temperature_neg)
+
+
+@dataclass(frozen=True)
+class VESPO(Surrogate):
+    """`vespo` with its (k, λ) where A ≥ 0, and where A < 0. Its weights hold the importance correction."""
+
+    k_pos: float = 2.0
+    lambda_pos: float = 3.0
+    k_neg: float = 3.0
+    lambda_neg: float = 2.0
+
+    corrects_itself: ClassVar[bool] = True
+
+    def __call__(self, inputs: LossInputs, ratio: Tensor, correction: TruncatedImportance | None) -> Tensor:
+        mask = inputs.mask
+        per_token = log_ratio(inputs.forward.logps, inputs.old_logps, mask).detach().clamp(-20.0, 20.0)
+        if correction is not None:
+            factors = correction.factors(inputs.old_logps, inputs.batch.behaviour_logps, mask)
+            per_token = per_token + factors.log().clamp(*LOG_WEIGHT_RANGE)
+        pos, neg = (self.k_pos, self.lambda_pos), (self.k_neg, self.lambda_neg)
+        weights = vespo_weights(row_sums(per_token, mask), inputs.advantages, pos, neg)
+        return vespo(weights, inputs.forward.logps, inputs.advantages)
+
+
+@dataclass(frozen=True)
+class OwnSurrogate(Surrogate):
+    """Somebody's function of the ratio and the advantages [B]."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    silent_at_zero: ClassVar[bool] = False
+
+    def __call__(self, inputs: LossInputs, ratio: Tensor, correction: TruncatedImportance | None) -> Tensor:
+        return self.function(ratio, inputs.advantages)
+
+
+def own_surrogate(given: Surrogate | Callable[[Tensor, Tensor], Tensor]) -> Surrogate:
+    """A surrogate of somebody's: theirs, or made of their function."""
+    return given if isinstance(given, Surrogate) else OwnSurrogate(given)

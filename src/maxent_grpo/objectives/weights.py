@@ -5,12 +5,15 @@ tensors, so that a controller can ask how w responds to them.
 """
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from maxent_grpo.objectives.reduce import row_means, row_sums
+from maxent_grpo.objectives.reduce import sequence_scores
+from maxent_grpo.stats import Metrics, extreme_stat, mean_stat
+from maxent_grpo.types import Batch, Knobs, Signal
 
 WeightDenominator = Literal["tau_plus_beta", "tau"]
 
@@ -63,7 +66,7 @@ def closed_form_weights(
 
     Args:
         log_q: [P, G] log target, see `target_log_q`; only differences within a group matter.
-        reference_scores: [P, G] ℓ, see `sequence_scores`; only differences within a group matter. None where
+        reference_scores: [P, G] ℓ, see `reduce.sequence_scores`; only differences within a group matter. None where
             there is no reference.
         tau: τ ≥ 0, a number or a scalar tensor; infinite gives the uniform distribution.
         beta: β ≥ 0 and finite, a number or a scalar tensor; 0 drops the reference.
@@ -101,7 +104,7 @@ def tilted_weights(
     Args:
         utilities: [P, G] Ū, finite.
         tau: τ ≥ 0, in units of Ū; a number, a scalar tensor, or [P, 1], one per group (then all 0, or none).
-        reference_scores: [P, G], see `sequence_scores`. None: no reference.
+        reference_scores: [P, G], see `reduce.sequence_scores`. None: no reference.
         beta: β ≥ 0 and finite.
 
     Returns:
@@ -130,17 +133,101 @@ def weight_entropy(weights: Tensor) -> Tensor:
     return -(weights * weights.clamp(min=tiny).log()).sum(dim=-1)
 
 
-def sequence_scores(logps: Tensor, mask: Tensor, group_size: int, length_normalize: bool) -> Tensor:
-    """Log-prob of each completion, summed over its tokens or averaged over them: [B, T] → [P, G].
+def weight_metrics(weights: Tensor, log_q: Tensor, denominator: float | Tensor) -> Metrics:
+    """Statistics of the candidate weights and of their target, both [P, G]; ``denominator`` is τ+β or τ."""
+    entropy = weight_entropy(weights)
+    q_entropy = weight_entropy(log_q.exp())
+    group_size = weights.shape[1]
+    return {
+        "weight_entropy": mean_stat(entropy),
+        "weight_entropy_norm": mean_stat(entropy / math.log(group_size) if group_size > 1 else entropy),
+        "weight_entropy_min": extreme_stat(entropy, "min"),
+        "weight_entropy_max": extreme_stat(entropy, "max"),
+        "weight_norm_denom": mean_stat(
+            torch.as_tensor(denominator, dtype=weights.dtype, device=weights.device)
+        ),
+        "effective_rollouts": mean_stat(entropy.exp()),
+        "q_entropy_mean": mean_stat(q_entropy),
+        "q_entropy_min": extreme_stat(q_entropy, "min"),
+        "q_entropy_max": extreme_stat(q_entropy, "max"),
+    }
 
-    Args:
-        logps: [B, T] per-token log-probs; padding may hold anything.
-        mask: [B, T] bool.
-        group_size: G; B must be a multiple of it.
-        length_normalize: divide by the number of tokens (at least 1).
-    """
-    rows = row_means(logps, mask) if length_normalize else row_sums(logps, mask)
-    return rows.view(-1, group_size)
+
+def scores_of_reference(batch: Batch, per_token: bool) -> Tensor | None:
+    """The reference's log-prob of each completion [P, G], per token or in all; None without a reference."""
+    if batch.reference_logps is None:
+        return None
+    return sequence_scores(batch.reference_logps, batch.completion_mask, batch.group_size, per_token)
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """`closed_form_weights` of the utilities' `target_log_q`, as the losses over whole groups use them."""
+
+    q_temperature: float = 1.0
+    q_epsilon: float = 1e-6
+    denominator: WeightDenominator = "tau_plus_beta"
+    length_normalize_ref: bool = False
+    """Reference score per token instead of per completion."""
+
+    def signal(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> tuple[Signal, Metrics]:
+        """The weights, with all advantages 0."""
+        reference = scores_of_reference(batch, self.length_normalize_ref)
+        log_q = target_log_q(utilities, self.q_temperature, self.q_epsilon)
+        weights = closed_form_weights(log_q, reference, knobs.tau, knobs.beta, self.denominator)
+        divisor = knobs.tau + (knobs.beta if self.denominator == "tau_plus_beta" else 0.0)
+        signal = Signal(torch.zeros_like(weights), weights, log_q, reference)
+        return signal, weight_metrics(weights, log_q, divisor)
+
+    def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
+        """The weights at other τ and β."""
+        assert signal.log_q is not None, "`signal` sets it"
+        return closed_form_weights(signal.log_q, signal.reference_scores, tau, beta, self.denominator)
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """Advantages times G·w, w their `tilted_weights`: a reweighting of token losses."""
+
+    by_length_share: bool = False
+    """Tilt by each advantage's share A·T_i/``max_length`` of Dr. GRPO's objective instead of by A itself."""
+    max_length: int | None = None
+    length_normalize_ref: bool = False
+    mode_adaptive: bool = False
+    """τ_x = τ·`mode_adaptive_factor`, by the number of right answers of the prompt (`Batch.mode_counts`)."""
+
+    has_weights: ClassVar[bool] = True
+    reads_logps: ClassVar[bool] = False
+
+    @property
+    def needs_answers(self) -> bool:
+        return self.mode_adaptive
+
+    def signal(self, advantages: Tensor, batch: Batch, knobs: Knobs) -> tuple[Signal, Metrics]:
+        """The tilted advantages [P, G], the weights, and what they are made of."""
+        reference = scores_of_reference(batch, self.length_normalize_ref)
+        tilt = advantages
+        if self.by_length_share:
+            assert self.max_length is not None, "the catalog refuses this"
+            tilt = advantages * batch.lengths.view_as(advantages) / self.max_length
+        factor = None
+        if self.mode_adaptive:
+            if batch.mode_counts is None:
+                raise ValueError("maxent_tau_mode_adaptive needs Batch.mode_counts, and it is None")
+            factor = mode_adaptive_factor(batch.mode_counts.to(tilt.dtype))
+        tau = knobs.tau if factor is None else knobs.tau * factor
+        weights = tilted_weights(tilt, tau, reference, knobs.beta)
+        if knobs.tau != math.inf:  # at τ = ∞ it is the backbone itself, to the last bit
+            advantages = batch.group_size * weights * advantages
+        log_q = torch.log_softmax(tilt, dim=1)
+        signal = Signal(advantages, weights, log_q, reference, factor)
+        return signal, weight_metrics(weights, log_q, tau + knobs.beta)
+
+    def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
+        """The weights at other τ and β."""
+        assert signal.log_q is not None, "`signal` sets it"
+        taus = tau if signal.tau_factor is None else tau * signal.tau_factor
+        return tilted_weights(signal.log_q, taus, signal.reference_scores, beta)
 
 
 def _tempered_softmax(scores: Tensor, temperature: float | Tensor) -> Tensor:

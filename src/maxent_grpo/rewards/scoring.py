@@ -20,7 +20,8 @@ from maxent_grpo.rewards.registry import (
     Scores,
     TrainerState,
 )
-from maxent_grpo.types import Group, Metrics, Rollout, Stat, extreme_stat, mean_stat
+from maxent_grpo.stats import Metrics, Stat, extreme_stat, mean_stat
+from maxent_grpo.types import Group, Rollout
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from maxent_grpo.randomness import KeyPart
 
 if TYPE_CHECKING:
-    from maxent_grpo.types import Metrics, Prompt, Rollout
+    from maxent_grpo.stats import Metrics
+    from maxent_grpo.types import Prompt, Rollout
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from maxent_grpo.evaluate.training import Evaluation
 from maxent_grpo.models.adapters import with_adapter
 from maxent_grpo.models.loading import ModelSource, frozen_copy, load_policy, load_tokenizer, with_pad_token
 from maxent_grpo.models.policy import AdapterOff, PolicyForward
-from maxent_grpo.objectives.catalog import Objective
+from maxent_grpo.objectives.catalog import build_objective
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rewards.isolation import Isolation
 from maxent_grpo.rewards.math import check_golds
@@ -117,7 +117,7 @@ def build(settings: NativeSettings, given: Given) -> Run:
         output_dir=output_dir,
         plan=plan,
         cadence=cadence,
-        objective=Objective(settings.objective),
+        objective=build_objective(settings.objective),
         sampling=settings.sampling,
         tokenizer=tokenizer,
         learner=learner,
@@ -317,7 +317,7 @@ def make_learner(
         accelerator=accelerator,
         max_grad_norm=optimizer.max_grad_norm,
         max_completion_length=settings.sampling.max_completion_length,
-        differentiate_entropy=settings.objective.needs_entropy,
+        differentiate_entropy=build_objective(settings.objective).needs_entropy,
     )
 
 

@@ -17,6 +17,7 @@ from maxent_grpo.evaluate.training import exploration_metrics, summary
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.rollout.wrappers import with_seeded
+from maxent_grpo.stats import mean_stat
 from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.ranks import gathered, own_part, share
 from maxent_grpo.train.records import RunRecorder
@@ -24,7 +25,7 @@ from maxent_grpo.train.seed_evaluation import evaluate_seeds
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
-from maxent_grpo.types import Group, Prompt, Rollout, mean_stat
+from maxent_grpo.types import Group, Prompt, Rollout
 
 
 def train_inline(run: Run, recorder: RunRecorder) -> None:

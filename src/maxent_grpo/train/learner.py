@@ -31,7 +31,8 @@ SAME_NORM = 1e-5
 class Update:
     """What an optimiser step did."""
 
-    applied: bool  # False: the loss or a gradient was not finite, and nothing was stepped
+    applied: bool
+    """False: the loss or a gradient was not finite, and nothing was stepped."""
     metrics: dict[str, float]
 
 
@@ -127,7 +128,7 @@ class Learner:
             loss = loss + (forward.logps * torch.nan).sum()
         self.strategy.backward(loss * self.accelerator.num_processes)
 
-    def most(self, numbers: Sequence[int]) -> list[int]:
+    def max_over_ranks(self, numbers: Sequence[int]) -> list[int]:
         """The largest of each number over all ranks."""
         tensor = torch.tensor([numbers], device=self.device)
         return [int(number) for number in self.accelerator.gather(tensor).amax(dim=0)]
@@ -183,7 +184,7 @@ def with_reference(batch: Batch, reference: Reference, learner: Learner, plan: B
     """The batch with the frozen reference policy's log-probs [B, T] of its completions."""
     shape = (*batch.utilities.shape, batch.completion_ids.shape[1])
     logps = torch.zeros(shape, device=learner.device)
-    for part in scoring_batches(batch, plan, learner.most):
+    for part in scoring_batches(batch, plan, learner.max_over_ranks):
         with learner.accelerator.autocast():
             scored = reference(batch.select(part.groups))[0]
         logps[part.groups, :, : scored.shape[1]] = scored.view(len(part.groups), batch.group_size, -1).to(

@@ -3,7 +3,7 @@
 import torch
 from accelerate import Accelerator
 
-from maxent_grpo.types import Metrics, Stat
+from maxent_grpo.stats import Metrics
 
 
 class Meter:
@@ -11,13 +11,12 @@ class Meter:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        self._stats: dict[str, Stat] = {}
+        self._stats: Metrics = {}
 
     def add(self, metrics: Metrics) -> None:
         """Merge statistics: sums and means add, extremes compete."""
         for name, new in metrics.items():
-            old = self._stats.get(name)
-            self._stats[name] = new if old is None else _merge(old, new)
+            self._stats[name] = self._stats[name].merged(new) if name in self._stats else new
 
     def taken(self) -> Metrics:
         """This process's statistics as they are, to be added to another meter. Empties this one."""
@@ -49,10 +48,3 @@ class Meter:
             elif kind in ("min", "max"):
                 numbers[name] = float(values.min() if kind == "min" else values.max())
         return numbers
-
-
-def _merge(old: Stat, new: Stat) -> Stat:
-    if old.kind in ("mean", "sum"):
-        return Stat(old.value + new.value, old.weight + new.weight, old.kind)
-    pick = torch.minimum if old.kind == "min" else torch.maximum
-    return Stat(pick(old.value, new.value), old.weight, old.kind)

@@ -1,14 +1,14 @@
 """Which groups go through the model together: whole groups, in passes that every rank makes equally often."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from maxent_grpo.config.plan import BatchPlan
 from maxent_grpo.types import Batch, consecutive
 
-Most = Callable[[Sequence[int]], list[int]]
+MaxOverRanks = Callable[[Sequence[int]], list[int]]
 """The largest of each number over all ranks. Sharded parameters are gathered in every forward and backward pass, so
 ranks must make equally many: one with fewer parts than another repeats its smallest group without counting it."""
 
@@ -18,31 +18,36 @@ class MicroBatch:
     """One pass of a process through the model."""
 
     groups: list[int]
-    teaches: bool  # whether it needs a backward pass
-    counts: bool = (
-        True  # False: it keeps step with other ranks, and neither its gradient nor its metrics are used
-    )
+    needs_backward: bool
+    counts: bool = True
+    """False: it keeps step with other ranks, and neither its gradient nor its metrics are used."""
+    last: bool = False
+    """Whether it is the last one with a backward pass."""
 
 
-def micro_batches(batch: Batch, plan: BatchPlan, teaching: Tensor, most: Most) -> list[MicroBatch]:
+def micro_batches(
+    batch: Batch, plan: BatchPlan, has_gradient: Tensor, max_over_ranks: MaxOverRanks
+) -> list[MicroBatch]:
     """The passes over ``batch`` (this rank's share) in a step: first those with a backward pass, then those without.
 
     There is at least one with a backward pass: an optimiser steps on a gradient of zero, not on none.
 
     Args:
-        teaching: [P] bool, the groups that need a backward pass.
-        most: see `Most`.
+        has_gradient: [P] bool, the groups that need a backward pass.
+        max_over_ranks: see `MaxOverRanks`.
     """
-    taught = _parts(batch, plan, _where(teaching))
-    rest = _parts(batch, plan, _where(~teaching))
-    passes, passes_without = most([len(taught), len(rest)])
-    return _filled(batch, taught, max(1, passes), True) + _filled(batch, rest, passes_without, False)
+    with_gradient = _parts(batch, plan, _where(has_gradient))
+    rest = _parts(batch, plan, _where(~has_gradient))
+    passes, passes_without = max_over_ranks([len(with_gradient), len(rest)])
+    backward = _filled(batch, with_gradient, max(1, passes), True)
+    backward[-1] = replace(backward[-1], last=True)
+    return backward + _filled(batch, rest, passes_without, False)
 
 
-def scoring_batches(batch: Batch, plan: BatchPlan, most: Most) -> list[MicroBatch]:
+def scoring_batches(batch: Batch, plan: BatchPlan, max_over_ranks: MaxOverRanks) -> list[MicroBatch]:
     """The passes over ``batch`` for a policy that is not trained."""
     parts = _parts(batch, plan, list(range(batch.utilities.shape[0])))
-    return _filled(batch, parts, most([len(parts)])[0], False)
+    return _filled(batch, parts, max_over_ranks([len(parts)])[0], False)
 
 
 def _parts(batch: Batch, plan: BatchPlan, groups: list[int]) -> list[list[int]]:
@@ -58,10 +63,10 @@ def _parts(batch: Batch, plan: BatchPlan, groups: list[int]) -> list[list[int]]:
     return packed_by_tokens(ordered, batch.group_tokens.tolist(), plan.micro_tokens)
 
 
-def _filled(batch: Batch, parts: list[list[int]], needed: int, teaches: bool) -> list[MicroBatch]:
-    passes = [MicroBatch(part, teaches) for part in parts]
+def _filled(batch: Batch, parts: list[list[int]], needed: int, needs_backward: bool) -> list[MicroBatch]:
+    passes = [MicroBatch(part, needs_backward) for part in parts]
     smallest = [int(batch.group_tokens.argmin())]
-    return passes + [MicroBatch(smallest, teaches, counts=False)] * (needed - len(parts))
+    return passes + [MicroBatch(smallest, needs_backward, counts=False)] * (needed - len(parts))
 
 
 def packed_by_tokens(groups: Sequence[int], tokens: Sequence[int], budget: int) -> list[list[int]]:

@@ -54,6 +54,6 @@ def pooled_states(run: Run, groups: list[Group]) -> Tensor:
     policy = run.learner.policy
     was_training = policy.training
     policy.eval()
-    pooled = run.learner.pooled(batch, scoring_batches(batch, run.plan, run.learner.most))
+    pooled = run.learner.pooled(batch, scoring_batches(batch, run.plan, run.learner.max_over_ranks))
     policy.train(was_training)
     return pooled.float().cpu().view(*batch.utilities.shape, -1)

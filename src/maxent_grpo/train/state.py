@@ -13,7 +13,7 @@ from maxent_grpo.controllers.controller import Controllers
 from maxent_grpo.data.prompts import SeedPrompts
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.evaluate.training import Evaluation
-from maxent_grpo.objectives.catalog import Objective
+from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
 from maxent_grpo.train.learner import Learner, Reference

@@ -8,7 +8,6 @@ follows the objective itself.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,14 @@ from maxent_grpo.controllers.controller import Controllers, Measurement
 from maxent_grpo.controllers.settings import ControllerSettings
 from maxent_grpo.controllers.state_file import read_state, write_state
 from maxent_grpo.errors import UsageError
-from maxent_grpo.objectives.catalog import CATALOG
+from maxent_grpo.objectives.advantages import dr_grpo
+from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec, build_objective
+from maxent_grpo.objectives.components import NUMBERS
 from maxent_grpo.objectives.objective import Objective
-from maxent_grpo.objectives.regularizers import kl_estimate
-from maxent_grpo.objectives.spec import ObjectiveSpec
+from maxent_grpo.objectives.token_loss import TokenLoss
+from maxent_grpo.stats import Metrics, Stat, mean_stat
 from maxent_grpo.tasks.registry import answer_clusters
-from maxent_grpo.types import Batch, Metrics, Signal, Stat, mean_stat
+from maxent_grpo.types import Batch, Signal
 
 TRL_ONLY_TAU = 0.05
 """τ where the arguments are TRL's own: that of the shipped MaxEnt recipes."""
@@ -39,13 +40,13 @@ BEYOND_ADVANTAGES = (
     "surrogate",
     "tis_cap",
     "behaviour_kl_coef",
-    "adaptive_entropy",
+    "use_adaptive_entropy",
     "clip_cov_fraction",
     "kl_cov_fraction",
     "entropy_bonus_coef",
-    "mode_adaptive_tau",
+    "maxent_tau_mode_adaptive",
 )
-"""Settings of `ObjectiveSpec` that are no advantage: they need the native loop's loss, or data that TRL has not."""
+"""Settings of an objective that are no advantage: they need the native loop's loss, or data that TRL has not."""
 
 
 class MaxEntGRPOTrainer(GRPOTrainer):
@@ -67,12 +68,12 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         super().__init__(*arguments, **keywords)
         assert isinstance(self.args, TRLConfig), "TRL's trainer takes no other"
         spec, settings = settings_of(self.args)
-        self.objective = Objective(spec)
+        self.objective = build_objective(spec)
         self.controllers = Controllers.start(settings)
-        self._beta_in_loss = spec.kl_in_loss or not isinstance(self.args, GRPOConfig)
+        self._beta_in_loss = spec["kl_in_loss"] or not isinstance(self.args, GRPOConfig)
         if not self._beta_in_loss:
             self.beta = 0.0  # the reference acts through the weights: TRL must not add its KL term as well
-        self._changes_advantages = bool(changes_advantages(spec))
+        self._changes_advantages = changes_advantages(self.objective)
         self._controlled_step = -1
         self._rewards: Tensor | None = None  # [B, functions] of all processes, as TRL gathered them
         self._answers: list[
@@ -112,18 +113,14 @@ class MaxEntGRPOTrainer(GRPOTrainer):
     def _whole_batch(self, output: Mapping[str, Any]) -> tuple[Batch, Tensor]:
         """The completions of all processes, and which of them any reward function scored [B]."""
         assert self._rewards is not None, "TRL scores before it returns"
-        spec = self.objective.spec
         mask = self._gathered(output["completion_mask"]).bool()
-        controlled = self.controllers.settings.kl_target > 0
-        needs_logps = (
-            spec.policy_loss == "listwise" or spec.seed_grpo_enabled or spec.unlikeliness_coef or controlled
-        )
+        needs_logps = self.objective.reads_logps or self.controllers.settings.kl_target > 0
         behaviour = (
             self._behaviour_logps(output) if needs_logps else torch.zeros_like(output["completion_mask"])
         )
         reference = output.get("ref_per_token_logps")
         utilities, scored = self._utilities(self._rewards)
-        clusters = self._answer_clusters().view_as(utilities) if spec.seed_grpo_enabled else None
+        clusters = self._answer_clusters().view_as(utilities) if self.objective.needs_answers else None
         batch = Batch(
             prompt_ids=mask.new_zeros(
                 utilities.shape[0], 1, dtype=torch.long
@@ -187,8 +184,8 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         """KL(policy ‖ reference) at the rollout, where the reference was scored and the KL is controlled."""
         if batch.reference_logps is None or not self.controllers.settings.kl_target:
             return {}
-        mask, estimator = batch.completion_mask, self.objective.spec.kl_estimator
-        kl = kl_estimate(batch.behaviour_logps, batch.reference_logps, mask, estimator)
+        mask = batch.completion_mask
+        kl = self.objective.kl.estimator(batch.behaviour_logps, batch.reference_logps, mask)
         return {"kl": mean_stat(kl, mask)}
 
     def _control(self, signal: Signal, measured: Mapping[str, float]) -> dict[str, float]:
@@ -230,12 +227,11 @@ def settings_of(args: TRLConfig) -> tuple[ObjectiveSpec, ControllerSettings]:
     if not isinstance(args, GRPOConfig):
         # TRL leaves one of "group", "batch" and "none" in scale_rewards
         scale = "batch" if args.multi_objective_aggregation == "normalize_then_sum" else args.scale_rewards
-        spec = replace(CATALOG["tilted"], scale_rewards=scale, kl_in_loss=False)  # type: ignore[arg-type]
+        spec = CATALOG["tilted"].with_settings(scale_rewards=scale, kl_in_loss=False)
         return spec, ControllerSettings(tau=TRL_ONLY_TAU, beta=0.0)
     spec = objective_spec(args)
-    default = ObjectiveSpec()
-    beyond = [name for name in BEYOND_ADVANTAGES if getattr(spec, name) != getattr(default, name)]
-    if spec.policy_loss == "flow":
+    beyond = [name for name in BEYOND_ADVANTAGES if spec[name] != NUMBERS[name].default]
+    if spec.has("reference"):
         beyond.append("objective")
     if beyond:
         raise UsageError(
@@ -249,10 +245,11 @@ def settings_of(args: TRLConfig) -> tuple[ObjectiveSpec, ControllerSettings]:
     return spec, controller_settings(args, max(args.max_steps, 1))
 
 
-def changes_advantages(spec: ObjectiveSpec) -> bool:
-    """Whether its advantages are others than TRL's centred and scaled rewards."""
-    other = spec.advantage != "centred" or spec.positive_only or spec.shapes_utilities
-    return spec.has_weights or spec.seed_grpo_enabled or other
+def changes_advantages(objective: Objective) -> bool:
+    """Whether its advantages are others than TRL's centered and scaled rewards."""
+    advantages, loss = objective.advantages, objective.policy_loss
+    plain = advantages.kind is dr_grpo and not advantages.positive_only and not objective.shaping
+    return not (plain and isinstance(loss, TokenLoss) and loss.reweighting is None)
 
 
 def text_of(completion: Any) -> str:

@@ -62,7 +62,7 @@ class IngredientFields:
 
     advantage: str | None = setting(
         None,
-        "Advantage of a completion in its group: centred, rloo, maxrl, pass_at_k or risk_sensitive; unset: the "
+        "Advantage of a completion in its group: centered, rloo, maxrl, pass_at_k or risk_sensitive; unset: the "
         "objective's own.",
     )
     pass_k: int | None = setting(

@@ -27,7 +27,7 @@ from maxent_grpo.rollout.vllm.protocol import (
     ResponseError,
     parse,
 )
-from maxent_grpo.types import Metrics, Stat
+from maxent_grpo.stats import Metrics, Stat
 
 T = TypeVar("T")
 

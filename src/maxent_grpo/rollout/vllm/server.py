@@ -40,7 +40,8 @@ from maxent_grpo.rollout.vllm.protocol import (
     request_body,
 )
 from maxent_grpo.rollout.weight_sync.sync import WeightSync, server_weight_sync
-from maxent_grpo.types import Metrics, Prompt, Rollout
+from maxent_grpo.stats import Metrics
+from maxent_grpo.types import Prompt, Rollout
 
 logger = logging.getLogger(__name__)
 

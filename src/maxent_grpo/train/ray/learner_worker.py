@@ -18,6 +18,7 @@ from maxent_grpo.evaluate.training import exploration_metrics
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.rewards.scoring import group_metrics
+from maxent_grpo.stats import Metrics, Stat, extreme_stat, mean_stat
 from maxent_grpo.train.build import build, load_model, make_reference, start_accelerator
 from maxent_grpo.train.checkpoint import BUFFER, group_from_json, load_checkpoint, save_final
 from maxent_grpo.train.drivers import evaluate, next_groups, seed_libraries, update
@@ -35,7 +36,7 @@ from maxent_grpo.train.ray.messages import (
 from maxent_grpo.train.records import RecordFiles, open_recorder
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.stopping import forget_request
-from maxent_grpo.types import Batch, Group, Metrics, Stat, extreme_stat, mean_stat
+from maxent_grpo.types import Batch, Group
 
 TICKETS_FILE = "tickets.jsonl"
 """The prompts that each rollout trained on, and the version under which each was sampled."""

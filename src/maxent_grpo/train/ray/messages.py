@@ -11,9 +11,10 @@ from torch import Tensor
 
 from maxent_grpo.config.run_settings import NativeSettings
 from maxent_grpo.errors import RunError
+from maxent_grpo.stats import Metrics
 from maxent_grpo.train.build import Given
 from maxent_grpo.train.ray.buffer import Held
-from maxent_grpo.types import Group, Metrics, Prompt
+from maxent_grpo.types import Group, Prompt
 
 Weights = Mapping[str, Tensor]
 """Trained parameters by name, on the CPU."""

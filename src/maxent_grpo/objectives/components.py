@@ -1,0 +1,294 @@
+"""The components that objectives are made of, and the settings that give them their numbers.
+
+`OBJECTIVE` is the tree of all of them. A component's line names its class and, beside each argument, the setting that
+gives it: recipes, command lines, validation, help and documentation follow from these records. A new component is a
+function or class in the module of its kind, and a line here. Imports no torch.
+"""
+
+from typing import Any, Literal
+
+from maxent_grpo.objectives.composition import Choice, Component, Every, Number, Part, Settings
+from maxent_grpo.settings import Setting
+
+TRAINED, MAXENT, DIVERGENCES = "What is trained", "MaxEnt over the group", "Divergences and corrections"
+INGREDIENTS = "Advantages, surrogates, regularisers: docs/paper_index.md says which paper is which"
+INFO_SEED = "Seeded prompts, and the loss that tells their completions apart"
+
+
+def own(name: str, kind: Any, default: Any, text: str, topic: str = INGREDIENTS, **facts: Any) -> Number:
+    """A number whose setting, where unset, takes the objective's own value: ``default`` unless that says another."""
+    key = facts.pop("key", name)
+    return Number(
+        name, default, Setting(key, kind | None, None, text, topic, unset="the objective's own", **facts)
+    )
+
+
+def given(name: str, kind: Any, default: Any, text: str, topic: str, **facts: Any) -> Number:
+    """A number that the recipe's setting gives in any case."""
+    return Number(name, default, Setting(name, kind, default, text, topic, **facts))
+
+
+def native(name: str, kind: Any, default: Any, text: str, **facts: Any) -> Number:
+    """An `own` number that TRL's trainer does not read."""
+    return own(name, kind, default, text, route="native", **facts)
+
+
+# fmt: off
+OWN_SCALE = frozenset({"own scale"})
+ADVANTAGES = {
+    "centered": Component("advantages:dr_grpo"),
+    "rloo": Component("advantages:rloo"),
+    "maxrl": Component("advantages:maxrl", traits=OWN_SCALE),
+    "pass_at_k": Component("advantages:PassAtK", {"k": native("pass_k", int, 4,
+        "k of the pass_at_k advantage, at most num_generations; unset: the objective's own, 4.", ge=1,
+    )}, traits=OWN_SCALE),
+    "risk_sensitive": Component("advantages:RiskSensitive", {"sensitivity": native("risk_sensitivity", float, 2.0,
+        "β of the risk_sensitive advantage: > 0 seeks risk; unset: the objective's own, 2.",
+    )}, traits=OWN_SCALE),
+}
+SCALES = {
+    "group": Component("advantages:over_group_std"),
+    "batch": Component("advantages:over_batch_std"),
+    "none": Component("advantages:unscaled"),
+}
+ADVANTAGE = Choice(native("advantage", str, "centered",
+    "Advantage of a completion in its group: centered, rloo, maxrl, pass_at_k or risk_sensitive; unset: the "
+    "objective's own."), ADVANTAGES)
+GROUP_ADVANTAGES = Component("advantages:GroupAdvantages", {
+    "kind": ADVANTAGE,
+    "scale": Choice(own("scale_rewards", str | bool, "group",
+        "Divide advantages by the standard deviation of the group (group, true), of the batch (batch), or not at all "
+        "(none, false); unset: the objective's own.", TRAINED), SCALES),
+    "positive_only": native("positive_only", bool, False,
+        "Drop negative advantages (a control); unset: the objective's own, false."),
+})
+
+# Shaping of utilities, in the order in which it is done.
+LONGEST = Number("max_completion_length", None)
+UNLIKELINESS = native("unlikeliness_coef", float, 0.0,
+    "β_rank of the unlikeliness reward, 0 to 1; 0: off; unset: the objective's own.", ge=0, le=1)
+ENTROPY_BONUS = native("entropy_bonus_coef", float, 0.0,
+    "Utility bonus for completions of high token entropy within their group, in batch standard deviations; unset: "
+    "the objective's own.", ge=0)
+OVERLONG = native("overlong_buffer", int, 0,
+    "Soft overlong punishment (DAPO): tokens before max_completion_length over which it grows; 0: off.", ge=0)
+KL_IN_REWARD = given("kl_in_reward", bool, False,
+    "Subtract beta times the KL to the reference, summed over a completion's tokens, from its utility instead of "
+    "adding it to a GRPO loss.", DIVERGENCES, route="native")
+SHAPING = Every((
+    Component("shaping:Unlikeliness", {"coefficient": UNLIKELINESS}, on=UNLIKELINESS),
+    Component("shaping:SoftOverlong", {
+        "buffer": OVERLONG,
+        "penalty": native("overlong_penalty", float, 1.0,
+            "Utility that a completion at max_completion_length loses to the soft overlong punishment; unset: 1.",
+            ge=0),
+        "max_length": LONGEST,
+    }, on=OVERLONG),
+    Component("shaping:EntropyBonus", {"coefficient": ENTROPY_BONUS}, on=ENTROPY_BONUS),
+    Component("shaping:KLInReward", on=KL_IN_REWARD),
+))
+
+# Losses of single tokens. Of the reductions, the last three are TRL's names for a surrogate and what goes with it.
+REDUCTION = Choice(own("loss_type", str, "grpo",
+    "Denominator of the token losses: grpo, bnpo, dapo, dr_grpo, luspo, or cispo, sapo, vespo, which name a surrogate "
+    "too; unset: the objective's own (TRL's dapo where none is named).", TRAINED), {
+    "grpo": Component("reduce:sequence_mean"),
+    "bnpo": Component("reduce:token_mean"),
+    "dapo": Component("reduce:token_mean"),
+    "dr_grpo": Component("reduce:fixed_length"),
+    "luspo": Component("reduce:sequence_sum"),
+    "cispo": Component("reduce:token_mean"),
+    "sapo": Component("reduce:sequence_mean"),
+    "vespo": Component("reduce:token_mean"),
+})
+EPSILON = own("epsilon", float, 0.2,
+    "Lower clip range of the probability ratio; unset: the objective's own (TRL's 0.2).", TRAINED, ge=0)
+EPSILON_HIGH = own("epsilon_high", float, None,
+    "Upper clip range of the probability ratio; unset: the objective's own, else equal to epsilon.", TRAINED, ge=0)
+SURROGATES = {
+    "clip": Component("surrogates:Clip", {
+        "low": EPSILON,
+        "high": EPSILON_HIGH,
+        "delta": own("delta", float, None,
+            "Cap on the probability ratio for negative advantages (dual clip), above 1 + epsilon; unset: none.",
+            TRAINED),
+    }),
+    "unclipped": Component("surrogates:Unclipped"),
+    "cispo": Component("surrogates:CISPO", {"cap": EPSILON_HIGH}),
+    "sapo": Component("surrogates:SAPO", {
+        "temperature_pos": Number("sapo_temperature_pos", 1.0),
+        "temperature_neg": Number("sapo_temperature_neg", 1.05),
+    }),
+    "vespo": Component("surrogates:VESPO", {
+        "k_pos": Number("vespo_k_pos", 2.0),
+        "lambda_pos": Number("vespo_lambda_pos", 3.0),
+        "k_neg": Number("vespo_k_neg", 3.0),
+        "lambda_neg": Number("vespo_lambda_neg", 2.0),
+    }),
+}
+
+
+def surrogate_of_loss_type(value_of: Settings) -> str:
+    """The surrogate that ``loss_type`` names, as in TRL; else ``clip``."""
+    loss_type: str = value_of("loss_type")
+    return loss_type if loss_type in SURROGATES else "clip"
+
+
+SURROGATE = Choice(native("surrogate", str, None,
+    "Loss of the probability ratio: clip, unclipped, cispo, sapo or vespo; unset: what loss_type or the objective "
+    "says."),
+    SURROGATES, own="surrogates:own_surrogate", implied=surrogate_of_loss_type)
+OFF_POLICY = Number("off_policy_mask_threshold", None)
+TOP_ENTROPY = own("top_entropy_quantile", float, 1.0,
+    "Share of a group's tokens, those of highest entropy, that keep their policy gradient; unset: the objective's own, "
+    "1.", gt=0, le=1)
+CLIP_COV = native("clip_cov_fraction", float, 0.0,
+    "Clip-Cov: share of tokens that lose their gradient for a high covariance; 0: off.", ge=0, lt=1)
+KL_COV = native("kl_cov_fraction", float, 0.0,
+    "KL-Cov: share of tokens, of highest covariance, that a KL holds; 0: off.", ge=0, lt=1)
+TIS_CAP = given("tis_cap", float | None, None,
+    "Cap of the truncated importance weights learner / sampler; 0: no correction; unset: 2 where vLLM samples and the "
+    "loss is one of single tokens, else none.", DIVERGENCES, ge=0, route="native", unset="2 where vLLM samples")
+TIS_LEVEL = given("tis_level", Literal["token", "sequence"], "token",
+    "What these importance weights are of: each token, or each completion.", DIVERGENCES, route="native")
+TOKENS: dict[str, Part] = {
+    "surrogate": SURROGATE,
+    "ratio": Choice(own("importance_sampling_level", str, "token",
+        "Ratio per token, per sequence (GSPO), or sequence_token (GSPO-token); unset: the objective's own (TRL's "
+        "token).", TRAINED), {
+        "token": Component("corrections:token_ratio"),
+        "sequence": Component("corrections:sequence_ratio"),
+        "sequence_token": Component("corrections:sequence_token_ratio"),
+    }),
+    "selection": Every((
+        Component("selection:OffPolicyMask", {"threshold": OFF_POLICY}, on=OFF_POLICY),
+        Component("selection:TopEntropy", {"share": TOP_ENTROPY}, on=TOP_ENTROPY),
+        Component("selection:ClipCov", {
+            "share": CLIP_COV,
+            "low": native("clip_cov_low", float, 1.0, "Least covariance that Clip-Cov drops; unset: 1."),
+            "high": native("clip_cov_high", float, 5.0, "Largest covariance that Clip-Cov drops; unset: 5."),
+        }, on=CLIP_COV),
+    )),
+    "correction": Component("corrections:TruncatedImportance", {
+        "cap": TIS_CAP,
+        "ratios": Choice(TIS_LEVEL, {
+            "token": Component("corrections:token_importance"),
+            "sequence": Component("corrections:sequence_importance"),
+        }),
+    }, on=TIS_CAP),
+}
+SEED_GRPO = Component("semantic:SeedGRPO", {
+    "alpha": own("seed_grpo_alpha", float, 0.0417, "α of SEED-GRPO, ≥ 0; unset: 0.0417.", ge=0),
+    "normalize_by_max_entropy": own("seed_grpo_alpha_normalize_by_max_entropy", bool, True,
+        "Divide α by ln num_generations, the largest semantic entropy; unset: true."),
+    "length_normalize_logprobs": own("seed_grpo_length_normalize_logprobs", bool, True,
+        "Weigh completions in the semantic entropy by their log-prob per token; unset: true."),
+}, on=own("seed_grpo_enabled", bool, False,
+    "Scale advantages by 1 / (1 + α·semantic entropy of the answers); unset: the objective's own."))
+
+# Weights over the group, and the losses that learn from them.
+REF_PER_TOKEN = own("maxent_length_normalize_ref", bool, False,
+    "Divide the reference's sequence log-prob by its length before it enters the weights; unset: false, which kept "
+    "most diversity where it was measured.", MAXENT)
+TILT = Component("weights:Tilt", {
+    "by_length_share": Choice(own("maxent_tilted_utility", Literal["length_free", "dr_grpo"], "length_free",
+        "Utility behind tilted weights: the advantage alone, or times its length over max_completion_length; unset: as "
+        "the objective says.", MAXENT), {"length_free": False, "dr_grpo": True}),
+    "max_length": LONGEST,
+    "length_normalize_ref": REF_PER_TOKEN,
+    "mode_adaptive": own("maxent_tau_mode_adaptive", bool, False,
+        "Tilted weights: divide τ by ln(1 + right answers of the prompt); unset: false.", MAXENT),
+})
+CLOSED_FORM = Component("weights:ClosedForm", {
+    "q_temperature": given("maxent_q_temperature", float, 1.0,
+        "Temperature of the target q = softmax(utility / temperature) within a group, > 0.", MAXENT, gt=0),
+    "q_epsilon": given("maxent_q_epsilon", float, 1e-6,
+        "Least probability of a completion under q, so that log q stays finite; below 1 / num_generations.",
+        MAXENT, gt=0),
+    "denominator": own("maxent_weight_denominator", Literal["tau_plus_beta", "tau"], "tau_plus_beta",
+        "Denominator of the closed-form weights: tau_plus_beta penalises KL to the reference, tau rewards the "
+        "reference's log-prob; unset: tau_plus_beta.", MAXENT),
+    "length_normalize_ref": REF_PER_TOKEN,
+})
+SKIP = Number("skip_zero_spread_groups", True)
+WEIGHTS, TOKEN_LOSS = frozenset({"weights"}), frozenset({"tokens"})
+POLICY_LOSS = Choice(own("policy_loss", Literal["listwise", "likelihood", "tilted"], "clip",
+    "How the weights train the policy: cross-entropy to its within-group softmax, weighted likelihood, or a tilted Dr. "
+    "GRPO surrogate; unset: as the objective says.", MAXENT, key="maxent_loss",
+    choices=("listwise", "likelihood", "tilted")), {
+    "clip": Component("token_loss:TokenLoss", {**TOKENS, "reweighting": SEED_GRPO}, traits=TOKEN_LOSS),
+    "tilted": Component("token_loss:TokenLoss", {**TOKENS, "reweighting": TILT}, traits=TOKEN_LOSS | WEIGHTS),
+    "listwise": Component("group_losses:Listwise", {
+        "target": CLOSED_FORM,
+        "length_normalize_policy": own("maxent_length_normalize_policy", bool, False,
+            "Divide the policy's sequence scores by length in the listwise loss; unset: as the reference, since a "
+            "mismatch drives the policy towards the uniform distribution.", MAXENT),
+        "skip_zero_spread": SKIP,
+    }, traits=WEIGHTS),
+    "likelihood": Component("group_losses:Likelihood", {
+        "target": CLOSED_FORM,
+        "skip_zero_spread": SKIP,
+    }, traits=WEIGHTS),
+    "flow": Component("group_losses:Flow", {
+        "reward_scale": native("flow_reward_scale", float, 15.0,
+            "FlowRL's β: nats per token that one unit of advantage is worth; unset: 15.", gt=0),
+        "clip": Component("surrogates:Clip", {"low": EPSILON, "high": EPSILON_HIGH}),
+        "skip_zero_spread": SKIP,
+    }, traits=frozenset({"reference"})),
+})
+
+# What is added to the loss, and the whole.
+ESTIMATORS = {name: Component(f"regularizers:{name}") for name in ("k1", "k2", "k3")}
+OBJECTIVE = Component("objective:Objective", {
+    "policy_loss": POLICY_LOSS,
+    "advantages": GROUP_ADVANTAGES,
+    "shaping": SHAPING,
+    "reduction": REDUCTION,
+    "kl": Component("regularizers:ReferenceKL", {
+        "estimator": Choice(own("kl_estimator", Literal["k1", "k2", "k3"], "k3",
+            "Per-token KL estimator (Schulman, 2020); unset: the objective's own, k3 for GRPO.", DIVERGENCES,
+            route="native"), ESTIMATORS),
+        "in_loss": Number("kl_in_loss", True),
+        "measure": given("log_reference_kl", bool, False,
+            "Measure the KL to the frozen reference even where the loss does not need it: one more forward a step.",
+            DIVERGENCES, route="native"),
+    }),
+    "behaviour_kl": Component("regularizers:BehaviourKL", {
+        "coefficient": given("behaviour_kl_coef", float, 0.0,
+            "Coefficient of the KL to the policy that sampled, which limits a step's drift; ≥ 0.", DIVERGENCES, ge=0,
+            route="native"),
+        "estimator": Choice(Number("behaviour_kl_estimator", "k2"), ESTIMATORS),
+    }),
+    "entropy": Component("regularizers:TokenEntropy", {
+        "coefficient": Number("entropy_coef", 0.0),
+        "adaptive": Number("use_adaptive_entropy", False),
+    }),
+    "penalties": Every((
+        Component("selection:KLCov", {
+            "share": KL_COV,
+            "coefficient": native("kl_cov_coef", float, 1.0, "Coefficient of KL-Cov's penalty, ≥ 0; unset: 1.", ge=0),
+        }, on=KL_COV),
+    )),
+    "info_seed": Component("infoseed:InfoSeed", {
+        "num_seeds": given("info_seed_num_seeds", int, 0,
+            "Seeded completions per prompt, one per seed id 0 … S − 1, on top of num_generations; 4 to 8 is usual.",
+            INFO_SEED, ge=0),
+        "loss_type": given("info_seed_loss_type", Literal["infonce", "ce"], "infonce",
+            "Seed loss: contrastive over pooled states, or cross-entropy of a linear seed head.", INFO_SEED),
+        "coefficient": given("info_seed_lambda", float, 0.0,
+            "Coefficient of the seed loss; 0.01 is usual, more invites stylistic tricks.", INFO_SEED, ge=0),
+        "temperature": given("info_seed_temperature", float, 0.1,
+            "Temperature of the contrastive similarities, > 0.", INFO_SEED, gt=0),
+        "alpha_entropy": given("info_seed_alpha_entropy", float, 0.0,
+            "Coefficient of the entropy gap between original and seeded completions, ≥ 0.", INFO_SEED, ge=0),
+    }, on=given("info_seed_enabled", bool, False,
+        "Add seeded prompts to every group and train the seed auxiliary loss.", INFO_SEED)),
+})
+# fmt: on
+
+NUMBERS = {number.name: number for number in OBJECTIVE.numbers()}
+"""Everything that an objective may set."""
+SETTINGS = {number.setting.name: number.setting for number in NUMBERS.values() if number.setting}
+"""The settings of this package that feed an objective, in the order of the tree."""
+SYNONYMS = {"centred": "centered"}
+"""Values that recipes may still hold → today's."""
