@@ -11,7 +11,7 @@ from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.evaluate.training import exploration_metrics
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.train.drivers import sample_rollouts, seed_libraries, update
-from maxent_grpo.train.records import RecordFiles, open_recorder
+from maxent_grpo.train.records import RunRecorder
 from runs import train
 
 pytest.importorskip("ray")
@@ -34,9 +34,7 @@ def trained_in_one_process(config: RunConfig, versions: Sequence[int]) -> Path:
     output_dir = Path(str(config.training.output_dir))
     output_dir.mkdir()
     run = runs.build(config)
-    recorder, _ = open_recorder(
-        run, runs.native(config).records, RecordFiles(output_dir), Progress(0, "", enabled=False)
-    )
+    recorder = RunRecorder(run, runs.native(config).records, Progress(0, "", enabled=False))
     model, weights = run.learner.model, []
     for version in versions:
         weights.append({name: value.clone() for name, value in model.state_dict().items()})

@@ -18,14 +18,10 @@ class Allocation:
     """Nodes and accelerators, the same on every node."""
 
     nodes: tuple[str, ...]
-    gpus: tuple[str, ...]
-    """Of each node, as CUDA_VISIBLE_DEVICES names them; none: a CPU run."""
-    job: str | None = None
-    """Slurm's job id; None: no job, everything runs on this machine."""
-    restarts: int = 0
-    """Times that Slurm has requeued the job."""
-    cpus_per_task: str | None = None
-    """As asked of Slurm; steps do not inherit it."""
+    gpus: tuple[str, ...]  # of each node, as CUDA_VISIBLE_DEVICES names them; none: a CPU run
+    job: str | None = None  # Slurm's job id; None: no job, everything runs on this machine
+    restarts: int = 0  # times that Slurm has requeued the job
+    cpus_per_task: str | None = None  # as asked of Slurm; steps do not inherit it
 
 
 def read_allocation(environ: Mapping[str, str], devices: Path = Path("/dev")) -> Allocation:
@@ -112,8 +108,7 @@ class NodeShare:
     """One node's part in one job."""
 
     node: str
-    gpus: tuple[str, ...]
-    """None of them: it runs on the CPU."""
+    gpus: tuple[str, ...]  # none: it runs on the CPU
     processes: int
 
 
@@ -122,10 +117,8 @@ class Split:
     """The division of an allocation."""
 
     serving: NodeShare | None
-    training: tuple[NodeShare, ...]
-    """The same number of processes on each node."""
-    idle: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Node → GPUs that nothing uses."""
+    training: tuple[NodeShare, ...]  # the same number of processes on each node
+    idle: tuple[tuple[str, tuple[str, ...]], ...] = ()  # node → GPUs that nothing uses
 
     @property
     def world_size(self) -> int:

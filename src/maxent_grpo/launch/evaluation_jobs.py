@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from maxent_grpo.errors import RunError, UsageError
@@ -17,18 +18,7 @@ from maxent_grpo.launch.commands import devices
 from maxent_grpo.launch.flags import Flag, Values, read_flags, words_of
 from maxent_grpo.launch.lighteval import file_name, lighteval_command, results_folder
 from maxent_grpo.launch.plan_text import gpu_names, shown_words, table
-from maxent_grpo.launch.supervision import (
-    LOGS,
-    POLL_SECONDS,
-    Ended,
-    Running,
-    Step,
-    Supervisor,
-    job_environment,
-    make_folders,
-    requeue,
-    say,
-)
+from maxent_grpo.launch.supervision import LOGS, POLL_SECONDS, Running, Step, Supervisor, carry_out, say
 
 BENCHMARKS = "math_500,aime24,aime25,amc,minerva"
 
@@ -89,7 +79,7 @@ def slots(gpus: Sequence[str], per_process: int) -> list[tuple[str, ...]]:
 
 
 def run_queue(
-    steps: Sequence[Step], slots: Sequence[tuple[str, ...]], environment: Mapping[str, str], job: str | None
+    steps: Sequence[Step], slots: Sequence[tuple[str, ...]], job: str | None, environment: Mapping[str, str]
 ) -> int:
     """Run every step, as many at once as there are slots; 0, or `RunError` where a step failed (the others still run).
 
@@ -98,35 +88,32 @@ def run_queue(
     waiting, free = list(steps), list(slots)
     running: list[tuple[Running, tuple[str, ...]]] = []
     failed: list[str] = []
-    with Supervisor(environment).watching() as supervisor:
-        try:
-            while waiting or running:
-                while waiting and free:
-                    gpus, step = free.pop(0), waiting.pop(0)
-                    say(f"{step.name} starts on {gpu_names(gpus)}, log: {step.log}")
-                    running.append((supervisor.start(replace(step, environment=devices(gpus))), gpus))
-                for process, gpus in [pair for pair in running if pair[0].exit_code is not None]:
-                    running.remove((process, gpus))
-                    free.append(gpus)
-                    name = process.step.name
-                    if process.exit_code:
-                        failed.append(name)
-                        say(f"{name} failed with exit code {process.exit_code}\n{process.tail()}")
-                    else:
-                        say(f"{name} is done")
-                supervisor.raise_if_ended()
-                if supervisor.stop_asked and job is not None:
-                    say(f"SIGUSR1: requeueing job {job}; completed prompts are kept")
-                    supervisor.end_all()
-                    requeue(job, environment)
-                    return 0
-                time.sleep(POLL_SECONDS)
-        except Ended as end:
-            say(f"{end}: the same line again goes on after the completed prompts")
-            return end.exit_code
-    if failed:
-        raise RunError(f"{len(failed)} of {len(steps)} evaluations failed: {', '.join(failed)}")
-    return 0
+    later = ": the same line again goes on after the completed prompts"
+    with Supervisor(environment, later).watching() as supervisor:
+        while waiting or running:
+            while waiting and free:
+                gpus, step = free.pop(0), waiting.pop(0)
+                say(f"{step.name} starts on {gpu_names(gpus)}, log: {step.log}")
+                running.append((supervisor.start(replace(step, environment=devices(gpus))), gpus))
+            for process, gpus in [pair for pair in running if pair[0].exit_code is not None]:
+                running.remove((process, gpus))
+                free.append(gpus)
+                name = process.step.name
+                if process.exit_code:
+                    failed.append(name)
+                    say(f"{name} failed with exit code {process.exit_code}\n{process.tail()}")
+                else:
+                    say(f"{name} is done")
+            supervisor.raise_if_ended()
+            if supervisor.stop_asked and job is not None:
+                say(f"SIGUSR1: requeueing job {job}; completed prompts are kept")
+                supervisor.end_all()
+                supervisor.requeue(job)
+                return 0
+            time.sleep(POLL_SECONDS)
+        if failed:
+            raise RunError(f"{len(failed)} of {len(steps)} evaluations failed: {', '.join(failed)}")
+    return supervisor.exit_code
 
 
 def math_eval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
@@ -144,12 +131,9 @@ def math_eval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
     places = slots(allocation.gpus, values.number("gpus-per-process"))
     rows = [(step.name, str(step.log), shown_words(step.command, environ)) for step in steps]
     at_once = [(gpu_names(gpus),) for gpus in places]
-    print(table("Evaluations", rows), table("At the same time", at_once), sep="\n\n", flush=True)
-    if values.on("dry-run"):
-        return 0
-    environment = job_environment(environ, Path.cwd())
-    make_folders(environment)
-    return run_queue(steps, places, environment, allocation.job)
+    run = partial(run_queue, steps, places, allocation.job)
+    text = f"{table('Evaluations', rows)}\n\n{table('At the same time', at_once)}"
+    return carry_out(text, environ, run, dry_run=values.on("dry-run"))
 
 
 def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
@@ -185,13 +169,10 @@ def lighteval(words: Sequence[str], environ: Mapping[str, str], root: Path) -> i
     log = LOGS / f"lighteval_{allocation.job or 'local'}_{file_name(benchmark)}.log"
     step = Step(benchmark, tuple(command), log)
     rows = [("benchmark", benchmark), ("GPUs", gpu_names(allocation.gpus)), ("results", str(output))]
-    print(table("LightEval", [*rows, ("command", shown_words(command, environ))]), flush=True)
-    if dry:
-        return 0
-    if shutil.which(command[0]) is None:
+    if not dry and shutil.which(command[0]) is None:
         raise UsageError(
             f"LIGHTEVAL={command[0]}: there is no such program; name that of LightEval's environment"
         )
-    environment = job_environment(environ, Path.cwd())
-    make_folders(environment)
-    return run_queue([step], [allocation.gpus], environment, allocation.job)
+    text = table("LightEval", [*rows, ("command", shown_words(command, environ))])
+    run = partial(run_queue, [step], [allocation.gpus], allocation.job)
+    return carry_out(text, environ, run, dry_run=dry)

@@ -21,17 +21,7 @@ from maxent_grpo.launch.allocation import Allocation, imagined, read_allocation
 from maxent_grpo.launch.commands import on_nodes
 from maxent_grpo.launch.flags import Flag, Values, read_flags
 from maxent_grpo.launch.plan_text import gpu_names, shown_words, table
-from maxent_grpo.launch.supervision import (
-    LOGS,
-    Ended,
-    Running,
-    Step,
-    Supervisor,
-    job_environment,
-    make_folders,
-    requeue,
-    say,
-)
+from maxent_grpo.launch.supervision import LOGS, Running, Step, Supervisor, carry_out, say
 from maxent_grpo.train.ray import GCS_SECONDS, NODE_TOO_SLOW, START_ATTEMPTS
 
 COMPONENTS = ("train_model", "ref_model", "inference_model")
@@ -56,21 +46,16 @@ STOPPED = os.EX_TEMPFAIL
 class RayPlan:
     """The processes of a cluster, and the driver that they are up for."""
 
-    program: tuple[str, ...]
-    """Ray's command line."""
+    program: tuple[str, ...]  # Ray's command line
     allocation: Allocation
-    addresses: tuple[str, ...]
-    """Of the nodes, in their order."""
+    addresses: tuple[str, ...]  # of the nodes, in their order
     port: int
-    deadline: int
-    """Seconds, of every wait."""
+    deadline: int  # seconds, of every wait
     head: Step
     workers: tuple[Step, ...]
-    probe: tuple[str, ...]
-    """Succeeds when all nodes are alive."""
+    probe: tuple[str, ...]  # succeeds when all nodes are alive
     driver: Step
-    devices: tuple[tuple[str, int], ...]
-    """Component → devices that it asks for."""
+    devices: tuple[tuple[str, int], ...]  # component → devices that it asks for
 
     @property
     def address(self) -> str:
@@ -197,21 +182,18 @@ def run_ray(plan: RayPlan, environment: Mapping[str, str]) -> int:
     """
     job = plan.allocation.job
     with Supervisor(environment, leftovers=True).watching() as supervisor:
-        try:
-            start_cluster(plan, supervisor)
-            say(f"Ray has {len(plan.addresses)} living node(s); the driver starts, log: {plan.driver.log}")
-            driver = supervisor.follow(plan.driver, _ask_to_stop)
-        except Ended as end:
-            say(f"{end}")
-            return end.exit_code
+        start_cluster(plan, supervisor)
+        say(f"Ray has {len(plan.addresses)} living node(s); the driver starts, log: {plan.driver.log}")
+        driver = supervisor.follow(plan.driver, _ask_to_stop)
         code = driver.exit_code or 0
         if code and supervisor.stop_asked and job is not None:
             saved = "at a checkpoint" if code == STOPPED else f"without a new checkpoint (exit code {code})"
             say(f"the driver ended {saved} after SIGUSR1; requeueing job {job}")
-            requeue(job, environment)
+            supervisor.requeue(job)
             return 0
         say(f"the driver ended with exit code {code}\n{driver.tail()}" if code else "the driver is done")
-        return code
+        supervisor.exit_code = code
+    return supervisor.exit_code
 
 
 def start_cluster(plan: RayPlan, supervisor: Supervisor) -> None:
@@ -260,16 +242,16 @@ def ray_cluster(words: Sequence[str], environ: Mapping[str, str], root: Path) ->
     own, driver = words[:end], words[end + 1 :]
     values = read_flags(FLAGS, own, environ)
     allocation = imagined(values)
-    if allocation is not None:
-        plan = plan_ray(values, driver, allocation, sys.executable, resolve=lambda node: f"({node})")
-    else:
-        plan = plan_ray(values, driver, read_allocation(environ), sys.executable)
-    print(ray_table(plan, environ), flush=True)
-    if values.on("dry-run"):
-        return 0
-    environment = with_token(RAY_SETTINGS | job_environment(environ, Path.cwd()))
-    make_folders(environment)
-    return run_ray(plan, environment)
+    plan = (
+        plan_ray(values, driver, read_allocation(environ), sys.executable)
+        if allocation is None
+        else plan_ray(values, driver, allocation, sys.executable, resolve=lambda node: f"({node})")
+    )
+
+    def run(environment: Mapping[str, str]) -> int:
+        return run_ray(plan, with_token(RAY_SETTINGS | dict(environment)))
+
+    return carry_out(ray_table(plan, environ), environ, run, dry_run=values.on("dry-run"))
 
 
 def with_token(environment: Mapping[str, str]) -> dict[str, str]:

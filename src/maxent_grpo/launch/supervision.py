@@ -116,11 +116,14 @@ class Supervisor:
     """The processes of a job, under the signals that this process gets since `watching` began.
 
     Args:
+        hint: what a later start does, for a job that is told to end.
         leftovers: what a process that ended has left in its group is killed too.
     """
 
-    def __init__(self, environment: Mapping[str, str], *, leftovers: bool = False) -> None:
+    def __init__(self, environment: Mapping[str, str], hint: str = "", *, leftovers: bool = False) -> None:
         self.environment = environment
+        self.exit_code = 0
+        self._hint = hint
         self._leftovers = leftovers
         self.started: list[Running] = []
         self.stop_asked = False  # SIGUSR1
@@ -128,7 +131,10 @@ class Supervisor:
 
     @contextmanager
     def watching(self) -> Iterator["Supervisor"]:
-        """Take SIGUSR1, SIGTERM and SIGINT; at the end processes are ended and signals are handled as before."""
+        """Take SIGUSR1, SIGTERM and SIGINT; at the end processes are ended and signals are handled as before.
+
+        `Ended` ends the context, with its exit code in `exit_code`.
+        """
 
         def note(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGUSR1:
@@ -139,6 +145,9 @@ class Supervisor:
         before = {n: signal.signal(n, note) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
         try:
             yield self
+        except Ended as end:
+            say(f"{end}{self._hint}")
+            self.exit_code = end.exit_code
         finally:
             self.end_all()
             for number, handler in before.items():
@@ -155,6 +164,17 @@ class Supervisor:
             if self._leftovers or process.exit_code is None:
                 process.end()
         self.started.clear()
+
+    def requeue(self, job: str) -> None:
+        """Put the job back into the queue under its number. Raises `RunError` where Slurm refuses."""
+        command = ["scontrol", "requeue", job]
+        answer = subprocess.run(
+            command, env=dict(self.environment), capture_output=True, text=True, check=False
+        )
+        if answer.returncode:
+            raise RunError(
+                f"scontrol requeue {job} failed ({answer.stderr.strip()}); submit the job again with --resume"
+            )
 
     def raise_if_ended(self) -> None:
         """Raise `Ended` where the job is told to end."""
@@ -224,17 +244,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def requeue(job: str, environment: Mapping[str, str]) -> None:
-    """Put the job back into the queue under its number. Raises `RunError` where Slurm refuses."""
-    answer = subprocess.run(
-        ["scontrol", "requeue", job], env=dict(environment), capture_output=True, text=True, check=False
-    )
-    if answer.returncode:
-        raise RunError(
-            f"scontrol requeue {job} failed ({answer.stderr.strip()}); submit the job again with --resume"
-        )
-
-
 def job_environment(environ: Mapping[str, str], root: Path) -> dict[str, str]:
     """``environ`` with every cache under ``root/var``, shallow checkpoints, and nothing of the user's site-packages.
 
@@ -252,7 +261,14 @@ def job_environment(environ: Mapping[str, str], root: Path) -> dict[str, str]:
     return result
 
 
-def make_folders(environment: Mapping[str, str]) -> None:
-    """Make the folders that the caches point to."""
+def carry_out(
+    plan: str, environ: Mapping[str, str], run: Callable[[Mapping[str, str]], int], *, dry_run: bool
+) -> int:
+    """Print ``plan``, and unless this is a dry run ``run`` it in the environment of a job; its exit code."""
+    print(plan, flush=True)
+    if dry_run:
+        return 0
+    environment = job_environment(environ, Path.cwd())
     for variable in CACHES:
         Path(environment[variable]).mkdir(parents=True, exist_ok=True)
+    return run(environment)

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from maxent_grpo.errors import UsageError
@@ -17,18 +18,7 @@ from maxent_grpo.launch.allocation import Allocation, Split, imagined, read_allo
 from maxent_grpo.launch.flags import Flag, Values, flag_value, read_flags, words_of
 from maxent_grpo.launch.plan_text import gpu_names, shown_words, table, without_values
 from maxent_grpo.launch.recipe import TASKS, RecipeFacts, chosen_recipe, read_facts
-from maxent_grpo.launch.supervision import (
-    LOGS,
-    Ended,
-    Running,
-    Step,
-    Supervisor,
-    answers,
-    job_environment,
-    make_folders,
-    requeue,
-    say,
-)
+from maxent_grpo.launch.supervision import LOGS, Running, Step, Supervisor, answers, carry_out, say
 from maxent_grpo.observe.names import STOP_FILE
 
 FLAGS = (
@@ -82,10 +72,8 @@ class Server:
     """The vLLM server of a job."""
 
     step: Step
-    health: str
-    """URL."""
-    deadline: int
-    """Seconds."""
+    health: str  # URL
+    deadline: int  # seconds
 
 
 @dataclass(frozen=True)
@@ -97,11 +85,9 @@ class TrainPlan:
     facts: RecipeFacts
     values: Values
     server: Server | None
-    health: str | None
-    """URL of a server that somebody else runs."""
+    health: str | None  # URL of a server that somebody else runs
     trainer: Step
-    resumes: str | None
-    """The reason why it goes on from the newest checkpoint; None: a fresh start."""
+    resumes: str | None  # the reason why it goes on from the newest checkpoint; None: a fresh start
 
 
 def plan_training(values: Values, allocation: Allocation, root: Path, python: str) -> TrainPlan:
@@ -274,23 +260,20 @@ def run_training(plan: TrainPlan, environment: Mapping[str, str]) -> int:
         stop.parent.mkdir(parents=True, exist_ok=True)
         stop.touch()
 
-    with Supervisor(environment).watching() as supervisor:
-        try:
-            address, deadline = plan.health, NODE_SECONDS
-            if plan.server is not None:
-                say(f"vLLM server starts, log: {plan.server.step.log}")
-                supervisor.start(plan.server.step)
-                address, deadline = plan.server.health, plan.server.deadline
-            if address is not None:
-                url = address
-                supervisor.wait_until(lambda: answers(url), f"{url} answered", deadline)
-            if plan.server is not None:
-                say(f"vLLM server is healthy: {address}")
-            say(f"trainer starts, log: {plan.trainer.log}")
-            trainer = supervisor.follow(plan.trainer, ask_to_stop)
-        except Ended as end:
-            say(f"{end}: a later start with --resume goes on from the newest checkpoint in {output}")
-            return end.exit_code
+    later = f": a later start with --resume goes on from the newest checkpoint in {output}"
+    with Supervisor(environment, later).watching() as supervisor:
+        address, deadline = plan.health, NODE_SECONDS
+        if plan.server is not None:
+            say(f"vLLM server starts, log: {plan.server.step.log}")
+            supervisor.start(plan.server.step)
+            address, deadline = plan.server.health, plan.server.deadline
+        if address is not None:
+            url = address
+            supervisor.wait_until(lambda: answers(url), f"{url} answered", deadline)
+        if plan.server is not None:
+            say(f"vLLM server is healthy: {address}")
+        say(f"trainer starts, log: {plan.trainer.log}")
+        trainer = supervisor.follow(plan.trainer, ask_to_stop)
         code = trainer.exit_code or 0
         if code == TERMINATED and len(plan.split.training) > 1:
             code = (
@@ -299,10 +282,11 @@ def run_training(plan: TrainPlan, environment: Mapping[str, str]) -> int:
         if code and supervisor.stop_asked and job is not None:
             saved = "at a checkpoint" if not stop.exists() else "without a new checkpoint"
             say(f"trainer ended {saved} after SIGUSR1; requeueing job {job}")
-            requeue(job, environment)
+            supervisor.requeue(job)
             return 0
         say(f"trainer ended with exit code {code}\n{trainer.tail()}" if code else f"done: {output}")
-        return code
+        supervisor.exit_code = code
+    return supervisor.exit_code
 
 
 def train(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
@@ -310,14 +294,10 @@ def train(words: Sequence[str], environ: Mapping[str, str], root: Path) -> int:
     values = read_flags(FLAGS, words, environ)
     allocation = imagined(values) or read_allocation(environ)
     plan = plan_training(values, allocation, root, sys.executable)
-    print(training_table(plan, environ), flush=True)
-    if values.on("dry-run"):
-        if not LOGS.is_dir():
-            print(f"\nBefore sbatch: mkdir -p {LOGS} (Slurm does not make the folder of its own log files)")
-        return 0
-    environment = job_environment(environ, Path.cwd())
-    make_folders(environment)
-    return run_training(plan, environment)
+    text = training_table(plan, environ)
+    if values.on("dry-run") and not LOGS.is_dir():
+        text += f"\n\nBefore sbatch: mkdir -p {LOGS} (Slurm does not make the folder of its own log files)"
+    return carry_out(text, environ, partial(run_training, plan), dry_run=values.on("dry-run"))
 
 
 def grid_points(grid: str) -> list[Point]:

@@ -281,22 +281,13 @@ def _seed_head(seeds: int | None) -> str:
 
 def group_from_json(stored: dict[str, Any]) -> Group:
     """Floats are written by their shortest exact decimal, so the round trip is exact."""
-    rollout = stored["rollout"]
-    return Group(
-        rollout=Rollout(
-            prompt=_prompt_from_json(rollout["prompt"]),
-            token_ids=tuple(map(tuple, rollout["token_ids"])),
-            logps=tuple(map(tuple, rollout["logps"])),
-            texts=tuple(rollout["texts"]),
-            finish_reasons=tuple(rollout["finish_reasons"]),
-            policy_version=rollout["policy_version"],
-            seed_prompts=tuple(map(_prompt_from_json, rollout["seed_prompts"])),
-            policy_masks=tuple(map(tuple, rollout["policy_masks"])),
-            transcripts=tuple(rollout["transcripts"]),
-        ),
-        rewards={name: tuple(scores) for name, scores in stored["rewards"].items()},
-        utilities=tuple(stored["utilities"]),
-    )
+    parts = dict(stored["rollout"])
+    parts |= {name: tuple(map(tuple, parts[name])) for name in ("token_ids", "logps", "policy_masks")}
+    parts |= {name: tuple(parts[name]) for name in ("texts", "finish_reasons", "transcripts")}
+    parts["prompt"] = _prompt_from_json(parts["prompt"])
+    parts["seed_prompts"] = tuple(map(_prompt_from_json, parts["seed_prompts"]))
+    rewards = {name: tuple(scores) for name, scores in stored["rewards"].items()}
+    return Group(Rollout(**parts), rewards, tuple(stored["utilities"]))
 
 
 def _prompt_from_json(stored: dict[str, Any]) -> Prompt:

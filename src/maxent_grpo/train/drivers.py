@@ -59,7 +59,7 @@ def update(run: Run, recorder: RunRecorder, started: float, timing: Mapping[str,
     tokens = tokens_of(run, groups)
     run.tokens_seen += tokens
     finished = time.perf_counter()
-    recorder.step(run, groups, result, {
+    recorder.step(groups, result, {
         **timing,
         "time/update": finished - sampled,
         "time/step": finished - started,
@@ -177,7 +177,7 @@ def evaluate(run: Run, recorder: RunRecorder) -> None:
     """Evaluate the current weights and record it."""
     if run.evaluation is None:
         return
-    recorder.evaluation(run.step, run.sampled(lambda: evaluation_metrics(run, recorder), newest=True))
+    recorder.evaluation(run.sampled(lambda: evaluation_metrics(run, recorder), newest=True))
 
 
 def evaluation_metrics(run: Run, recorder: RunRecorder) -> dict[str, float]:

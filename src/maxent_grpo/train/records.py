@@ -32,47 +32,64 @@ class RecordFiles:
         self.metrics = JsonlFile(output_dir / names.METRICS_FILE)
         self.timings = JsonlFile(output_dir / names.TIMINGS_FILE)
         self.completions = JsonlFile(output_dir / names.COMPLETIONS_FILE)
+        self._config = output_dir / names.CONFIG_FILE
 
-    def cut_back(self, step: int) -> None:
-        """Drop what was recorded after ``step``; −1 drops everything."""
+    def start(self, settings: RecordSettings, step: int) -> None:
+        """Write the resolved configuration and drop what was recorded after ``step``; at step 0 the header is first."""
+        if step and self._config.is_file():
+            for change in changed_settings(self._config.read_text(encoding="utf-8"), settings.resolved):
+                logger.warning("resuming with a changed setting: %s", change)
+        self._config.write_text(settings.resolved, encoding="utf-8")
         for log in (self.metrics, self.timings, self.completions):
-            log.cut_back(step)
+            log.cut_back(step or -1)  # −1 drops everything
+        if not step:
+            self.metrics.append({"step": 0} | run_header(settings))
+
+    def last_metrics(self) -> dict[str, float]:
+        """The last recorded value of every metric."""
+        last: dict[str, float] = {}
+        for record in self.metrics.read(self.metrics.path)[1:]:
+            last |= {name: value for name, value in record.items() if name != "step"}
+        return last
 
 
 class RunRecorder:
     """Records steps and evaluations: every step to the files, every ``logging_steps``-th to console and trackers."""
 
-    def __init__(
-        self,
-        files: RecordFiles,
-        progress: Progress,
-        trackers: Trackers,
-        *,
-        logging_steps: int,
-        printed: int,
-        main: bool,
-    ) -> None:
-        self._files = files
+    def __init__(self, run: Run, settings: RecordSettings, progress: Progress) -> None:
+        accelerator = run.learner.accelerator
+        self._run = run
+        self._files = RecordFiles(run.output_dir)
         self._progress = progress
-        self._trackers = trackers
-        self._logging_steps = logging_steps
-        self._printed = printed  # completions shown on the console at each logged step
-        self._main = main
+        self._printed = settings.printed
+        self._main = accelerator.is_main_process
+        self._trackers = Trackers(
+            accelerator,
+            settings.trackers,
+            settings.run_name or run.output_dir.name,
+            run.output_dir,
+            run_header(settings) | dict(settings.tracked),
+            project=settings.project,
+            wandb_entity=settings.wandb_entity,
+            wandb_group=settings.wandb_group,
+        )
 
-    def step(
-        self, run: Run, groups: Sequence[Group], result: StepResult, timing: Mapping[str, float]
-    ) -> None:
-        """Record optimiser step ``run.step``, which trained on ``groups``."""
+    def step(self, groups: Sequence[Group], result: StepResult, timing: Mapping[str, float]) -> None:
+        """Record the run's last optimiser step, which trained on ``groups``."""
         if not self._main:
             return
+        run, step = self._run, {"step": self._run.step}
         position = {"epoch": run.stream.epoch, "num_tokens": float(run.tokens_seen)}
         metrics = {f"train/{name}": value for name, value in sorted((result.metrics | position).items())}
-        self._files.metrics.append({"step": run.step} | metrics)
-        self._files.timings.append({"step": run.step} | dict(timing))
+        self._files.metrics.append(step | metrics)
+        self._files.timings.append(step | dict(timing))
         write_state(run.output_dir / "controller_state.json", run.controllers.state_dict())
-        if run.step % self._logging_steps and run.step != run.cadence.total_steps:
+        if run.step % run.cadence.logging_steps and run.step != run.cadence.total_steps:
             return
-        rows = self._samples(run.step, groups, result)
+        rows: list[dict[str, Any]] = []
+        for i, group in enumerate(groups[:SAMPLED_GROUPS]):
+            weights = None if result.signal.weights is None else result.signal.weights[i].tolist()
+            rows += sample_rows(run.step, group, result.signal.advantages[i].tolist(), weights)
         for row in rows:
             self._files.completions.append(row)
         self._progress.update(run.step, metrics, timing)
@@ -86,37 +103,20 @@ class RunRecorder:
         """Progress of a loop inside the run."""
         return self._progress.loop(title, total)
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record an evaluation of the weights after ``step`` optimiser steps."""
+    def evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Record an evaluation of the run's current weights."""
         if not self._main:
             return
+        step = self._run.step
         self._files.metrics.append({"step": step} | dict(metrics))
         self._trackers.log(metrics, step)
-        shown = ", ".join(
-            f"{k.removeprefix('eval/')} {v:.3f}" for k, v in metrics.items() if not k.endswith("_se")
-        )
+        means = {name.removeprefix("eval/"): v for name, v in metrics.items() if not name.endswith("_se")}
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
         self._progress.note(f"evaluation after step {step}: {shown}")
 
-    def _samples(self, step: int, groups: Sequence[Group], result: StepResult) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
-        for i, group in enumerate(groups[:SAMPLED_GROUPS]):
-            weights = None if result.signal.weights is None else result.signal.weights[i].tolist()
-            rows += sample_rows(step, group, result.signal.advantages[i].tolist(), weights)
-        return rows
-
-
-def start_records(settings: RecordSettings, files: RecordFiles, step: int) -> None:
-    """Write the resolved configuration, and cut the records back to ``step``; at step 0 they start with the header."""
-    path = files.metrics.path.parent / names.CONFIG_FILE
-    if step and path.is_file():
-        for change in changed_settings(path.read_text(encoding="utf-8"), settings.resolved):
-            logger.warning("resuming with a changed setting: %s", change)
-    path.write_text(settings.resolved, encoding="utf-8")
-    if step:
-        files.cut_back(step)
-    else:
-        files.cut_back(-1)
-        files.metrics.append({"step": 0} | run_header(settings))
+    def finish(self) -> None:
+        """Close the trackers: the last call of a run."""
+        self._trackers.finish()
 
 
 def changed_settings(old: str, new: str) -> list[str]:
@@ -129,45 +129,6 @@ def changed_settings(old: str, new: str) -> list[str]:
         if before[section].get(name) != value
         and name not in ("resume_from_checkpoint", "overwrite_output_dir")
     ]
-
-
-def last_metrics(files: RecordFiles) -> dict[str, float]:
-    """The last recorded value of every metric."""
-    last: dict[str, float] = {}
-    for record in files.metrics.read(files.metrics.path)[1:]:
-        last |= {name: value for name, value in record.items() if name != "step"}
-    return last
-
-
-def run_title(settings: RecordSettings, output_dir: Path) -> str:
-    """The run's name on the console."""
-    return f"{settings.title} → {output_dir}"
-
-
-def open_recorder(
-    run: Run, settings: RecordSettings, files: RecordFiles, progress: Progress
-) -> tuple[RunRecorder, Trackers]:
-    """The recorder of ``run``, and the trackers that it writes to, which finish as the run's last call."""
-    accelerator = run.learner.accelerator
-    trackers = Trackers(
-        accelerator,
-        settings.trackers,
-        settings.run_name or run.output_dir.name,
-        run.output_dir,
-        run_header(settings) | dict(settings.tracked),
-        project=settings.project,
-        wandb_entity=settings.wandb_entity,
-        wandb_group=settings.wandb_group,
-    )
-    recorder = RunRecorder(
-        files,
-        progress,
-        trackers,
-        logging_steps=run.cadence.logging_steps,
-        printed=settings.printed,
-        main=accelerator.is_main_process,
-    )
-    return recorder, trackers
 
 
 def run_header(settings: RecordSettings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from maxent_grpo.train.checkpoint import (
 )
 from maxent_grpo.train.drivers import train_inline
 from maxent_grpo.train.ranks import naming_lost_ranks, on_first_rank
-from maxent_grpo.train.records import RecordFiles, last_metrics, open_recorder, run_title, start_records
+from maxent_grpo.train.records import RecordFiles, RunRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -58,20 +58,20 @@ def train(settings: NativeSettings | TRLSettings, given: Given | None = None) ->
                     refuse_buffered_groups(checkpoint)
                     load_checkpoint(run, checkpoint)
                 if first:
-                    start_records(records, files, run.step)
-                title, shown = run_title(records, output_dir), first and records.progress
+                    files.start(records, run.step)
+                title, shown = f"{records.title} → {output_dir}", first and records.progress
                 with Progress(run.cadence.total_steps, title, shown, start_step=run.step) as progress:
                     if run.step:
                         progress.note(f"resumed after step {run.step}")
-                    recorder, trackers = open_recorder(run, records, files, progress)
+                    recorder = RunRecorder(run, records, progress)
                     train_inline(run, recorder)
                 save_final(run)
                 run.learner.accelerator.wait_for_everyone()  # the first rank's files are whole from here on
-                trackers.finish()
+                recorder.finish()
             finally:
                 run.close()
             step = run.step
-        return TrainResult(output_dir, step, last_metrics(files))
+        return TrainResult(output_dir, step, files.last_metrics())
 
 
 def prepare(output: OutputSettings, *, in_trl: bool) -> Path | None:

@@ -24,7 +24,7 @@ from maxent_grpo.train.build import (
     training_prompts,
     training_rewards,
 )
-from maxent_grpo.train.records import RecordFiles, start_records
+from maxent_grpo.train.records import RecordFiles
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
 from maxent_grpo.train.trl import MaxEntGRPOTrainer
 from maxent_grpo.types import Prompt
@@ -58,7 +58,7 @@ def train_with_trl(settings: TRLSettings, given: Given, files: RecordFiles, chec
                 "TRL's trainer saves checkpoints in its own way and reads none of %s", ", ".join(VARIABLES)
             )
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-        start_records(settings.records, files, step)
+        files.start(settings.records, step)
     tokenizer = given.tokenizer or load_tokenizer(source)
     rewards = training_rewards(settings.rewards, given)
     prompts = training_prompts(settings.data, given, tokenizer)

@@ -112,21 +112,22 @@ class Places:
         self._group: PlacementGroup = placement_group([dict(bundle) for _ in self.roles], strategy="PACK")
         if not self._group.wait(workers.timeout):
             remove_placement_group(self._group)
+            now = ray.available_resources()
+            free = ", ".join(f"{now.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
             raise RunError(
                 f"waited {workers.timeout:g} s for {len(self.roles)} × {bundle} in the Ray cluster; "
-                f"free now: {_shown(ray.available_resources())}; other jobs hold the rest, or no node has a bundle left"
+                f"free now: {free}; other jobs hold the rest, or no node has a bundle left"
             )
 
-    def options(self, place: int) -> dict[str, Any]:
-        """What an actor at ``place`` is started with."""
-        return {
+    def start(self, worker: type, place: int, *arguments: Any) -> Any:
+        """A Ray actor of class ``worker`` at ``place``."""
+        options = {
             "num_cpus": 1,
             "num_gpus": 1 if self.gpus else 0,
             "max_restarts": 0,  # supervisors replace workers: they know what these were doing
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                placement_group=self._group, placement_group_bundle_index=place
-            ),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, place),
         }
+        return ray.remote(worker).options(**options).remote(*arguments)
 
     def of(self, role: str) -> list[int]:
         """The places of the workers of ``role``."""
@@ -137,19 +138,13 @@ class Places:
 
 
 def shortage(roles: list[str], total: dict[str, float], *, gpus: bool) -> str | None:
-    """Why workers of ``roles`` do not fit into a cluster of these resources, with the sum; None: they do."""
+    """The reason why workers of ``roles`` do not fit into a cluster with these resources; None: they do."""
+    counts = " + ".join(f"{roles.count(role)} {role}" for role in dict.fromkeys(roles))
     for kind in ("GPU", "CPU") if gpus else ("CPU",):
         have = int(total.get(kind, 0))
         if len(roles) > have:
-            counts = " + ".join(
-                f"{roles.count(role)} {role}" for role in ("learner", "reference", "rollout") if role in roles
-            )
             return (
                 f"learner_workers, reference_workers, rollout_workers: {counts} = {len(roles)} workers need a {kind} "
                 f"each, and the Ray cluster has {have}; lower them, or join a larger cluster with ray_address"
             )
     return None
-
-
-def _shown(resources: dict[str, float]) -> str:
-    return ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))

@@ -15,7 +15,7 @@ from maxent_grpo.train.ray.cluster import Places, cluster
 from maxent_grpo.train.ray.learner_worker import TICKETS_FILE
 from maxent_grpo.train.ray.messages import SampledGroup, WorkerConfig
 from maxent_grpo.train.ray.supervisors import UPDATES, LearnerSupervisor, RolloutSupervisor, wait
-from maxent_grpo.train.records import RecordFiles, run_title, start_records
+from maxent_grpo.train.records import RecordFiles
 from maxent_grpo.train.stopping import stopping_on_signal
 
 
@@ -32,14 +32,14 @@ def train_on_ray(settings: NativeSettings, given: Given, checkpoint: Path | None
     told = WorkerConfig.of(settings, given, total_steps)
 
     def cut_back(step: int) -> None:
-        start_records(records, files, step)
+        files.start(records, step)
         tickets.cut_back(step or -1)
 
     with stopping_on_signal(output_dir), cluster(workers.address, output_dir):
         places = Places(workers, use_cpu=settings.device.use_cpu)
-        with Progress(total_steps, run_title(records, output_dir), records.progress) as progress:
-            rollouts = RolloutSupervisor(told, workers, places, stream, buffer, progress)
-            learner = LearnerSupervisor(told, workers, places, rollouts, cut_back)
+        with Progress(total_steps, f"{records.title} → {output_dir}", records.progress) as progress:
+            rollouts = RolloutSupervisor(told, places, stream, buffer, progress)
+            learner = LearnerSupervisor(told, places, rollouts, cut_back)
             try:
                 rollouts.start()
                 learner.start(checkpoint)

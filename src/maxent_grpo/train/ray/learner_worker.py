@@ -33,7 +33,7 @@ from maxent_grpo.train.ray.messages import (
     Weights,
     WorkerConfig,
 )
-from maxent_grpo.train.records import RecordFiles, open_recorder
+from maxent_grpo.train.records import RunRecorder
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.stopping import forget_request
 from maxent_grpo.types import Batch, Group
@@ -71,10 +71,9 @@ class LearnerWorker:
                 "MASTER_PORT": str(address[1]),
             }
         settings = self._config.load_config()
-        output_dir, workers = settings.output.directory, settings.workers
         self._run = run = build(settings, self._config.given)
-        if references and workers is not None:
-            run.reference = partial(scored_remotely, references, workers.timeout)
+        if references:
+            run.reference = partial(scored_remotely, references, self._config.workers.timeout)
         self._timing: dict[str, float] = {}  # of the update under way; its reference enters its own time
         if run.reference is not None:
             run.reference = timed(run.reference, self._timing)
@@ -82,10 +81,9 @@ class LearnerWorker:
         if checkpoint is not None:
             load_checkpoint(run, checkpoint)
             buffer = stored_buffer(checkpoint, run)
-        self._tickets = JsonlFile(output_dir / TICKETS_FILE)
+        self._tickets = JsonlFile(run.output_dir / TICKETS_FILE)
         self._relay = Relay()
-        files = RecordFiles(output_dir)
-        self._recorder, self._trackers = open_recorder(run, settings.records, files, self._relay)
+        self._recorder = RunRecorder(run, settings.records, self._relay)
         if run.step == 0 and run.cadence.eval_on_start:
             evaluate(run, self._recorder)
         self._finished = time.perf_counter()
@@ -102,10 +100,11 @@ class LearnerWorker:
         run.buffer = partial(buffer_as_json, batch.buffer)
         self._timing.clear()
         self._timing |= dict(batch.timing) | {"time/wait": began - self._finished}
+        measured = {n: mean_stat(torch.tensor(v, dtype=torch.float64)) for n, v in batch.metrics.items()}
         with naming_lost_ranks():
             while run.updates_left > 0 and run.step < run.cadence.total_steps:
                 seed_libraries(run)
-                run.meter.add(_means(batch.metrics) | ages(run, next_groups(run)))
+                run.meter.add(measured | ages(run, next_groups(run)))
                 update(run, self._recorder, self._finished, self._timing)
                 self._finished = time.perf_counter()
                 self._timing.clear()
@@ -131,7 +130,7 @@ class LearnerWorker:
         save_final(self._run)
         self._run.learner.accelerator.wait_for_everyone()
         self._run.close()
-        self._trackers.finish()
+        self._recorder.finish()
 
     def _open_rollout(self, held: Sequence[Held[SampledGroup]]) -> None:
         run, groups = self._run, [one.group.group for one in held]
@@ -141,7 +140,8 @@ class LearnerWorker:
         run.meter.add(group_metrics(run.rollout) | exploration_metrics(originals))
         # What rollout workers measured is one rank's to count; the others know its name.
         own = 1.0 if self._rank == 0 else 0.0
-        run.meter.add({name: _no_sum() for name in ("reward/errors", "reward/timeouts")})
+        zero = Stat(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64), "sum")
+        run.meter.add({"reward/errors": zero, "reward/timeouts": zero})
         for one in held:
             run.meter.add({name: _share(stat, own) for name, stat in one.group.metrics.items()})
         if self._rank == 0:
@@ -237,14 +237,6 @@ def stored_buffer(checkpoint: Path, run: Run) -> dict[str, Any]:
     return state | {"ready": ready}
 
 
-def _means(numbers: Mapping[str, float]) -> Metrics:
-    return {name: mean_stat(torch.tensor(value, dtype=torch.float64)) for name, value in numbers.items()}
-
-
 def _share(stat: Stat, share: float) -> Stat:
     """``share`` of a sum or mean; an extreme stays what it is, however many ranks know it."""
     return stat if stat.kind in ("min", "max") else Stat(stat.value * share, stat.weight * share, stat.kind)
-
-
-def _no_sum() -> Stat:
-    return Stat(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64), "sum")

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from maxent_grpo.config.run_settings import NativeSettings
+from maxent_grpo.config.run_settings import NativeSettings, WorkerSettings
 from maxent_grpo.errors import RunError
 from maxent_grpo.stats import Metrics
 from maxent_grpo.train.build import Given
@@ -24,19 +24,21 @@ Weights = Mapping[str, Tensor]
 class WorkerConfig:
     """The settings of a run, which are plain values, what it was given, and the place where it was started."""
 
-    settings: NativeSettings
-    """As the driver has them; the output directory is absolute."""
+    settings: NativeSettings  # as the driver has them; the output directory is absolute
     given: Given
     total_steps: int
-    directory: Path = field(default_factory=Path.cwd)
-    """Paths in the settings start there."""
-    module_path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
-    """Where the starting process finds modules: reward functions, say."""
+    directory: Path = field(default_factory=Path.cwd)  # paths in the settings start there
+    module_path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))  # of reward functions, say
 
     @classmethod
     def of(cls, settings: NativeSettings, given: Given, total_steps: int) -> Self:
         output = replace(settings.output, directory=settings.output.directory.resolve())
         return cls(replace(settings, output=output), given, total_steps)
+
+    @property
+    def workers(self) -> WorkerSettings:
+        assert self.settings.workers is not None, "the driver is a Ray driver"
+        return self.settings.workers
 
     def load_config(self) -> NativeSettings:
         """The settings, in a worker that now stands where the run was started.
@@ -67,8 +69,7 @@ class SampledGroup:
     """A scored group. All its tokens were drawn by the version that its rollout names."""
 
     group: Group
-    metrics: Metrics
-    """Of calls of reward functions and of new weights; with the first group of a call alone."""
+    metrics: Metrics  # of reward functions and of new weights; with the first group of a call alone
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,18 @@ class LearnerStart:
     """The learner's position after it has started."""
 
     step: int
-    updates_left: int
-    """Of a rollout that the checkpoint lies within."""
-    stream: Mapping[str, Any]
-    """The prompt stream's state."""
-    buffer: Mapping[str, Any]
-    """The arguments of `GroupBuffer.restore`, but ``next_version``."""
+    updates_left: int  # of a rollout that the checkpoint lies within
+    stream: Mapping[str, Any]  # the prompt stream's state
+    buffer: Mapping[str, Any]  # the arguments of `GroupBuffer.restore`, but ``next_version``
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
     """The groups of one rollout for the learner's updates, and what it records beside them."""
 
-    held: Sequence[Held[SampledGroup]]
-    """Over all ranks, in stream order; empty: the rollout of the learner's checkpoint."""
-    drawn: int
-    """Prompts that have left the stream."""
-    buffer: Mapping[str, Any]
-    """`GroupBuffer.state_dict` after these were taken."""
+    held: Sequence[Held[SampledGroup]]  # of all ranks, in stream order; empty: the rollout of a checkpoint
+    drawn: int  # prompts that have left the stream
+    buffer: Mapping[str, Any]  # `GroupBuffer.state_dict` after these were taken
     metrics: Mapping[str, float]
     timing: Mapping[str, float]
 
@@ -103,5 +98,4 @@ class UpdateResult:
     """The learner's position after the updates on a rollout."""
 
     step: int
-    shown: Sequence[tuple[str, tuple[Any, ...]]]
-    """Calls for the driver's `Progress`."""
+    shown: Sequence[tuple[str, tuple[Any, ...]]]  # calls for the driver's `Progress`

@@ -14,7 +14,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from maxent_grpo.config.run_settings import WorkerSettings
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.observe.console import Progress
@@ -48,10 +47,8 @@ class WorkerLostError(Exception):
 class Publication:
     """Weights that rollout workers sample with. After the learner went back, a version is published again."""
 
-    weights: Any
-    """Ray's reference to them, which keeps them in the object store."""
-    version: int
-    """Optimiser steps behind them."""
+    weights: Any  # Ray's reference to them, which keeps them in the object store
+    version: int  # optimiser steps behind them
 
 
 @dataclass(eq=False)
@@ -60,11 +57,9 @@ class WorkerSlot:
 
     place: int
     worker: Any
-    call: Any
-    """Ray's reference to what the call will give; None: the worker is idle."""
+    call: Any  # Ray's reference to what it will give; None: the worker is idle
     doing: str
-    deadline: float
-    """Of `time.monotonic`."""
+    deadline: float  # of `time.monotonic`
     tickets: Sequence[Ticket] = ()
     has: Publication | None = None
 
@@ -75,7 +70,6 @@ class RolloutSupervisor:
     def __init__(
         self,
         config: WorkerConfig,
-        workers: WorkerSettings,
         places: Places,
         stream: PromptStream,
         buffer: GroupBuffer[SampledGroup],
@@ -90,7 +84,7 @@ class RolloutSupervisor:
         self.timing: dict[str, float] = {}  # for the learner's next record
         self._config = config
         self._places = places
-        self._timeout = workers.timeout
+        self._timeout = config.workers.timeout
         self._slots: list[WorkerSlot] = []
         self._silent = 0  # workers lost since one gave groups
 
@@ -132,23 +126,18 @@ class RolloutSupervisor:
             ray.kill(slot.worker)
 
     def _started(self, place: int) -> WorkerSlot:
-        actor = ray.remote(RolloutWorker).options(**self._places.options(place))
-        worker: Any = actor.remote(self._config)
-        call = worker.start.remote(
-            self.stream.prompts[:PROBE_PROMPTS]
-        )  # to compare an engine with the policy
-        return WorkerSlot(
-            place, worker, call, "starting", time.monotonic() + max(self._timeout, START_SECONDS)
-        )
+        worker = self._places.start(RolloutWorker, place, self._config)
+        call = worker.start.remote(self.stream.prompts[:PROBE_PROMPTS])  # engines are compared on them
+        deadline = time.monotonic() + max(self._timeout, START_SECONDS)
+        return WorkerSlot(place, worker, call, "starting", deadline)
 
     def _tasks(self, tickets: Sequence[Ticket]) -> list[SampleTask]:
         bounds = self.buffer.bounds
         tasks = []
         for ticket in tickets:
             self.stream.seek(ticket.number)
-            (prompt,) = self.stream.take(1)
             step = ticket.number // bounds.groups_per_rollout * bounds.steps_per_rollout
-            tasks.append(SampleTask(prompt, step))
+            tasks.append(SampleTask(self.stream.take(1)[0], step))
         return tasks
 
     def _collect(self, slot: WorkerSlot) -> None:
@@ -194,7 +183,6 @@ class LearnerSupervisor:
     def __init__(
         self,
         config: WorkerConfig,
-        workers: WorkerSettings,
         places: Places,
         rollouts: RolloutSupervisor,
         cut_back: Callable[[int], None],
@@ -203,8 +191,8 @@ class LearnerSupervisor:
         self._places = places
         self._rollouts = rollouts
         self._cut_back = cut_back  # the run's records, to what they were after a step
-        self._timeout = workers.timeout
-        self._publish_every = workers.update_frequency  # optimiser steps
+        self._timeout = config.workers.timeout
+        self._publish_every = config.workers.update_frequency  # optimiser steps
         self._ranks: list[Any] = []
         self._references: list[Any] = []
         self._calls: list[Any] = []  # of the updates under way, one for each rank
@@ -279,14 +267,9 @@ class LearnerSupervisor:
         """All ranks at ``checkpoint`` or at the start, with the buffer as it was there, and their weights published."""
         self._cut_back(0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
         patience = max(self._timeout, START_SECONDS)
-        places = self._places.of("learner")
-        self._references = [
-            self._actor(ReferenceWorker, place).remote(self._config) for place in self._places.of("reference")
-        ]
-        self._ranks = [
-            self._actor(LearnerWorker, place).remote(self._config, rank, len(places))
-            for rank, place in enumerate(places)
-        ]
+        start, told, places = self._places.start, self._config, self._places.of("learner")
+        self._references = [start(ReferenceWorker, place, told) for place in self._places.of("reference")]
+        self._ranks = [start(LearnerWorker, at, told, rank, len(places)) for rank, at in enumerate(places)]
         _results([worker.start.remote() for worker in self._references], "starting the reference", patience)
         (address,) = _results([self._ranks[0].address.remote()], "starting the learner", patience)
         starts = [rank.start.remote(address, checkpoint, self._references) for rank in self._ranks]
@@ -297,9 +280,6 @@ class LearnerSupervisor:
         self._publish()
         if position.updates_left:
             self._send_rollout(())
-
-    def _actor(self, worker: type, place: int) -> Any:
-        return ray.remote(worker).options(**self._places.options(place))
 
     def _send_rollout(self, held: Sequence[Any]) -> None:
         buffer = self._rollouts.buffer
@@ -360,12 +340,12 @@ class LearnerSupervisor:
 
     def _newest_checkpoint(self) -> Path | None:
         """Of this run's own: an output directory may hold later ones of a history that was given up."""
-        found = [
-            path
-            for path in checkpoints(self._config.settings.output.directory)
-            if int(path.name.rpartition("-")[2]) <= self._rollouts.buffer.next_version
-        ]
-        return found[-1] if found else self._first_checkpoint
+        found, newest = (
+            checkpoints(self._config.settings.output.directory),
+            self._rollouts.buffer.next_version,
+        )
+        own = [path for path in found if int(path.name.rpartition("-")[2]) <= newest]
+        return own[-1] if own else self._first_checkpoint
 
 
 def wait(rollouts: RolloutSupervisor, learner: LearnerSupervisor, what: str) -> None:
