@@ -6,6 +6,7 @@ quotients of small degree the chance of a wrong "equal" is nil in practice (Schw
 
 import functools
 import math
+import threading
 import zlib
 from collections.abc import Mapping
 from fractions import Fraction
@@ -23,10 +24,13 @@ from math_answers.expressions import (
 Value: TypeAlias = Any
 """A `Fraction`, or a real or complex number of mpmath."""
 
+STEPPED_OPERATIONS = frozenset({"floor", "ceil"})
+"""Operations that are compared at whole numbers, too, and at these alone where a name is one of whole numbers."""
+
 POSITIVE_POINTS = 3
 """As many points with positive coordinates are tried before those with any sign."""
 
-WHOLE_NUMBER_OPERATIONS = frozenset({"factorial", "binomial", "floor", "ceil", "gcd", "lcm"})
+WHOLE_NUMBER_OPERATIONS = frozenset({"factorial", "binomial", "gcd", "lcm"})
 """Operations that are only compared at whole numbers."""
 
 _WHOLE_POINTS = 29  # a prime, so that steps of 11 reach them all
@@ -34,18 +38,46 @@ _DIGITS = 40
 _AGREEMENT = 30  # digits that two inexact values must share
 _MAX_BITS = 20_000  # of an exact value
 _MAX_LOG10 = 10_000_000  # of an inexact one
-_MAX_FACTORIAL = 1500
+_MAX_FACTORIAL = 1500  # held exactly
+_MAX_INEXACT_FACTORIAL = 10_000_000
 _TRIGONOMETRIC = frozenset(["sin", "cos", "tan", "cot", "sec", "csc"])
 
 
+MAX_STEPS = 60_000
+"""Steps of evaluation in one comparison of two answers: no more than about a second of work."""
+
+
+class ExhaustedError(Exception):
+    """A comparison took more than `MAX_STEPS`. It ends the comparison, and never leaves the grader."""
+
+
+_work = threading.local()
+
+
+def start_budget() -> None:
+    """A fresh allowance of `MAX_STEPS` for one comparison. What is counted is work, not time: the same everywhere."""
+    _work.steps = 0
+
+
+def spend(steps: int) -> None:
+    """Count work.
+
+    Raises:
+        ExhaustedError: the allowance is used up.
+    """
+    _work.steps = getattr(_work, "steps", 0) + steps
+    if _work.steps > MAX_STEPS:
+        raise ExhaustedError
+
+
 @functools.cache
-def _mp() -> Any:
+def context() -> Any:
     """A context of our own: its precision is nobody else's. Imported when something is not rational."""
     import mpmath
 
-    context = mpmath.MPContext() if hasattr(mpmath, "MPContext") else mpmath.ctx_mp.MPContext()
-    context.dps = _DIGITS
-    return context
+    own = mpmath.MPContext() if hasattr(mpmath, "MPContext") else mpmath.ctx_mp.MPContext()
+    own.dps = _DIGITS
+    return own
 
 
 def evaluate(expression: Expression, point: Mapping[str, Fraction], real_only: bool = False) -> Value:
@@ -67,21 +99,24 @@ def evaluate(expression: Expression, point: Mapping[str, Fraction], real_only: b
 
 
 def _evaluate(expression: Expression, point: Mapping[str, Fraction], real_only: bool) -> Value:
+    spend(1)
     match expression:
         case Number(value=value):
             return value
         case Symbol(name="pi"):
-            return +_mp().pi
+            return +context().pi
         case Symbol(name="e"):
-            return +_mp().e
+            return +context().e
         case Symbol(name="i"):
-            return _mp().mpc(0, 1)
+            return context().mpc(0, 1)
         case Symbol(name=name):
             return point[name]
         case Bracketed(opening="[", closing="]", items=(inner,)):
             return _evaluate(inner, point, real_only)
-        case Apply(operation="call", arguments=arguments, name=name):
-            return _opaque(name, [_evaluate(argument, point, real_only) for argument in arguments])
+        case Apply(operation="call" | "decorated" as kind, arguments=arguments, name=name):
+            return _call(name if kind == "call" else "decorated " + name, arguments, point, real_only)
+        case Apply(operation="mul", arguments=factors, name="run"):
+            return _mul(*[_evaluate(factor, point, real_only) for factor in factors])
         case Apply(operation=operation, arguments=arguments):
             rule = _RULES.get(operation)
             if rule is None:
@@ -93,6 +128,50 @@ def _evaluate(expression: Expression, point: Mapping[str, Fraction], real_only: 
                 raise UnreadableError("not real")
             return value
     raise UnreadableError("no number")
+
+
+def _call(
+    name: str, arguments: tuple[Expression, ...], point: Mapping[str, Fraction], real_only: bool
+) -> Value:
+    """The value of a function: of the few that have a name in mathematics, else one of its own for equal arguments."""
+    values: list[Value | str] = []
+    for argument in arguments:
+        try:
+            values.append(_evaluate(argument, point, real_only))
+        except UnreadableError:
+            values.append(repr(argument))
+    if name in _NAMED_FUNCTIONS and len(values) == 1 and not isinstance(values[0], str):
+        value = _NAMED_FUNCTIONS[name](values[0])
+        if value is not None:
+            return value
+    return _opaque(name, values)
+
+
+def _totient(value: Value) -> Value | None:
+    if not (is_exact(value) and value.denominator == 1 and 0 < value <= 10**9):
+        return None
+    n = result = int(value)
+    divisor = 2
+    while divisor * divisor <= n:
+        if n % divisor == 0:
+            while n % divisor == 0:
+                n //= divisor
+            result -= result // divisor
+        divisor += 1
+    return Fraction(result - result // n if n > 1 else result)
+
+
+def _gamma(value: Value) -> Value | None:
+    if real(value) is None or abs(value) > 500:
+        return None
+    if is_exact(value) and value.denominator == 1:
+        return Fraction(math.factorial(int(value) - 1)) if value > 0 else None
+    return context().gamma(_inexact(value))
+
+
+def _zeta(value: Value) -> Value | None:
+    argument = real(value)
+    return context().zeta(_inexact(argument)) if argument is not None and 1 < argument <= 100 else None
 
 
 def _radians(argument: Expression) -> Expression:
@@ -112,14 +191,12 @@ def agree(a: Value, b: Value) -> bool:
     """Whether two values are one number: exactly if both are rational, else to 30 digits."""
     if is_exact(a) and is_exact(b):
         return bool(a == b)
-    mp = _mp()
+    mp = context()
     left, right = _inexact(a), _inexact(b)
     if not (mp.isfinite(left) and mp.isfinite(right)):
         return False
     scale = max(abs(left), abs(right))
-    return bool(
-        abs(left - right) <= scale * mp.mpf(10) ** -_AGREEMENT or scale < mp.mpf(10) ** -(_DIGITS - 5)
-    )
+    return bool(abs(left - right) <= scale * mp.mpf(10) ** -_AGREEMENT)
 
 
 def distance(a: Value, b: Value) -> Value:
@@ -132,7 +209,7 @@ def within(size: Value, bound: Fraction) -> bool:
     return (
         bool(size <= bound)
         if is_exact(size)
-        else bool(size <= _inexact(bound) * (1 + _mp().mpf(10) ** -_AGREEMENT))
+        else bool(size <= _inexact(bound) * (1 + context().mpf(10) ** -_AGREEMENT))
     )
 
 
@@ -145,7 +222,7 @@ def real(value: Value) -> Value | None:
     """The value if it is real up to rounding, else ``None``."""
     if is_exact(value):
         return value
-    if hasattr(value, "imag") and abs(value.imag) > abs(value) * _mp().mpf(10) ** -_AGREEMENT:
+    if hasattr(value, "imag") and abs(value.imag) > abs(value) * context().mpf(10) ** -_AGREEMENT:
         return None
     return value.real
 
@@ -158,18 +235,24 @@ def points(names: frozenset[str], whole: bool) -> list[dict[str, Fraction]]:
         whole: only whole numbers, for expressions with factorials, floors and the like.
     """
     if whole:
-        return [{name: Fraction(_whole_coordinate(name, k)) for name in names} for k in range(_WHOLE_POINTS)]
+        return [
+            {name: Fraction(_whole_coordinate(name, k)) for name in names} for k in range(_WHOLE_POINTS + 6)
+        ]
     return [{name: _coordinate(name, k) for name in names} for k in range(2 * POSITIVE_POINTS)]
 
 
 def _coordinate(name: str, k: int) -> Fraction:
     seed = zlib.crc32(f"{k} {name}".encode())
-    sign = -1 if k >= POSITIVE_POINTS and (seed >> 20) % 2 else 1
+    signed = k - POSITIVE_POINTS  # of these the second has the other sign than the first
+    negative = signed >= 0 and ((zlib.crc32(name.encode()) >> 9) + signed) % 2
+    sign = -1 if negative else 1
     return sign * Fraction(seed % 9973 + 700, (seed >> 8) % 997 + 3001)
 
 
 def _whole_coordinate(name: str, k: int) -> int:
     """Every whole number of a stretch, in an order of its own for each name: floors jump at few places."""
+    if k >= _WHOLE_POINTS:  # no two names have the same value at all of these
+        return 2 + zlib.crc32(f"{k} {name}".encode()) % 40
     return 2 + (k * 11 + zlib.crc32(name.encode())) % _WHOLE_POINTS
 
 
@@ -177,7 +260,7 @@ def _whole_coordinate(name: str, k: int) -> int:
 
 
 def _inexact(value: Value) -> Value:
-    mp = _mp()
+    mp = context()
     if isinstance(value, Fraction):
         return mp.mpf(value.numerator) / mp.mpf(value.denominator)
     return value
@@ -188,7 +271,7 @@ def _bounded(value: Value) -> Value:
         if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
             return _inexact(value)
         return value
-    if value and abs(_mp().mag(value)) > _MAX_LOG10:
+    if value and abs(context().mag(value)) > _MAX_LOG10:
         raise UnreadableError("too large")
     return value
 
@@ -196,7 +279,11 @@ def _bounded(value: Value) -> Value:
 def _add(*terms: Value) -> Value:
     if all(map(is_exact, terms)):
         return _bounded(sum(terms, Fraction(0)))
-    return _bounded(functools.reduce(lambda a, b: a + b, map(_inexact, terms)))
+    inexact = list(map(_inexact, terms))
+    total = functools.reduce(lambda a, b: a + b, inexact)
+    if abs(total) <= max(map(abs, inexact)) * context().mpf(10) ** -(_DIGITS - 5):
+        return Fraction(0)  # what is left are errors of rounding
+    return _bounded(total)
 
 
 def _mul(*factors: Value) -> Value:
@@ -216,7 +303,7 @@ def _inv(value: Value) -> Value:
 
 
 def _pow(base: Value, exponent: Value) -> Value:
-    mp = _mp() if not (is_exact(base) and is_exact(exponent)) else None
+    mp = context() if not (is_exact(base) and is_exact(exponent)) else None
     if is_exact(exponent) and exponent.denominator == 1 and is_exact(base):
         power = exponent.numerator
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
@@ -226,7 +313,7 @@ def _pow(base: Value, exponent: Value) -> Value:
             return base**power
         if base in (0, 1, -1):
             return base ** (power % 2 + 2) if base else Fraction(0)
-    mp = mp or _mp()
+    mp = mp or context()
     left, right = _inexact(base), _inexact(exponent)
     if not left:
         if mp.re(right) > 0:
@@ -249,10 +336,10 @@ def _root(value: Value, degree: Value) -> Value:
         if None not in roots and not (negative and n == 2):
             return Fraction(roots[0], roots[1]) * (-1 if negative else 1)  # type: ignore[arg-type]
         if negative and n % 2:
-            return -_mp().root(_inexact(-value), n)
+            return -context().root(_inexact(-value), n)
     elif n % 2 and (number := real(value)) is not None and number < 0:
-        return -_mp().root(-number, n)
-    return _mp().root(_inexact(value), n)
+        return -context().root(-number, n)
+    return context().root(_inexact(value), n)
 
 
 def _whole_root(value: int, n: int) -> int | None:
@@ -261,13 +348,13 @@ def _whole_root(value: int, n: int) -> int | None:
     elif value.bit_length() > 1000:
         return None
     else:
-        root = int(_mp().nint(_mp().root(value, n)))
+        root = int(context().nint(context().root(value, n)))
     return root if root**n == value else None
 
 
 def _whole(value: Value, most: int) -> int:
     if not is_exact(value):
-        value = _mp().nint(value.real) if agree(value, _mp().nint(value.real)) else None
+        value = context().nint(value.real) if agree(value, context().nint(value.real)) else None
     elif value.denominator != 1:
         value = None
     if value is None or abs(value) > most:
@@ -277,8 +364,10 @@ def _whole(value: Value, most: int) -> int:
 
 def _factorial(value: Value) -> Value:
     if is_exact(value) and value.denominator != 1 and abs(value) < 100:
-        return _mp().gamma(_inexact(value) + 1)
-    n = _whole(value, _MAX_FACTORIAL)
+        return context().gamma(_inexact(value) + 1)
+    n = _whole(value, _MAX_INEXACT_FACTORIAL)
+    if n > _MAX_FACTORIAL:
+        return context().factorial(n)
     if n < 0:
         raise UnreadableError("a pole")
     return Fraction(math.factorial(n))
@@ -286,12 +375,15 @@ def _factorial(value: Value) -> Value:
 
 def _binomial(n: Value, k: Value) -> Value:
     if is_exact(n) and is_exact(k) and n.denominator == k.denominator == 1:
-        top, bottom = _whole(n, _MAX_FACTORIAL), _whole(k, _MAX_FACTORIAL)
-        if top >= 0 and bottom >= 0:
-            return Fraction(math.comb(top, bottom))
+        top, bottom = _whole(n, _MAX_INEXACT_FACTORIAL), _whole(k, _MAX_INEXACT_FACTORIAL)
+        if 0 <= top <= _MAX_FACTORIAL and bottom >= 0:
+            return _bounded(Fraction(math.comb(top, bottom)))
+        if 0 <= bottom <= top:
+            mp = context()
+            return mp.factorial(top) / mp.factorial(bottom) / mp.factorial(top - bottom)
     if abs(_inexact(n)) > 1000 or abs(_inexact(k)) > 1000:
         raise UnreadableError("too large")
-    return _mp().binomial(_inexact(n), _inexact(k))
+    return context().binomial(_inexact(n), _inexact(k))
 
 
 def _rounded(name: str, value: Value) -> Value:
@@ -300,26 +392,26 @@ def _rounded(name: str, value: Value) -> Value:
     whole = real(value)
     if whole is None or abs(whole) > 10**30:
         raise UnreadableError("no whole part")
-    nearest = _mp().nint(whole)
+    nearest = context().nint(whole)
     if agree(whole, nearest):
         return Fraction(int(nearest))
-    return Fraction(int(getattr(_mp(), name)(whole)))
+    return Fraction(int(getattr(context(), name)(whole)))
 
 
 def _analytic(name: str, value: Value) -> Value:
     argument = _inexact(value)
     if abs(argument) > 10**15:
         raise UnreadableError("too large an argument")
-    result = getattr(_mp(), name)(argument)
-    if not _mp().isfinite(result) or abs(result) > 10**30:
+    result = getattr(context(), name)(argument)
+    if not context().isfinite(result) or abs(result) > 10**30:
         raise UnreadableError("a pole")
-    return Fraction(0) if abs(result) < _mp().mpf(10) ** -(_DIGITS - 4) else result
+    return Fraction(0) if abs(result) < context().mpf(10) ** -(_DIGITS - 4) else result
 
 
 def _log(value: Value, base: Value = None) -> Value:
     if not value or (base is not None and (not base or base == 1)):
         raise UnreadableError("a pole")
-    mp = _mp()
+    mp = context()
     return mp.log(_inexact(value)) / mp.log(10 if base is None else _inexact(base))
 
 
@@ -340,12 +432,16 @@ def _divisor(pick: Any) -> Any:
     return lambda *values: Fraction(pick(*[_whole(value, 10**100) for value in values]))
 
 
-def _opaque(name: str, arguments: list[Value]) -> Fraction:
+def _opaque(name: str, arguments: list[Value | str]) -> Fraction:
     """A function that we know nothing of: equal arguments give equal values, and nothing else does."""
-    key = name + "".join(str(a) if is_exact(a) else _mp().nstr(a, 20) for a in arguments)
+    key = f"{name} " + " ".join(
+        a if isinstance(a, str) else str(a) if is_exact(a) else context().nstr(a, 20) for a in arguments
+    )
     seed = zlib.crc32(key.encode())
     return Fraction(seed % 99991 + 1009, (seed >> 7) % 9973 + 5003)
 
+
+_NAMED_FUNCTIONS: dict[str, Any] = {"phi": _totient, "Gamma": _gamma, "zeta": _zeta}
 
 _RULES: dict[str, Any] = {
     "add": _add,
@@ -360,13 +456,13 @@ _RULES: dict[str, Any] = {
     "ceil": functools.partial(_rounded, "ceil"),
     "abs": _abs,
     "log": _log,
-    "ln": lambda value: _log(value, _mp().e),
+    "ln": lambda value: _log(value, context().e),
     "max": _extreme(max),
     "min": _extreme(min),
     "gcd": _divisor(math.gcd),
     "lcm": _divisor(math.lcm),
     "percent": lambda value: value / 100,
-    "degree": lambda value: _mul(value, +_mp().pi, Fraction(1, 180)),
+    "degree": lambda value: _mul(value, +context().pi, Fraction(1, 180)),
     "ratio": lambda *terms: _mul(terms[0], _inv(terms[1])) if len(terms) == 2 else _no_ratio(),
     "arcsin": functools.partial(_analytic, "asin"),
     "arccos": functools.partial(_analytic, "acos"),

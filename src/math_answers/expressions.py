@@ -58,6 +58,8 @@ class Listed:
     """Answers side by side, without brackets."""
 
     items: "tuple[Expression, ...]"
+    joiner: str = ""
+    """``and`` or ``or`` where one of them stands between; "" between commas alone."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,11 @@ def substituted(expression: Expression, name: str, by: Expression) -> Expression
 
 MAX_DIGITS = 1000
 MAX_EXPONENT = 5000  # of ten, in a literal such as 1e5000
-REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))")
+REPEATING = re.compile(
+    r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))"
+    r"|(\d{0,20})\.(\d{0,20}?)(\d{1,12}?)(?:\7){1,24}\s*(?:\.\.\.+|\\[lc]?dots)"
+    r"|(\d{0,20})\.\((\d{1,20})\)"
+)
 
 
 def number(text: str) -> Number:
@@ -145,11 +151,15 @@ def number(text: str) -> Number:
 
 
 def repeating(text: str) -> Number:
-    r"""``0.1\overline{6}`` is one sixth, exactly."""
+    r"""``0.1\overline{6}`` is one sixth, exactly; ``0.1666...`` and ``0.(3)`` repeat, too."""
     match = REPEATING.fullmatch(text)
     if match is None or len(text) > MAX_DIGITS:
         raise RefusedError("too many digits")
-    whole, fixed, period = match[1] or "0", match[2], match[3] or match[4]
+    if match[3] or match[4]:
+        whole, fixed, period = match[1], match[2], match[3] or match[4]
+    else:
+        whole, fixed, period = (match[5], match[6], match[7]) if match[7] else (match[8], "", match[9])
+    whole = whole or "0"
     before, after = int(whole + fixed), int(whole + fixed + period)
     return Number(Fraction(after - before, 10 ** len(fixed) * (10 ** len(period) - 1)))
 

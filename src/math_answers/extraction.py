@@ -1,4 +1,7 @@
-"""Where the final answer stands in a completion. Every search here is linear in the length of the text."""
+"""Where the final answer stands in a completion. Every search here is linear in the length of the text.
+
+What follows the thought decides: `reply` is the only part of a completion in which an answer is looked for.
+"""
 
 import re
 from collections import deque
@@ -22,6 +25,12 @@ _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.&]|\\[()\[\],;!]|\\q?quad|\\text\s*\{[^{}]{0,8}\}|\\\\|and|or"
     r"|[A-Za-z](?:_\{?\w{1,3}\}?|\([A-Za-z]\))?\s*=)*"
 )
+_JOINS_BOXES = re.compile(r",|;|&|=|and|or")  # white space alone does not: the later box is another try
+_THOUGHT = re.compile(
+    r"<(/?)(?:\w{1,12}:)?(?:think|thinking|thought|reasoning)>|\[(/?)THINK\]|◁(/?)think▷|<\|(/?)(?:think|thinking)\|>",
+    re.IGNORECASE,
+)
+_FINAL_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]{0,40}<\|message\|>")
 _MAX_BETWEEN = 80
 _MAX_BOXES = 64  # of one answer
 
@@ -34,8 +43,27 @@ class Extracted:
     extractor: str
 
 
+def reply(text: str) -> str | None:
+    """What follows the thought: all of the text where there is none, and ``None`` where the last one is not finished.
+
+    A thought stands between ``<think>`` and ``</think>`` (also ``thinking``, ``[THINK]``, ``◁think▷``), or before a
+    ``</think>`` that closes what the prompt's template opened. In gpt-oss's channels the reply is the final one.
+    """
+    channel = _last(_FINAL_CHANNEL, text)
+    if channel is not None:
+        return text[channel.end() :] if channel[1] == "final" else None
+    tag = _last(_THOUGHT, text)
+    if tag is None:
+        return text
+    return text[tag.end() :] if any(tag.groups()) else None
+
+
 def extract(text: str, policy: GraderPolicy) -> Extracted | None:
-    """The final answer by the first extractor of the policy that finds one."""
+    """The final answer in the text's `reply`, by the first extractor of the policy that finds one."""
+    behind = reply(text)
+    if behind is None:
+        return None
+    text = behind
     for name in policy.extraction:
         answer = _EXTRACTORS[name](text, policy)
         if answer is not None and answer.strip():
@@ -91,6 +119,8 @@ def _boxed(text: str, policy: GraderPolicy) -> str | None:
             between = text[box[1] : chosen[0][0]]
             if len(between) > _MAX_BETWEEN or not _BETWEEN_BOXES.fullmatch(between):
                 break
+            if not _JOINS_BOXES.search(between):
+                break
             chosen.insert(0, box)
     contents = list(dict.fromkeys(content for _, _, content in chosen))
     return contents[0] if len(contents) == 1 else " , ".join(contents)
@@ -105,6 +135,11 @@ def _answer_tag(text: str, policy: GraderPolicy) -> str | None:
     if body is None:
         return None
     return _boxed(body, policy) or body
+
+
+def _last_line(text: str, policy: GraderPolicy) -> str | None:
+    lines = text.strip().rsplit("\n", 1)
+    return lines[-1] or None
 
 
 def _phrase(text: str, policy: GraderPolicy) -> str | None:
@@ -147,5 +182,6 @@ _EXTRACTORS: dict[str, Callable[[str, GraderPolicy], str | None]] = {
     "phrase": _phrase,
     "math": _math,
     "last_number": _last_number,
+    "last_line": _last_line,
     "whole": lambda text, policy: text,
 }

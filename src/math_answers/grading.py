@@ -1,9 +1,9 @@
 """Is a completion's final answer the gold answer?
 
 `grade` takes the answer out of a completion and compares it; `equivalent` compares two answers. Both are pure
-functions of their arguments: no state, no randomness, no evaluation of the model's text as code. From the
-cheapest comparison to the dearest: spelling, numbers, words, own parser with exact and 40-digit values, and
-math-verify for what that parser cannot read.
+functions of their arguments: no state, no randomness, no evaluation of the model's text as code, and bounded work. From
+the cheapest comparison to the dearest: spelling, numbers, dates, words, and a parser with exact and 40-digit values.
+What that parser cannot read is right only if it is the gold sign by sign.
 """
 
 import re
@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from math_answers import symbolic
 from math_answers.comparison import same
-from math_answers.expressions import Expression, RefusedError, UnreadableError
+from math_answers.evaluation import ExhaustedError, start_budget
+from math_answers.expressions import Expression, RefusedError, Symbol, UnreadableError, substituted, symbols
 from math_answers.extraction import boxes, extract
 from math_answers.parser import parse
 from math_answers.policy import GRADER_VERSION, GraderPolicy
-from math_answers.spelling import is_verbal, respell, words
-from math_answers.tokens import has_thousands
+from math_answers.spelling import respell
+from math_answers.tokens import has_thousands, tokenised
+from math_answers.words import is_verbal, same_choice, same_moment, split_qualifiers, synonym, words
 
 __all__ = ["GRADER_VERSION", "GraderPolicy", "Verdict", "equivalent", "grade", "preload"]
 
@@ -30,12 +31,8 @@ Gold = str | int | float | Sequence[str | int | float]
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?", re.ASCII)
 _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _MAX_DIGITS = 1000
+_MAY_BE_WORDS = re.compile(r"[A-Za-z]{2}")
 _OPEN_BOX = re.compile(r"\\+(?:boxed|fbox)\s*\{")  # never closed: the rest is the answer
-_TIME = re.compile(
-    r"(?P<hour>\d{1,2})\s*:\s*(?P<minute>(?P<padded>0\d)|[1-5]\d)"
-    r"\s*(?:\\text\s*\{\s*)?(?:(?P<half>[ap])\.?\s*m)?\.?\s*\}?",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,8 @@ class Verdict:
     extracted: str | None  # the answer as found in the text; None if there is none
     extractor: str | None  # which extractor of the policy found it
     reason: str
-    """How it was decided: ``no_answer``, ``identical``, ``number``, ``time``, ``words``, ``expression``, ``symbolic``,
-    ``unreadable`` (and so not accepted), ``too_long``."""
+    """How it was decided: ``no_answer``, ``identical``, ``number``, ``moment``, ``choice``, ``words``, ``expression``,
+    ``unreadable`` (and so not accepted), ``too_long``, ``undecided`` (it would have taken too much work)."""
 
 
 def grade(text: str, gold: Gold, policy: GraderPolicy | None = None) -> Verdict:
@@ -82,19 +79,32 @@ def equivalent(pred: str, gold: Gold, policy: GraderPolicy | None = None) -> Ver
 
 
 def preload() -> None:
-    """Import math-verify and mpmath now (seconds on a busy machine), so that no single verdict pays for it."""
+    """Import mpmath now (a second on a busy machine), so that no single verdict pays for it."""
     equivalent(r"\sqrt{2}", r"\sqrt{3}", GraderPolicy())
-    symbolic.preload()
 
 
 def _golds(gold: Gold, policy: GraderPolicy) -> list[str]:
     if isinstance(gold, str):
         text = gold.rpartition("####")[2]
-        return [_unboxed(text, policy)] if text.strip() else []
+        return [_gold_in_boxes(text) or _unboxed(text, policy)] if text.strip() else []
     if isinstance(gold, Sequence):
         texts = [text for entry in gold for text in _golds(entry, policy)]
         return [" , ".join(texts)] if policy.gold_list == "all" and texts else texts
     return [repr(gold) if isinstance(gold, float) else str(gold)]
+
+
+def _gold_in_boxes(gold: str) -> str | None:
+    """The boxes of a gold that is nothing but several of them, with a few words between."""
+    found = boxes(gold) if gold.count("boxed") > 1 else []
+    if len(found) < 2:
+        return None
+    ends = [0, *(end for _, end, _ in found)]
+    between = [gold[end:start] for end, (start, _, _) in zip(ends, found, strict=False)] + [
+        gold[found[-1][1] :]
+    ]
+    if any(len(words_between) > 60 or "." in words_between for words_between in between):
+        return None
+    return " , ".join(content for _, _, content in found)
 
 
 def _unboxed(answer: str, policy: GraderPolicy) -> str:
@@ -126,24 +136,66 @@ def _compare(pred: str, gold: str, policy: GraderPolicy) -> tuple[bool, str]:
             return True, "number"
         if max(len(ours), len(theirs)) < 12 and "," not in ours + theirs:  # no float noise, one reading
             return False, "number"
-    times = _TIME.fullmatch(ours), _TIME.fullmatch(theirs)
-    if times[0] and times[1] and any(time["padded"] or time["half"] for time in times if time):
-        return _same_time(times[0], times[1]), "time"
-    if words(ours) == words(theirs) and (is_verbal(theirs) or is_verbal(ours)):
-        return True, "words"
-    if is_verbal(theirs) or (is_verbal(ours) and numbers[1] is not None):
-        return False, "words"
-    verdict = _compare_expressions(ours, theirs, policy)
+    for reason, verdict in (("moment", same_moment(ours, theirs)), ("choice", same_choice(ours, theirs))):
+        if verdict is not None:
+            return verdict, reason
+    if (verdict := _same_words(ours, theirs)) is not None:
+        return verdict, "words"
+    ours, theirs = synonym(ours) or ours, synonym(theirs) or theirs
+    start_budget()
+    try:
+        verdict = _compare_qualified(ours, theirs, policy)
+    except ExhaustedError:
+        return False, "undecided"
     if verdict is not None:
         return verdict, "expression"
-    if policy.symbolic and not _one_is_equation(ours, theirs):
-        verdict = symbolic.equivalent(ours, theirs)
-        if verdict is not None:
-            return verdict, "symbolic"
+    if _same_signs(ours, theirs):
+        return True, "identical"
     return False, "unreadable"
 
 
-def _compare_expressions(pred: str, gold: str, policy: GraderPolicy) -> bool | None:
+def _same_words(pred: str, gold: str) -> bool | None:
+    verbal = is_verbal(pred), is_verbal(gold)
+    if not any(verbal):
+        return None
+    if words(pred) == words(gold):
+        return True
+    if any(synonym(side) for side in (pred, gold)) and not all(verbal):
+        return None
+    return (
+        False
+        if all(verbal)
+        or (verbal[1] and not _MAY_BE_WORDS.search(pred))
+        or (verbal[0] and _number(gold) is not None)
+        else None
+    )
+
+
+def _same_signs(pred: str, gold: str) -> bool:
+    """Whether two answers that could not be compared are the same, sign by sign; spaces and alternative names of
+    commands mean nothing."""
+    try:
+        ours, theirs = (tokenised(side, thousands=False) for side in (pred, gold))
+    except UnreadableError:
+        return False
+    return [token.text.casefold() if token.kind == "text" else token.text for token in ours] == [
+        token.text.casefold() if token.kind == "text" else token.text for token in theirs
+    ]
+
+
+def _compare_qualified(pred: str, gold: str, policy: GraderPolicy) -> bool | None:
+    """Compare answers apart from what they are said to hold for, which one side may leave out."""
+    (ours, our_qualifiers), (theirs, their_qualifiers) = split_qualifiers(pred), split_qualifiers(gold)
+    if our_qualifiers and their_qualifiers:
+        agreeing = len(our_qualifiers) == len(their_qualifiers) and all(
+            p.agrees(g) for p, g in zip(our_qualifiers, their_qualifiers, strict=True)
+        )
+        return _compare_expressions(ours, theirs, policy) if agreeing else False
+    parameter = next((q.name for q in our_qualifiers if q.some or q.domain == "Z"), "")
+    return _compare_expressions(ours, theirs, policy, parameter)
+
+
+def _compare_expressions(pred: str, gold: str, policy: GraderPolicy, parameter: str = "") -> bool | None:
     """Compare all readings: "1,234" is a number or two answers. Two numbers are never both read as lists."""
     try:
         ours = _readings(pred)
@@ -159,6 +211,8 @@ def _compare_expressions(pred: str, gold: str, policy: GraderPolicy) -> bool | N
             if i == j == 1:
                 continue
             verdict = same(p, g, policy)
+            if verdict is False and parameter in symbols(p) and len(others := symbols(g) - symbols(p)) == 1:
+                verdict = same(substituted(p, parameter, Symbol(*others)), g, policy)
             if verdict:
                 return True
             undecided |= verdict is None
@@ -175,17 +229,6 @@ def _readings(spelled: str) -> list[Expression]:
         except UnreadableError:
             continue
     return readings
-
-
-def _one_is_equation(pred: str, gold: str) -> bool:
-    """A number never stands for an equation, whatever a computer algebra system solves."""
-    return ("=" in gold) != ("=" in pred)
-
-
-def _same_time(pred: re.Match[str], gold: re.Match[str]) -> bool:
-    """12:00 is no ratio. Which half of the day may be left out, but not be wrong."""
-    halves = {time["half"].lower() for time in (pred, gold) if time["half"]}
-    return int(pred["hour"]) == int(gold["hour"]) and pred["minute"] == gold["minute"] and len(halves) < 2
 
 
 def _squeezed(spelled: str) -> str:

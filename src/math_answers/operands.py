@@ -1,5 +1,6 @@
 """The lowest layer of the grammar: operands, from numbers and names to functions, brackets and matrices."""
 
+import re
 from abc import ABC, abstractmethod
 from fractions import Fraction
 
@@ -28,6 +29,46 @@ _MATRICES_WORDS = """
 pmatrix bmatrix matrix Bmatrix smallmatrix array vmatrix Vmatrix
 """
 _MATRICES = frozenset(_MATRICES_WORDS.split())
+_SYSTEMS = frozenset({"cases", "dcases", "aligned", "gathered", "align*", "align", "gather*", "split"})
+_CALLED = frozenset({"f", "g", "h", "Gamma", "zeta", "phi"})
+_FUNCTION_NAMES = frozenset("fghFGHTPQuyv")
+_DECORATION = re.compile(r"'{1,4}|\^(?:prime){1,4}|\^-1|_\w{1,3}|_\w{1,3}'{1,3}|\^-1_\w")
+_BIG = frozenset(
+    {
+        r"\sum",
+        r"\prod",
+        r"\int",
+        r"\iint",
+        r"\iiint",
+        r"\oint",
+        r"\lim",
+        r"\bigcup",
+        r"\bigcap",
+        r"\forall",
+        r"\exists",
+    }
+)
+_PREFIXES = _BIG | {
+    r"\lnot",
+    r"\nabla",
+    r"\Re",
+    r"\Im",
+    r"\arg",
+    r"\ker",
+    r"\dim",
+    r"\Pr",
+    r"\sup",
+    r"\inf",
+    r"\ce",
+}
+OPERAND_COMMANDS = _PREFIXES | {
+    r"\frac", r"\sqrt", r"\binom", r"\lfloor", r"\lceil", r"\langle", r"\mathbb", r"\operatorname", r"\pmb",
+}  # fmt: skip
+"""Commands that can only begin an operand. Others between two operands are operations that only equal themselves."""
+
+_NOT_OPERANDS = frozenset(
+    {r"\rfloor", r"\rceil", r"\rangle", r"\}", r"\choose", r"\And", r"\Or", r"\land", r"\lor", r"\\"}
+)
 
 
 class Operands(TokenStream, ABC):
@@ -50,6 +91,18 @@ class Operands(TokenStream, ABC):
         """Read relations or expressions with separators between them."""
 
     @abstractmethod
+    def _relation(self) -> Expression:
+        """Read sides with relations between them."""
+
+    @abstractmethod
+    def _series(self, *separators: str) -> tuple[list[Expression], str]:
+        """Read items with separators, "and" or "or" between them, and which of these words stood there."""
+
+    @abstractmethod
+    def _product(self) -> Expression:
+        """Read factors side by side."""
+
+    @abstractmethod
     def _exponent_text(self) -> str:
         """Read a small index as it is written."""
 
@@ -61,10 +114,14 @@ class Operands(TokenStream, ABC):
             return repeating(token.text)
         if token.kind == "name":
             return self._named(token)
+        if token.kind == "run":
+            return Apply("mul", tuple(map(Symbol, token.text)), "run")
+        if token.kind == "text":
+            return self._words(token)
         if token.kind == "function":
             return self._function(token.text)
         if token.kind == "begin":
-            return self._matrix(token.text)
+            return self._environment(token.text)
         if token.kind == "command":
             return self._command(token.text)
         if token.kind == "sign" and token.text in ("(", "[", "{", r"\{"):
@@ -79,10 +136,17 @@ class Operands(TokenStream, ABC):
             raise RefusedError("nothing where an operand was expected")
         raise UnreadableError(f"'{token.text}' where an operand was expected")
 
+    def _words(self, token: Token) -> Expression:
+        """Words side by side are one symbol, whose letter case means nothing."""
+        found = [token.text]
+        while self._next.kind == "text":
+            found.append(self._take().text)
+        return Symbol("'" + " ".join(found).casefold())
+
     def _named(self, token: Token) -> Expression:
         if token.text in ("angle", "triangle"):
             letters = ""
-            while self._next.kind == "name":
+            while self._next.kind in ("name", "run"):
                 letters += self._take().text
                 if self._next.text == "_":
                     self._at += 1
@@ -91,6 +155,8 @@ class Operands(TokenStream, ABC):
         if token.text in ("cdots", "ldots", "dots"):
             return Symbol("dots")
         symbol = Symbol(token.text)
+        if (decorated := self._decorated_call(token.text)) is not None:
+            return decorated
         if self._next.text == "(" and self._next.kind == "sign" and self._is_call(token.text):
             self._at += 1
             arguments = self._items(",")
@@ -98,12 +164,30 @@ class Operands(TokenStream, ABC):
             return Apply("call", tuple(arguments), token.text)
         return symbol
 
+    def _decorated_call(self, name: str) -> Expression | None:
+        """``f'(x)``, ``f^{-1}(x)`` or ``f_n(x)``, of a name that is only used for functions."""
+        if name not in _FUNCTION_NAMES or self._next.kind != "sign" or self._next.text not in ("'", "^", "_"):
+            return None
+        end, written = self._at, ""
+        while self._tokens[end].text != "(" or self._tokens[end].kind != "sign":
+            inside = self._tokens[end]
+            if inside.kind == "finish" or inside.text in (" ", "=", ",", ")") or end - self._at > 8:
+                return None
+            written += inside.text if inside.text not in "{}" else ""
+            end += 1
+        if not _DECORATION.fullmatch(written):
+            return None
+        self._at = end + 1
+        arguments = self._items(",")
+        self.expect("sign", ")")
+        return Apply("call", tuple(arguments), name + written.replace("^prime", "'"))
+
     def _is_call(self, name: str) -> bool:
         """``f(…)`` always; ``x(t)`` and ``I(0)`` with one letter or number inside; "n(n+1)" is a product."""
         inside, behind = self._tokens[self._at + 1 : self._at + 3]
         if name in ("pi", "e", "i", "infty"):
             return False
-        return name in ("f", "g", "h") or (
+        return name in _CALLED or (
             inside.kind in ("number", "name") and behind.text == ")" and inside.text != name
         )
 
@@ -125,8 +209,13 @@ class Operands(TokenStream, ABC):
             self.expect("sign", closing)
         else:
             arguments = (self._function_argument(),)
-        if name == "sqrt":
-            value: Expression = Apply("root", (arguments[0], Number(Fraction(2))))
+        if name == "cis":
+            angle = arguments[0]
+            value: Expression = Apply(
+                "add", (Apply("cos", (angle,)), Apply("mul", (Symbol("i"), Apply("sin", (angle,)))))
+            )
+        elif name == "sqrt":
+            value = Apply("root", (arguments[0], Number(Fraction(2))))
         elif name == "exp":
             value = Apply("pow", (Symbol("e"), arguments[0]))
         elif name == "log" and base is not None:
@@ -141,7 +230,7 @@ class Operands(TokenStream, ABC):
     def _function_argument(self) -> Expression:
         """What stands behind a function without brackets: a product, up to the next function or sign."""
         factors = [self._power()]
-        while self._next.kind in ("number", "name") or self._next.text in (r"\frac", r"\sqrt"):
+        while self._next.kind in ("number", "name", "run") or self._next.text in (r"\frac", r"\sqrt"):
             factors.append(self._power())
         if (
             self._next.kind == "sign"
@@ -171,7 +260,7 @@ class Operands(TokenStream, ABC):
             if command == r"\frac":
                 numerator, denominator = self._braced(), self._braced()
                 return Apply("mul", (numerator, Apply("inv", (denominator,))), "frac")
-            if command in (r"\binom", r"\dbinom", r"\tbinom"):
+            if command == r"\binom":
                 return Apply("binomial", (self._braced(), self._braced()))
             if command == r"\sqrt":
                 degree: Expression = Number(Fraction(2))
@@ -195,44 +284,84 @@ class Operands(TokenStream, ABC):
             if command[1:] in ACCENTS:
                 accent = _SAME_ACCENT.get(command[1:], command[1:])
                 return Symbol(f"{accent} {_flat(self._braced())}")
-            raise UnreadableError(f"the command {command}")
+            return self._opaque(command)
         finally:
             self._depth -= 1
 
+    def _opaque(self, command: str) -> Expression:
+        """A command that nothing here knows, before its operand: a function that only equals itself.
+
+        Sums, integrals and the like take the product behind them; their limits may come in either order.
+        """
+        if command in _NOT_OPERANDS:
+            raise UnreadableError(f"the command {command}")
+        limits: dict[str, Expression] = {}
+        while self._next.kind == "sign" and self._next.text in ("_", "^") and self._next.text not in limits:
+            sign = self._take().text
+            limits[sign] = self._limit()
+        arguments = tuple(limits[sign] for sign in sorted(limits))
+        name = command + "".join(sorted(limits))
+        if not self._starts_operand():
+            return Apply("call", arguments, name) if arguments else Symbol(command)
+        body = self._product() if command in _BIG else self._power()
+        return Apply("call", (*arguments, body), name)
+
+    def _limit(self) -> Expression:
+        if not self._accept("{"):
+            return self._primary()
+        items, joiner = self._series(",", ";")
+        self.expect("sign", "}")
+        return items[0] if len(items) == 1 else Listed(tuple(items), joiner)
+
+    def _starts_operand(self) -> bool:
+        token = self._next
+        if token.kind in ("number", "repeating", "name", "run", "function", "begin", "text"):
+            return True
+        if token.kind == "sign":
+            if token.text == "(" and self._tokens[self._at + 1].text in (r"\bmod", r"\pmod", r"\mod"):
+                return False
+            return token.text in ("(", "[", "{", r"\{") or (
+                token.text == "|" and not self._bars and not self._builder
+            )
+        return token.kind == "command" and (token.text in OPERAND_COMMANDS or token.text[1:] in ACCENTS)
+
     def _bracketed(self, opening: str) -> Expression:
         self._enter()
-        outer, self._bars = self._bars, 0
+        outer, self._bars = (self._bars, self._builder), 0
+        self._builder = opening == r"\{"
         if opening == r"\{" and self._accept(r"\}"):
-            self._bars, self._depth = outer, self._depth - 1
+            (self._bars, self._builder), self._depth = outer, self._depth - 1
             return Symbol("emptyset")
-        self._bars = 1 if opening == r"\{" and self._is_set_builder() else 0
-        groups = self._items(",", ";")
+        items, joiner = self._series(",", ";")
+        if opening == r"\{" and len(items) == 1 and self._accept("|", ":", r"\mid"):
+            self._builder = False
+            conditions, joiner = self._series(",", ";")
+            self.expect("sign", r"\}")
+            (self._bars, self._builder), self._depth = outer, self._depth - 1
+            return _set_of(items[0], conditions, joiner)
         if opening == "{" and self._accept(r"\choose"):
-            groups = [Apply("binomial", (groups[0], self._ratio()))]
-        self._bars, self._depth = outer, self._depth - 1
+            items = [Apply("binomial", (items[0], self._ratio()))]
+        (self._bars, self._builder), self._depth = outer, self._depth - 1
         closing = self._take().text
         if opening == "{":
             if closing != "}":
                 raise UnreadableError("an open group")
-            return groups[0] if len(groups) == 1 else Listed(tuple(groups))
+            return items[0] if len(items) == 1 else Listed(tuple(items), joiner)
         if opening == r"\{":
             if closing != r"\}":
                 raise UnreadableError("an open set")
-            match groups:
-                case [Related(sides=(_, *sides), relations=("mid", *relations))] if relations:
-                    return Related(tuple(sides), tuple(relations))  # {x | x > 2} is what its condition says
-            return Bracketed("{", "}", tuple(groups))
+            return Bracketed("{", "}", tuple(items))
         if closing not in (")", "]"):
             raise UnreadableError("an open bracket")
-        if len(groups) == 1 and ((opening, closing) == ("(", ")") or isinstance(groups[0], Matrix)):
-            return groups[0]
-        return Bracketed(opening, closing, tuple(groups))
+        if len(items) == 1 and ((opening, closing) == ("(", ")") or isinstance(items[0], Matrix)):
+            return items[0]
+        if joiner and all(isinstance(item, Related) for item in items):
+            return Listed(tuple(items), joiner)
+        return Bracketed(opening, closing, tuple(items))
 
-    def _is_set_builder(self) -> bool:
-        bar = self._tokens[self._at + 1] if self._at + 1 < len(self._tokens) else self._next
-        return self._next.kind == "name" and bar.kind == "sign" and bar.text in ("|", ":")
-
-    def _matrix(self, kind: str) -> Expression:
+    def _environment(self, kind: str) -> Expression:
+        if kind in _SYSTEMS:
+            return self._system(kind)
         if kind not in _MATRICES:
             raise UnreadableError(f"the environment {kind}")
         rows: list[tuple[Expression, ...]] = []
@@ -250,9 +379,54 @@ class Operands(TokenStream, ABC):
         self._at += 1
         if row or not rows or len({len(r) for r in rows}) > 1:
             raise UnreadableError("a ragged matrix")
-        if kind == "vmatrix":
-            raise UnreadableError("a determinant")
-        return Matrix(tuple(rows))
+        matrix = Matrix(tuple(rows))
+        return Apply("det", (matrix,)) if kind == "vmatrix" else matrix
+
+    def _system(self, kind: str) -> Expression:
+        """Equations one below the other, or the values of a function with their conditions."""
+        rows: list[Expression] = []
+        pieces: list[Expression] = []
+        while self._next.kind != "end":
+            items, joiner = self._series(",", ";")
+            if self._accept("&"):
+                if kind != "cases" and kind != "dcases":
+                    raise UnreadableError("an aligned formula")
+                if self._next.kind == "text" and self._next.text.lower() in (
+                    "if",
+                    "when",
+                    "for",
+                    "where",
+                    "as",
+                    "on",
+                ):
+                    self._at += 1
+                conditions, joiner = self._series(",", ";")
+                condition = (
+                    conditions[0] if len(conditions) == 1 else Listed(tuple(conditions), joiner or "and")
+                )
+                value = items[0] if len(items) == 1 else Listed(tuple(items))
+                pieces.append(Apply("case", (value, condition)))
+            else:
+                rows += items
+            if self._next.kind == "row":
+                self._at += 1
+            elif self._next.kind != "end":
+                raise UnreadableError("an open system")
+        self._at += 1
+        if bool(rows) == bool(pieces):
+            raise UnreadableError("no system")
+        if pieces:
+            return Apply("cases", tuple(pieces))
+        return Listed(tuple(rows), "and") if len(rows) > 1 else rows[0]
+
+
+def _set_of(head: Expression, conditions: list[Expression], joiner: str) -> Expression:
+    """The set of all x with some property: what its condition says, where x is a plain real number."""
+    condition = conditions[0] if len(conditions) == 1 else Listed(tuple(conditions), joiner or "and")
+    match head:
+        case Symbol() | Related(relations=("in",), sides=(Symbol(), Symbol(name="mathbb R" | "R"))):
+            return condition
+    return Apply("set of", (head, condition))
 
 
 def product_of(factors: list[Expression]) -> Expression:

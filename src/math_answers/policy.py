@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-GRADER_VERSION = 1
+GRADER_VERSION = 2
 """Goes up with every change that may change a verdict."""
 
-EXTRACTORS = ("boxed", "answer_tag", "phrase", "math", "last_number", "whole")
+EXTRACTORS = ("answer_tag", "boxed", "phrase", "math", "last_number", "last_line", "whole")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "multiple_boxed": ("join", "last"),
@@ -39,10 +39,11 @@ class GraderPolicy:
         PolicyError: an option has a value that does not exist.
     """
 
-    extraction: tuple[str, ...] = ("boxed", "answer_tag")
-    """Where to look, in this order; the first place that holds an answer decides. ``boxed``: the last
-    ``\\boxed{…}``; ``answer_tag``: the last ``<answer>…</answer>``; ``phrase``: after the last "answer is" or
-    "answer:"; ``math``: the last formula between dollars or brackets; ``last_number``; ``whole``: the text."""
+    extraction: tuple[str, ...] = ("answer_tag", "boxed")
+    """Where to look behind the thought, in this order; the first place that holds an answer decides. ``answer_tag``:
+    the last ``<answer>…</answer>``; ``boxed``: the last ``\\boxed{…}``; ``phrase``: after the last "answer is" or
+    "answer:"; ``math``: the last formula between dollars or brackets; ``last_number``; ``last_line``;
+    ``whole``: the text."""
 
     multiple_boxed: str = "join"
     """``join``: boxes separated by nothing but "and", commas or names ("x = ") form one list; ``last``: only
@@ -79,9 +80,6 @@ class GraderPolicy:
 
     vectors: str = "as_tuples"
     """``as_tuples``: a row or column vector equals the tuple of its entries; ``distinct``."""
-
-    symbolic: bool = True
-    """Ask math-verify about answers that this grader cannot read."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.extraction, tuple):

@@ -1,10 +1,9 @@
-"""Whether two answers are one claim, at least one of them a relation: equation, inequality, membership.
+"""Which relations give a quantity its value ("x = 5", "f(2) = 3", "AB = 4"), and whether two relations are one.
 
-A relation is its interval, its set, the value that it gives ("x = 5", "f(2) = 3", "AB = 4"), or itself, up to a factor
-on both sides.
+The others are equations, which no value stands for. A relation is the value that it gives, or itself, up to a factor on
+both sides. What a name gives its value to counts: x = 3 is not y = 3.
 """
 
-import itertools
 from fractions import Fraction
 
 from math_answers.evaluation import (
@@ -12,7 +11,6 @@ from math_answers.evaluation import (
     Value,
     agree,
     evaluate,
-    is_exact,
     points,
     quotient,
     real,
@@ -34,11 +32,21 @@ from math_answers.expressions import (
     symbols,
 )
 from math_answers.policy import GraderPolicy
+from math_answers.relation_signs import backwards, plain
 from math_answers.values import Same, every, same_numbers, same_values
+
+ORDER = frozenset({"<", ">", "<=", ">="})
+"""Relations that bound a quantity."""
+
+_APPROXIMATE = frozenset({"~", "simeq", "doteq", "approxeq"})
+_NEAR = Fraction(1, 20)  # how far what stands behind ≈ may be from what stands before it, as a share
+
+
+# -- names --------------------------------------------------------------------------------------------------------
 
 
 def answer_in(claim: Expression | None, lenient: bool) -> Expression | None:
-    """What a relation gives as the answer: the right side of a definition, the set behind ∈, else ``None``.
+    """What a relation gives as the answer: the last side of a definition, else ``None``.
 
     Args:
         claim: a relation.
@@ -46,24 +54,50 @@ def answer_in(claim: Expression | None, lenient: bool) -> Expression | None:
             is an equation, which no number stands for.
     """
     match claim:
-        case Related(sides=(left, *_, right), relations=relations) if set(relations) <= {"=", "==", "mid"}:
-            if set(relations) != {"="}:
+        case Related(sides=(left, *_, right) as sides, relations=relations) if set(relations) == {"="}:
+            if not _is_consistent(sides):
                 return None
             if gives_name(left, right) or (lenient and _asks_for(left, right)):
                 return right
-            if len(claim.sides) == 2 and gives_name(right, left):
+            if len(sides) == 2 and gives_name(right, left):
                 return left
             if is_constant(left) and same_numbers(left, right):
                 return right
     return None
 
 
-def head_of(item: Expression) -> Expression | None:
-    """What an item gives a value to, if it does: the x of "x = 5"."""
-    match item:
-        case Related(sides=(head, *_, value), relations=relations) if set(relations) == {"="}:
-            return head if gives_name(head, value) else None
-    return None
+def _is_consistent(sides: "tuple[Expression, ...]") -> bool:
+    """Whether the numbers in a chain of equations are one: not in 13 = 12."""
+    numbers = [side for side in sides if is_constant(side) and not is_single_name(side)]
+    return all(same_numbers(number, numbers[-1]) or _rounds(number, numbers[-1]) for number in numbers[:-1])
+
+
+def _rounds(number: Expression, last: Expression) -> bool:
+    return bool(same_values(last, number, GraderPolicy(significant_digits=3)))
+
+
+def heads_of(claim: Expression) -> "tuple[Expression, ...]":
+    """What a claim gives a value to: the x and y of "x = y = 5"."""
+    match claim:
+        case Related(sides=(head, value), relations=("=",)) if not gives_name(head, value) and gives_name(
+            value, head
+        ):
+            return (value,)
+        case Related(sides=(*heads, value), relations=relations) if set(relations) == {"="}:
+            return tuple(
+                head
+                for head in heads
+                if gives_name(head, value) and (not is_constant(head) or is_single_name(head))
+            )
+        case Related(sides=(head, _), relations=("~" | "simeq" | "in",)) if is_single_name(head):
+            return (head,)
+    return ()
+
+
+def head_of(claim: Expression) -> Expression | None:
+    """The first of `heads_of`, if there is one."""
+    heads = heads_of(claim)
+    return heads[0] if heads else None
 
 
 def gives_name(head: Expression, value: Expression) -> bool:
@@ -76,13 +110,15 @@ def gives_name(head: Expression, value: Expression) -> bool:
 
 
 def is_single_name(head: Expression) -> bool:
-    """A name that is not put together from others: x, f(2), x̄, (x, y)."""
+    """A name that is not put together from others: x, f(2), x̄, Δp, (x, y), the words "the area"."""
     match head:
         case Symbol(name=name):
-            return name not in ("pi", "infty", "emptyset")
-        case Apply(operation="call"):
-            return True
+            return name not in ("pi", "infty", "emptyset") and not name.startswith("mathbb")
+        case Apply(operation="call", name=name):
+            return not name.startswith("\\")
         case Apply(operation="decorated", arguments=(inner,)):
+            return is_single_name(inner)
+        case Apply(operation="mul", arguments=(Symbol(name="Delta" | "partial"), inner)):
             return is_single_name(inner)
         case Bracketed(items=items):
             return len(items) > 1 and all(map(is_single_name, items))
@@ -98,8 +134,9 @@ def _is_name(head: Expression) -> bool:
             if isinstance(factors[-1], Symbol) and factors[-1].name.startswith("angle "):
                 return True
             return all(
-                (isinstance(factor, Symbol) and factor.name[:1].isupper())
+                (isinstance(factor, Symbol) and (factor.name[:1].isupper() or factor.name.startswith("'")))
                 or (isinstance(factor, Apply) and factor.operation == "inv" and _is_name(factor.arguments[0]))
+                or (isinstance(factor, Apply) and factor.operation == "mul" and _is_name(factor))
                 for factor in factors
             )
         case Apply(operation="ratio" | "abs", arguments=arguments):
@@ -113,6 +150,7 @@ def _asks_for(left: Expression, right: Expression) -> bool:
         and right != Number(Fraction(0))
         and bool(symbols(left) - CONSTANTS)
         and not _has_number(left)
+        and not any(name.startswith("'") for name in symbols(left))
     )
 
 
@@ -123,81 +161,57 @@ def _has_number(expression: Expression) -> bool:
 
 
 def is_constant(expression: Expression | None) -> bool:
+    """Whether no unknown is in it."""
     return expression is not None and not isinstance(expression, Related) and symbols(expression) <= CONSTANTS
 
 
-REVERSED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-"""Relations of order, read from the other side."""
-
-REALS = Symbol("mathbb R")
-_INFINITY = Symbol("infty")
-LINE = Bracketed("(", ")", (Apply("neg", (_INFINITY,)), _INFINITY))
+def same_heads(ours: "tuple[Expression, ...]", theirs: "tuple[Expression, ...]") -> bool:
+    """Whether two definitions define the same: one of our names is one of theirs, or a side has none."""
+    return not ours or not theirs or any(same_head(p, g) for p in ours for g in theirs)
 
 
-def interval_of(expression: Expression) -> Expression | None:
-    """The interval of an inequality between a name and bounds, or one that is linear in its only unknown."""
-    match expression:
-        case Related(sides=(low, name, high), relations=(first, second)) if (
-            is_single_name(name) and first[:1] == second[:1] and {first, second} <= REVERSED.keys()
+def same_head(ours: Expression, theirs: Expression) -> bool:
+    """Whether two names are one: f(x) is f(t) and the y of a function, AB is BA and |AB|; "area" may be called A."""
+    ours, theirs = _bare(ours), _bare(theirs)
+    if ours == theirs:
+        return True
+    ours_in_words, theirs_in_words = (
+        any(n.startswith("'") for n in symbols(side)) for side in (ours, theirs)
+    )
+    if ours_in_words != theirs_in_words:
+        return True
+    match ours, theirs:
+        case (Apply(operation="call", arguments=p, name=f), Apply(operation="call", arguments=g, name=h)):
+            return f == h and all(map(_is_symbol, (*p, *g))) and len(p) == len(g)
+        case (Symbol(name="y"), Apply(operation="call", arguments=arguments)) | (
+            Apply(operation="call", arguments=arguments),
+            Symbol(name="y"),
         ):
-            if first.startswith(">"):
-                low, high, first, second = high, low, second, first
-            return Bracketed("[" if "=" in first else "(", "]" if "=" in second else ")", (low, high))
-        case Related(sides=(left, right), relations=(relation,)) if relation in REVERSED:
-            if not is_single_name(left):
-                left, right, relation = right, left, REVERSED[relation]
-            if not is_single_name(left) or symbols(right) & symbols(left):
-                return _linear_interval(left, right, relation)
-            return _half_line(right, relation)
-        case Related(sides=(left, right), relations=("!=",)) if is_single_name(left) and is_constant(right):
-            return Apply("union", (_half_line(right, "<"), _half_line(right, ">")))
-    return None
+            return all(isinstance(a, Symbol) and len(a.name) == 1 and a.name.islower() for a in arguments)
+        case (
+            Apply(operation="mul", arguments=p, name="run"),
+            Apply(operation="mul", arguments=g, name="run"),
+        ):
+            return len(p) == 2 and p == g[::-1]
+        case (Bracketed(items=p), Bracketed(items=g)):
+            return len(p) == len(g) and all(map(same_head, p, g))
+    return False
 
 
-def _half_line(bound: Expression, relation: str) -> Expression:
-    if relation.startswith("<"):
-        return Bracketed("(", "]" if "=" in relation else ")", (Apply("neg", (_INFINITY,)), bound))
-    return Bracketed("[" if "=" in relation else "(", ")", (bound, _INFINITY))
+def _bare(head: Expression) -> Expression:
+    match head:
+        case Apply(operation="abs", arguments=(inner,)):
+            return _bare(inner)
+        case Symbol(name=name) if name.startswith(("bar ", "vec ")) and name[4:].isupper() and len(name) == 6:
+            return Apply("mul", (Symbol(name[4]), Symbol(name[5])), "run")
+    return head
 
 
-def _linear_interval(left: Expression, right: Expression, relation: str) -> Expression | None:
-    difference = Apply("add", (left, Apply("neg", (right,))))
-    names = symbols(difference) - CONSTANTS
-    if len(names) != 1:
-        return None
-    (name,) = names
-    try:
-        at = [evaluate(difference, {name: Fraction(x)}) for x in (0, 1, 2, 5)]
-    except UnreadableError:
-        return None
-    if not all(map(is_exact, at)) or at[2] - at[1] != at[1] - at[0] or at[3] - at[0] != 5 * (at[1] - at[0]):
-        return None
-    slope = at[1] - at[0]
-    if not slope:
-        return None
-    return _half_line(Number(-at[0] / slope), relation if slope > 0 else REVERSED[relation])
+def _is_symbol(expression: Expression) -> bool:
+    return isinstance(expression, Symbol) and expression.name not in CONSTANTS
 
 
-def pieces_of(expression: Expression) -> list[Expression] | None:
-    """The parts of a union; a line without points in parts."""
-    match expression:
-        case Apply(operation="union", arguments=arguments):
-            inner = [pieces_of(argument) for argument in arguments]
-            return None if None in inner else [piece for found in inner for piece in found or []]
-        case Apply(operation="without", arguments=(whole, Bracketed(opening="{", items=holes))):
-            if whole not in (LINE, REALS, Symbol("R")):
-                return None
-            try:
-                ordered = sorted(holes, key=lambda hole: float(evaluate(hole, {})))
-            except (UnreadableError, KeyError, TypeError):
-                return None
-            ends = [Apply("neg", (_INFINITY,)), *ordered, _INFINITY]
-            return [Bracketed("(", ")", pair) for pair in itertools.pairwise(ends)]
-        case Apply(operation="without" | "intersection"):
-            return None
-        case Bracketed(opening="{", items=items):
-            return [Bracketed("{", "}", (item,)) for item in items]
-    return [expression]
+# -- relations ----------------------------------------------------------------------------------------------------
 
 
 def same_claims(pred: Expression, gold: Expression, policy: GraderPolicy, same: Same) -> bool | None:
@@ -207,34 +221,54 @@ def same_claims(pred: Expression, gold: Expression, policy: GraderPolicy, same: 
         pred: the answer, in simplest form.
         gold: the right answer, in simplest form.
         policy: the conventions.
-        same: compares intervals, sets and values by these conventions.
+        same: compares sets and values by these conventions.
     """
-    pred, gold = _without_approximation(pred), _without_approximation(gold)
-    if _is_membership(pred) or _is_membership(gold):
-        return same(_members(pred), _members(gold))
-    bounds = [interval_of(pred), interval_of(gold)]
-    if any(bounds) and not (isinstance(pred, Related) and isinstance(gold, Related)):
-        return same(bounds[0] or pred, bounds[1] or gold)
-    if all(bounds) and symbols(pred) == symbols(gold):
-        verdict = same(bounds[0], bounds[1])  # type: ignore[arg-type]
-        if verdict is not False:
-            return verdict
-    if isinstance(pred, Related) and isinstance(gold, Related):
-        if (verdict := _same_equations(pred, gold, policy, same)) is not False:
-            return verdict
-        if not is_constant(answer_in(pred, True)) and _unlike_heads(pred, gold):
-            return False
-    ours = answer_in(pred, True) if isinstance(pred, Related) else pred
-    theirs = answer_in(gold, False) if isinstance(gold, Related) else gold
+    ours, theirs = _without_approximation(pred), _without_approximation(gold)
     if ours is None or theirs is None:
         return False
-    if isinstance(ours, Related) or isinstance(theirs, Related):
+    if isinstance(ours, Related) and isinstance(theirs, Related):
+        approximate = [set(side.relations) & _APPROXIMATE for side in (ours, theirs)]
+        if approximate[0] != approximate[1]:  # x ≈ 5 is not x = 5, but x = 5.3 is as good as x ≈ 5.3
+            ends = [side.sides[-1] for side in (ours, theirs)]
+            if not all(isinstance(end, Number) and end.decimal for end in ends):
+                return False
+        if (verdict := _same_relations(ours, theirs, policy, same)) is not False:
+            return verdict
+    pred, gold = _as_equation(ours), _as_equation(theirs)
+    if _is_membership(pred) or _is_membership(gold):
+        if not same_heads(heads_of(pred), heads_of(gold)):
+            return False
+        inner = _members(pred), _members(gold)
+        return False if inner == (pred, gold) else same(*inner)
+    if (
+        isinstance(pred, Related)
+        and isinstance(gold, Related)
+        and not same_heads(heads_of(pred), heads_of(gold))
+    ):
+        return False
+    left = answer_in(pred, True) if isinstance(pred, Related) else pred
+    right = answer_in(gold, False) if isinstance(gold, Related) else gold
+    if left is None or right is None:
+        return False
+    if isinstance(left, Related) or isinstance(right, Related):
         return None
-    return same(_renamed(ours, pred, gold), theirs)
+    return same(_renamed(left, pred, gold), right)
 
 
 def _is_membership(claim: Expression) -> bool:
-    return isinstance(claim, Related) and claim.relations == ("in",) and is_single_name(claim.sides[0])
+    return (
+        isinstance(claim, Related)
+        and claim.relations == ("in",)
+        and is_single_name(claim.sides[0])
+        and (
+            isinstance(claim.sides[1], Bracketed)
+            or claim.sides[1] == Symbol("mathbb R")
+            or (
+                isinstance(claim.sides[1], Apply)
+                and claim.sides[1].operation in ("union", "intersection", "without")
+            )
+        )
+    )
 
 
 def _members(claim: Expression) -> Expression:
@@ -242,27 +276,43 @@ def _members(claim: Expression) -> Expression:
     return claim.sides[1] if isinstance(claim, Related) and _is_membership(claim) else claim
 
 
-def _without_approximation(expression: Expression) -> Expression:
-    r"""``√3/3 ≈ 0.577`` is √3/3, ``x = 1/3 ≈ 0.33`` is x = 1/3, and ``x ≈ 11`` says x = 11."""
-    if not isinstance(expression, Related) or "~" not in expression.relations:
+def _as_equation(claim: Expression) -> Expression:
+    match claim:
+        case Related(sides=(head, value) as sides, relations=(relation,)) if (
+            relation in _APPROXIMATE and gives_name(head, value)
+        ):
+            return Related(sides, ("=",))
+    return claim
+
+
+def _without_approximation(expression: Expression) -> Expression | None:
+    r"""``√3/3 ≈ 0.577`` is √3/3, and ``x = 1/3 ≈ 0.33`` is x = 1/3, if what stands behind ≈ is near; else ``None``."""
+    if not isinstance(expression, Related):
         return expression
-    cut = expression.relations.index("~")
-    if cut == 0 and len(expression.sides) == 2 and gives_name(*expression.sides):
-        return Related(expression.sides, ("=",))
-    if cut == 0:
-        return expression.sides[0]
-    return Related(expression.sides[: cut + 1], expression.relations[:cut])
+    cut = next((i for i, relation in enumerate(expression.relations) if relation in _APPROXIMATE), None)
+    if cut is None or not set(expression.relations[:cut]) <= {"="}:
+        return expression
+    before, behind = expression.sides[cut], expression.sides[cut + 1 :]
+    if not is_constant(before) or (len(expression.sides) == 2 and not is_constant(behind[0])):
+        return expression if len(expression.sides) == 2 else None
+    if not all(_is_near(before, side) for side in behind):
+        return None
+    return before if cut == 0 else Related(expression.sides[: cut + 1], expression.relations[:cut])
 
 
-def _unlike_heads(pred: Related, gold: Related) -> bool:
-    """Whether both define something, but not the same: y = 2x against x = 2x."""
-    heads = head_of(pred), head_of(gold)
-    return (
-        isinstance(heads[0], Symbol)
-        and isinstance(heads[1], Symbol)
-        and heads[0] != heads[1]
-        and heads[0].name in symbols(gold)
-    )
+def _is_near(value: Expression, approximation: Expression) -> bool:
+    try:
+        exact, rounded = (evaluate(_unsigned(side), {}) for side in (value, approximation))
+    except (UnreadableError, KeyError):
+        return False
+    return bool(abs(complex(exact) - complex(rounded)) <= float(_NEAR) * max(abs(complex(exact)), 1e-9))
+
+
+def _unsigned(expression: Expression) -> Expression:
+    match expression:
+        case Apply(operation="percent" | "degree" | "unit", arguments=(inner,)):
+            return inner
+    return expression
 
 
 def _renamed(value: Expression, pred: Expression, gold: Expression) -> Expression:
@@ -276,27 +326,32 @@ def _renamed(value: Expression, pred: Expression, gold: Expression) -> Expressio
     return value
 
 
-def _same_equations(pred: Related, gold: Related, policy: GraderPolicy, same: Same) -> bool | None:
-    if pred.relations == gold.relations and len(pred.sides) == len(gold.sides):
-        verdict = every(_same_sides(p, g, policy, same) for p, g in zip(pred.sides, gold.sides, strict=True))
-        if verdict:
-            return True
-    if len(pred.sides) != 2 or len(gold.sides) != 2:
-        if len(pred.sides) == len(gold.sides) and all(r in REVERSED for r in pred.relations + gold.relations):
-            turned = Related(pred.sides[::-1], tuple(REVERSED[r] for r in pred.relations[::-1]))
-            return turned.relations == gold.relations and every(
-                _same_sides(p, g, policy, same) for p, g in zip(turned.sides, gold.sides, strict=True)
-            )
-        return False
-    if pred.relations == ("in",) or gold.relations == ("in",):
+def _same_relations(pred: Related, gold: Related, policy: GraderPolicy, same: Same) -> bool | None:
+    """Whether two relations are one: sign by sign, read backwards, or multiplied by a factor."""
+    ours, theirs = (tuple(map(plain, side.relations)) for side in (pred, gold))
+    if len(pred.sides) == len(gold.sides):
+        turned = tuple(backwards(relation) for relation in ours[::-1])
+        for sides, relations in ((pred.sides, ours), (pred.sides[::-1], turned)):
+            if relations == theirs:
+                verdict = every(
+                    _same_sides(p, g, policy, same) for p, g in zip(sides, gold.sides, strict=True)
+                )
+                if verdict:
+                    return True
+    if len(pred.sides) != 2 or len(gold.sides) != 2 or not ({*ours, *theirs} <= ORDER | {"=", "!=", "=="}):
+        if ours == theirs and len(ours) == 1 and ours[0] in ("subset", "subseteq"):
+            return _scaled(pred, gold, policy)
         return False
     factor = _proportional(pred, gold)
     if factor is None:
         return False
-    ours, theirs = pred.relations[0], gold.relations[0]
-    if ours in REVERSED:
-        return (ours if factor > 0 else REVERSED[ours]) == theirs
-    return ours == theirs
+    return (ours[0] if factor > 0 else backwards(ours[0])) == theirs[0]
+
+
+def _scaled(pred: Related, gold: Related, policy: GraderPolicy) -> bool:
+    """2A ⊂ 2B is A ⊂ B."""
+    factor = _proportional(pred, gold)
+    return factor is not None and factor > 0
 
 
 def _same_sides(pred: Expression, gold: Expression, policy: GraderPolicy, same: Same) -> bool | None:

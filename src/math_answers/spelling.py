@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from math_answers.words import unwrapped
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _SIGNS = {
@@ -41,12 +43,70 @@ _SIGNS = {
     "∓": r"\mp ",
     "°": r"^\circ ",
     "∅": r"\emptyset ",
+    "⊂": r"\subset ",
+    "⊆": r"\subseteq ",
+    "⊃": r"\supset ",
+    "⊇": r"\supseteq ",
+    "∉": r"\notin ",
+    "∋": r"\ni ",
+    "→": r"\to ",
+    "←": r"\leftarrow ",
+    "↔": r"\leftrightarrow ",
+    "⇒": r"\Rightarrow ",
+    "⇐": r"\Leftarrow ",
+    "⇔": r"\Leftrightarrow ",
+    "↦": r"\mapsto ",
+    "≡": r"\equiv ",
+    "≢": r"\not\equiv ",
+    "≅": r"\cong ",
+    "∼": r"\sim ",
+    "≪": r"\ll ",
+    "≫": r"\gg ",
+    "∝": r"\propto ",
+    "∣": r"\mid ",
+    "∤": r"\nmid ",
+    "∥": r"\parallel ",
+    "⊥": r"\perp ",
+    "∧": r"\land ",
+    "∨": r"\lor ",
+    "¬": r"\lnot ",
+    "∀": r"\forall ",
+    "∃": r"\exists ",
+    "∖": r"\setminus ",
+    "△": r"\triangle ",
+    "∘": r"\circ ",
+    "⊕": r"\oplus ",
+    "⊗": r"\otimes ",
+    "∑": r"\sum ",
+    "∏": r"\prod ",
+    "∫": r"\int ",
+    "∂": r"\partial ",
+    "∇": r"\nabla ",
+    "Δ": r"\Delta ",
+    "ℤ": r"\mathbb{Z}",
+    "ℚ": r"\mathbb{Q}",
+    "ℕ": r"\mathbb{N}",
+    "ℂ": r"\mathbb{C}",
+    "δ": r"\delta ",
+    "ε": r"\epsilon ",
+    "ρ": r"\rho ",
+    "σ": r"\sigma ",
+    "Σ": r"\Sigma ",
+    "Ω": r"\Omega ",
+    "ψ": r"\psi ",
+    "ξ": r"\xi ",
+    "η": r"\eta ",
+    "ϕ": r"\phi ",
+    "…": r"\dots ",
+    "⋯": r"\dots ",
+    "‰": r"\permille ",
     "ℝ": r"\mathbb{R}",
     "∠": r"\angle ",
-    "€": "",
-    "£": "",
     "½": r"\frac{1}{2}",
     "⅓": r"\frac{1}{3}",
+    "⅛": r"\frac{1}{8}",
+    "⅕": r"\frac{1}{5}",
+    "⅙": r"\frac{1}{6}",
     "⅔": r"\frac{2}{3}",
     "¼": r"\frac{1}{4}",
     "¾": r"\frac{3}{4}",
@@ -57,6 +117,7 @@ _SIGNS = {
     "⌈": r"\lceil ",
     "⌉": r"\rceil ",
     "′": "'",
+    "″": "''",
     "’": "'",
     "\x00": " ",
     **dict.fromkeys(
@@ -78,19 +139,61 @@ _THOUSANDS_GAP = re.compile(r"(?<=\d)(?:\\[,!:; ]|\\thinspace|~)\s*(?=\d{3}(?!\d
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),\s?\\!\s*(?=\d{3}(?!\d))")
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z])")
-_FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_FRACTIONS = re.compile(r"\\(?:[dtc]frac|nicefrac|sfrac|tfrac|cfrac|xfrac)(?![A-Za-z])")
 _UPRIGHT = re.compile(
     r"\\(?:mbox|hbox|textrm|textnormal|textup|textsf|textbf|textit|texttt|emph|operatorname\*?|mathrm|rm)"
     r"(?![A-Za-z])"
 )
-_FONTS = re.compile(r"\\(?:mathbf|mathit|mathsf|mathcal|mathscr|boldsymbol|bm|bf|it|boxed|fbox)(?![A-Za-z])")
-_CONNECTIVES = re.compile(
-    r"\\text\s*\{\s*,?\s*(?:and|or|\&)\s*,?\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z])"
-    r"|(?<=[\d)}])\s*or(?=[A-Za-z]\s?[=(_])|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
+_FONTS = re.compile(
+    r"\\(?:mathbf|mathit|mathsf|mathtt|mathcal|mathscr|mathnormal|boldsymbol|bm|bf|it|boxed|fbox|underline|uline|"
+    r"ensuremath|mathop|mathbin|mathrel|mathord|strut|mathstrut|large|Large|huge|Huge|small|normalsize)(?![A-Za-z])"
 )
+_TEXT_CONNECTIVE = re.compile(r"\\text\s*\{\s*,?\s*(and|or|\\?&)\s*,?\s*\}")
+_CONNECTIVE = re.compile(
+    r"(?<![A-Za-z\\{\-])(and|or)(?![A-Za-z\-])|(?<=[\d)}])\s*(or)(?=[A-Za-z]\s?[=(_])|(?<=[\d)}])\s*(and)(?=[A-Za-z]\s?[=(_])"
+)
+_LOGIC = re.compile(r"\\(?:(wedge)|(vee))(?![A-Za-z])")
+AND, OR = r"\And ", r"\Or "
+
+# What only marks: colours, Markdown, HTML, special tokens of a chat template.
+_SPECIAL_TOKENS = re.compile(r"<\|[^<>|]{1,40}\|>|</s>")
+_HTML = re.compile(r"</?(?:b|i|em|strong|u|code|p|span|mark|tt|math|div|br ?/?)(?:\s[^<>]*)?>", re.IGNORECASE)
+_BOLD = re.compile(r"(?<![\w)}\]*])(\*\*\*|\*\*|\*)(?=[^\s*])([^*]*[^\s*])\1(?![\w(*])")
+_UNDERSCORED = re.compile(r"__([^_]+)__")
+_CODE = re.compile(r"```[a-z]*\n?|`+")
+_COLOR = re.compile(
+    r"\\(?:textcolor|colorbox|fcolorbox\s*\{\w*\})\s*(?:\[\w*\]\s*)?\{[^{}]*\}|\\color\s*(?:\[\w*\]\s*)?\{[^{}]*\}"
+)
+_INVISIBLE = re.compile(
+    r"\\[hv]?phantom\s*\{[^{}]*\}|\\(?:tag\*?|label)\s*\{[^{}]*\}|\\[hv]space\*?\s*\{[^{}]*\}"
+    r"|\\(?:blacksquare|qed|qedsymbol|QED)(?![A-Za-z])"
+)
+_ENDS_PROOF = re.compile(r"[■□✓✅]|\\(?:Box|square)\s*\Z")
+_ENDS_OR_PROSE = re.compile(r"[,;:=]\Z|(?<![A-Za-z\\])[A-Za-z]{3,}|\\begin|^[=&]|\n")
+_HEADING = re.compile(r"#+ ")
+
+_CURRENCIES = {
+    "$": "dollar", "usd": "dollar", "us$": "dollar", "€": "euro", "eur": "euro", "£": "pound", "gbp": "pound",
+    "¥": "yen", "₹": "rupee", "rs": "rupee", "rs.": "rupee", "inr": "rupee", "cad": "dollar", "rmb": "yuan",
+}  # fmt: skip
+_CURRENCY = re.compile(
+    r"(\\\$|€|£|¥|₹|(?<![A-Za-z])(?:US\\?\$|USD|EUR|GBP|CAD|RMB|INR|Rs\.?)(?![A-Za-z.]))\s*(-?\d[\d,]*(?:\.\d+)?)"
+    r"(?![\d.]*\s*(?:\\times|\\cdot|[/*^e]))(\s*(?:hundred|thousand|million|billion|trillion)(?![A-Za-z]))?",
+    re.IGNORECASE,
+)
+_CURRENCY_BEHIND = re.compile(r"(?<=\d)\s*(€|£|¥|₹)")
+
+_REMARK = re.compile(
+    r"(?:\\text\s*\{\s*)?[(\[]\s*(?:\\text\s*\{\s*)?(?:(about|approx\w*\.?|roughly|around|\\approx)|since|because"
+    r"|i\.?e\.?|note|by|using|see|after|rounded|exact(?:ly)? value|checked|only)(?![A-Za-z])"
+    r"(?P<rest>[^()]*(?:\([^()]*\)[^()]*)*)[)\]]\s*\}?[\s.]*\Z",
+    re.IGNORECASE,
+)
+_LEADING_NUMBER = re.compile(r"[\s}]*(?:equal to|to)?\s*\$?\s*(-?[\d.,]*\d)")
+_LEADING_EQUALS = re.compile(r"(?:=|\\approx(?![A-Za-z]))\s?")
 _ANNOUNCEMENT = re.compile(
-    r"(?:=|\\approx(?![A-Za-z]))\s?"
-    r"|(?:\\text\s?\{\s?)?(?:(?:the )?(?:final )?answer\s?(?:is|:|=)|approximately|approx\.?|about|roughly|exactly)"
+    r"(?:\\text\s?\{\s?)?(?:(?:the )?(?:final )?answer\s?(?:is|:|=)|approximately|approx\.?|about|"
+    r"roughly|exactly|precisely|only|just|simply)"
     r"(?:\s?\}\s?|\s|(?=[\d\\]))\s?",
     re.IGNORECASE,
 )
@@ -101,53 +204,99 @@ _DEGREES = re.compile(
     r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|deg\.?)\s*\}"
     r"|(?<=[\d\s})])(?:degrees?|deg)(?![A-Za-z])"
 )
+_FRENCH_INTERVAL = re.compile(r"([\[\]])([^\[\]]*[,;][^\[\]]*)([\[\]])")
+_NON = re.compile(r"(?<![A-Za-z\\])non[- ](?=[\w\\$(])")
+_PERMILLE = re.compile(r"(?:\\text\s*\{\s*)?(?<![A-Za-z])(?:permille|per mille|per mil)(?![A-Za-z])\s*\}?")
+_ORDINAL = re.compile(
+    r"(?<=\d)(?:(?:st|nd|rd|th)(?![A-Za-z])|\s*\^\s*\{?\s*(?:\\text\s*\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}?(?![A-Za-z]))"
+    r"|(?<=\d)\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}"
+)
+_BRACED_WORD = re.compile(r"(?<=[\d\s}])\{\s*([A-Za-z]{2,}|m)\s*\}(?=\s*\Z)")
+_LEFT_BRACE_SYSTEM = re.compile(
+    r"\\left\s*(?:\\\{|\\lbrace)\s*\\begin\s*\{(array|aligned|matrix|gathered)\}\s*(?:\{[^{}]*\})?(.*?)\\end\s*\{\1\}\s*\\right\s*\.",
+    re.DOTALL,
+)
 PERCENT = "%"
 DEGREE = "°"
 
 
 def respell(text: str) -> str:
-    """The same answer with one spelling for signs, fractions, fonts, spaces, percent and degrees.
+    """The same answer with one spelling for signs, fractions, fonts, spaces, percent, degrees, money, "and" and "or".
 
-    Linear in the length of the text. What carries meaning stays: commas, brackets, ``\\text``, order.
+    Linear in the length of the text. What carries meaning stays: commas, brackets, ``\\text``, order, words. What only
+    marks goes (bold, code, colour, the tokens of a chat template), as does the sentence around an answer.
     """
+    text = unmarked(text)
+    if "\n\n" in text:
+        text = _listed_lines(text)
     text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
     text = unicodedata.normalize("NFKC", text.translate(_SIGN_TABLE))
     if r"\begin" not in text:
         text = _DOUBLED_BACKSLASH.sub(r"\\", text)
     text = _THOUSANDS_COMMA.sub(",", text).replace("{,}", ",").replace(r"\!", "").replace("{ ,}", ",")
-    text = _THOUSANDS_GAP.sub("", text)
+    text = _CURRENCY.sub(_priced, _THOUSANDS_GAP.sub("", text))
+    text = _CURRENCY_BEHIND.sub(lambda sign: rf"\text{{ {_CURRENCIES[sign[1]]}}}", text)
     text = _DELIMITERS.sub(" ", text)
+    if r"\begin" in text:
+        text = _LEFT_BRACE_SYSTEM.sub(r"\\begin{cases}\2\\end{cases}", text)
     text = _FRACTIONS.sub(r"\\frac", _SIZES.sub(" ", text))
-    text = _FONTS.sub("", _UPRIGHT.sub(r"\\text", text))
+    text = _FONTS.sub(" ", _UPRIGHT.sub(r"\\text", text))
     text = _GLUED_DOUBLE_QUAD.sub(" ", text)
-    text = _SPACES.sub(" ", text)
-    text = _DEGREES.sub(DEGREE, _PERCENT.sub(PERCENT, text))
-    text = _ANNOUNCEMENT.sub("", text.strip(), count=1) if _ANNOUNCEMENT.match(text.strip()) else text
-    text = _CONNECTIVES.sub(" , ", text)
+    text = _SPACES.sub(" ", text).strip()
+    if "(" in text or "[" in text:
+        text = _REMARK.sub(_without_remark, text)
+    text = unwrapped(text)
+    if "]" in text and r"\sqrt[" not in text:
+        text = _FRENCH_INTERVAL.sub(_with_round_brackets, text)
+    text = _NON.sub(r"\\text{non} ", text)
+    text = _DEGREES.sub(DEGREE, _PERCENT.sub(PERCENT, _PERMILLE.sub(r"\\permille ", text))).strip()
+    text = _BRACED_WORD.sub(r"\\text{ \1}", _ORDINAL.sub(r"\\text{ ordinal}", text))
+    text = _LEADING_EQUALS.sub("", text, count=1) if text.startswith(("=", r"\approx")) else text
+    text = _ANNOUNCEMENT.sub("", text, count=1) if _ANNOUNCEMENT.match(text) else text
+    text = _TEXT_CONNECTIVE.sub(lambda found: AND if found[1] in ("and", "&", r"\&") else OR, text)
+    text = _CONNECTIVE.sub(lambda found: f" {AND}" if "and" in found.groups() else f" {OR}", text)
+    text = _LOGIC.sub(lambda found: r"\land" if found[1] else r"\lor", text)
     text = re.sub(r",(?:\s*,)+", ",", text)
     return text.rstrip(" .,;:\\").strip()
 
 
-_TEXT_COMMAND = re.compile(r"\\text\s*")
-_NOT_IN_WORDS = re.compile(r"[\s{}~\"'`*]+")
-_CHOICE = re.compile(r"[(\[]([a-z])[)\].:]*\Z|([a-z])[).:]\Z")
+def unmarked(text: str) -> str:
+    """The text without colours, Markdown, HTML and special tokens."""
+    if "<" in text:
+        text = _HTML.sub(" ", _SPECIAL_TOKENS.sub(" ", text))
+    if "*" in text:
+        text = _BOLD.sub(r" \2 ", text)
+    if "`" in text:
+        text = _CODE.sub("", text)
+    if "__" in text:
+        text = _UNDERSCORED.sub(r"\1", text)
+    if "olor" in text:
+        text = _COLOR.sub(" ", text)
+    if "\\" in text:
+        text = _INVISIBLE.sub(" ", text)
+    return _ENDS_PROOF.sub(" ", _HEADING.sub("", text.strip(), count=1) if text.startswith("#") else text)
 
 
-def words(spelled: str) -> str:
-    """The key under which two verbal answers are one: no fonts, spaces, quotes or letter case."""
-    key = _NOT_IN_WORDS.sub("", _TEXT_COMMAND.sub("", spelled)).casefold().rstrip(".")
-    choice = _CHOICE.match(key)
-    return (choice[1] or choice[2]) if choice else key
+def _listed_lines(text: str) -> str:
+    """Formulas with blank lines between them as a list."""
+    chunks = [chunk.strip() for chunk in re.split(r"\n\s*\n", text) if chunk.strip()]
+    if len(chunks) < 2 or any(_ENDS_OR_PROSE.search(chunk) for chunk in chunks):
+        return text
+    return " , ".join(chunks)
 
 
-_VERBAL = re.compile(r"[A-Za-z][A-Za-z'\-]{3,}(?:[\s,]+[A-Za-z'\-]+)*")
-_FUNCTION_RUN = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt)[a-z]{0,2}")
-_WHOLLY_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"[A-Za-z]")
+def _with_round_brackets(found: re.Match[str]) -> str:
+    """``]0, 1[`` as ``(0, 1)``."""
+    return ("(" if found[1] == "]" else "[") + found[2] + (")" if found[3] == "[" else "]")
 
 
-def is_verbal(spelled: str) -> bool:
-    """Whether an answer is words and nothing to calculate with: "Evelyn", ``\\text{(C)}``."""
-    if whole := _WHOLLY_TEXT.fullmatch(spelled):
-        return bool(_LETTER.search(whole[1])) and not re.search(r"\d", whole[1])
-    return _VERBAL.fullmatch(spelled) is not None and _FUNCTION_RUN.fullmatch(spelled) is None
+def _priced(found: re.Match[str]) -> str:
+    name = _CURRENCIES[found[1].lower().replace("\\", "")]
+    return rf"{found[2]}{found[3] or ''}\text{{ {name}}}"
+
+
+def _without_remark(found: re.Match[str]) -> str:
+    """Nothing in place of "(since x > 0)"; "(about 18.9 cards)" stays as what the value is near to."""
+    if found[1] and (number := _LEADING_NUMBER.match(found["rest"])):
+        return rf" \approx {number[1]}"
+    return ""

@@ -4,13 +4,13 @@ Constants are compared exactly or to 30 digits, formulas at points (`evaluation`
 far a decimal may be rounded is the policy's. Verdicts on many pairs are put together from verdicts on one.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
 from math_answers.evaluation import (
     POSITIVE_POINTS,
+    STEPPED_OPERATIONS,
     WHOLE_NUMBER_OPERATIONS,
     Value,
     agree,
@@ -33,11 +33,13 @@ from math_answers.expressions import (
     symbols,
 )
 from math_answers.policy import GraderPolicy
+from math_answers.units import same_units, split_letter_unit, split_unit
 
 Same: TypeAlias = Callable[[Expression, Expression], bool | None]
 """Whether the first, an answer or a part of one, says what the second, of the gold, says."""
 
 MAX_ITEMS = 100
+MAX_NAMES = 60
 
 
 def every(verdicts: Iterable[bool | None]) -> bool | None:
@@ -77,121 +79,6 @@ def distinct(items: Sequence[Expression], same: Same) -> list[Expression]:
     return found
 
 
-_UNIT_FAMILIES = """
-cm centimeter centimeters centimetre centimetres
-mm millimeter millimeters millimetre millimetres
-nm nanometer nanometers
-m meter meters metre metres
-km kilometer kilometers kilometre kilometres
-in inch inches
-ft foot feet
-yd yard yards
-mi mile miles
-g gram grams
-mg milligram milligrams
-kg kilogram kilograms
-lb lbs pound pounds
-oz ounce ounces
-s sec secs second seconds
-min mins minute minutes
-h hr hrs hour hours
-day days
-week weeks
-month months
-year years yr yrs
-$ dollar dollars usd
-cent cents
-l liter liters litre litres
-ml milliliter milliliters
-j joule joules
-kj kilojoule kilojoules
-cal calorie calories
-kcal kilocalorie kilocalories
-w watt watts
-n newton newtons
-v volt volts
-ev
-kev
-mev
-hz hertz
-k kelvin
-mol mole moles
-rad radian radians
-erg ergs
-"""
-_UNIT_NAMES = {name: line.split()[0] for line in _UNIT_FAMILIES.strip().splitlines() for name in line.split()}
-_UNIT_TOKEN = re.compile(r"[^\W\d_]+|[$]|\^\s*[{(]?\s*(-?\d{1,3})|/")
-_POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
-_POWER_BEHIND = {"squared": 2, "cubed": 3}
-
-
-def split_unit(expression: Expression) -> tuple[Expression, str]:
-    """An answer without units, and the unit that it ends with, by one name for all spellings."""
-    name = ""
-    match expression:
-        case Apply(operation="unit", arguments=(inner,), name=written):
-            name = _unit_name(written)
-            expression = inner
-        case Apply(operation="neg", arguments=(Apply(operation="unit", arguments=(inner,), name=written),)):
-            name = _unit_name(written)
-            expression = Apply("neg", (inner,))
-    return _unitless(expression), name
-
-
-def split_letter_unit(expression: Expression) -> tuple[Expression, str]:
-    """``5m`` beside an answer with a unit: the letter is one, too, and no unknown."""
-    match expression:
-        case Apply(operation="mul", arguments=(*factors, Symbol(name=letter))) if (
-            letter.lower() in _UNIT_NAMES
-        ):
-            written = letter
-        case Apply(
-            operation="mul",
-            arguments=(
-                *factors,
-                Apply(operation="pow", arguments=(Symbol(name=letter), Number(value=power))),
-            ),
-        ) if letter.lower() in _UNIT_NAMES:
-            written = f"{letter}^{power}"
-        case _:
-            return expression, ""
-    return (factors[0] if len(factors) == 1 else Apply("mul", tuple(factors))), _unit_name(written)
-
-
-def is_known_unit(unit: str) -> bool:
-    return bool(unit) and all(word.partition("^")[0] in _UNIT_NAMES for word in unit.split())
-
-
-def _unitless(expression: Expression) -> Expression:
-    if isinstance(expression, Apply) and expression.operation == "unit":
-        return _unitless(expression.arguments[0])
-    if not has_operation(expression, frozenset({"unit"})):
-        return expression
-    return mapped(expression, _unitless)
-
-
-def _unit_name(written: str) -> str:
-    """One name for all spellings of a unit: its words with their powers, in alphabetical order."""
-    powers: dict[str, int] = {}
-    sign, before, last = 1, 1, ""
-    for token in _UNIT_TOKEN.finditer(written.lower()):
-        word = token[0]
-        if word in ("/", "per"):
-            sign = -1
-        elif token[1]:
-            if last:
-                powers[last] += sign * (int(token[1]) - 1)
-        elif word in _POWER_BEFORE:
-            before = _POWER_BEFORE[word]
-        elif word in _POWER_BEHIND and last:
-            powers[last] += sign * (_POWER_BEHIND[word] - 1)
-        elif word not in ("unit", "units"):
-            last = _UNIT_NAMES.get(word, word)
-            powers[last] = powers.get(last, 0) + sign * before
-            before = 1
-    return " ".join(f"{word}^{power}" for word, power in sorted(powers.items()))
-
-
 _FLOAT_NOISE = Fraction(1, 10**12)  # double precision prints 0.30000000000000004
 _FLOAT_DIGITS = 12
 
@@ -206,27 +93,39 @@ def same_values(pred: Expression, gold: Expression, policy: GraderPolicy) -> boo
         pred, our_unit = split_letter_unit(pred)
     if policy.units == "required" and (our_unit or their_unit) and our_unit != their_unit:
         return False
-    if (
-        policy.units == "optional"
-        and is_known_unit(our_unit)
-        and is_known_unit(their_unit)
-        and our_unit != their_unit
-    ):
-        return False
     pred, gold = _sign_inside(pred), _sign_inside(gold)
-    bases = [_based(pred), _based(gold)]
-    if any(bases):
-        return _same_in_base(pred, gold, policy)
     kinds = [side.operation if isinstance(side, Apply) else "" for side in (pred, gold)]
-    for kind in ("percent", "degree"):
-        if kinds == [kind, kind]:
-            return same_values(pred.arguments[0], gold.arguments[0], policy)  # type: ignore[union-attr]
-    if "percent" in kinds or "degree" in kinds:
-        verdicts = [_equal(p, g, policy) for p in _readings(pred, policy) for g in _readings(gold, policy)]
-        return True if True in verdicts else None if None in verdicts else False
+    if policy.units != "ignored" and not _units_agree(our_unit, their_unit, kinds):
+        return False
+    if any(map(_based, (pred, gold))):
+        return _same_in_base(pred, gold, policy)
+    if "rad^1" not in (our_unit, their_unit):
+        for kind in ("percent", "degree"):
+            if kinds == [kind, kind]:
+                return same_values(pred.arguments[0], gold.arguments[0], policy)  # type: ignore[union-attr]
+        if has_operation(pred, _SIGNS) or has_operation(gold, _SIGNS):
+            verdicts = [
+                _equal(p, g, policy) for p in _readings(pred, policy) for g in _readings(gold, policy)
+            ]
+            return True if True in verdicts else None if None in verdicts else False
     if "ratio" in kinds:
         return _same_ratios(pred, gold, policy)
     return _equal(pred, gold, policy)
+
+
+def _units_agree(ours: str, theirs: str, kinds: list[str]) -> bool:
+    """Whether a unit may be missing on one side, or is the same on both. A sign for percent or degrees is one, too."""
+    if set(kinds) == _SIGNS:
+        return False
+    if ours and theirs:
+        return same_units(ours, theirs)
+    if ours or theirs:
+        other = kinds[1] if ours else kinds[0]
+        return other not in _SIGNS or (other == "degree" and (ours or theirs) == "rad^1")
+    return True
+
+
+_SIGNS = frozenset({"percent", "degree"})
 
 
 def _sign_inside(expression: Expression) -> Expression:
@@ -240,13 +139,24 @@ def _sign_inside(expression: Expression) -> Expression:
 
 
 def _readings(expression: Expression, policy: GraderPolicy) -> list[Expression]:
+    """The value with its sign of percent or degrees, and as a number of these."""
+    readings = [expression]
+    if isinstance(expression, Apply) and expression.operation == "percent":
+        readings = [] if policy.percent == "sign_optional" else readings
+        return readings if policy.percent == "value" else [expression.arguments[0], *readings]
+    if policy.degrees == "optional" and has_operation(expression, frozenset({"degree"})):
+        readings = [_without_degrees(expression), *readings]
+    return readings
+
+
+def _without_degrees(expression: Expression) -> Expression:
+    """Sums and multiples of degrees as numbers; the angle inside a function stays."""
     match expression:
-        case Apply(operation="percent", arguments=(inner,)):
-            of_hundred = [] if policy.percent == "value" else [inner]
-            return of_hundred + ([] if policy.percent == "sign_optional" else [expression])
         case Apply(operation="degree", arguments=(inner,)):
-            return [inner, expression] if policy.degrees == "optional" else [expression]
-    return [expression]
+            return _without_degrees(inner)
+        case Apply(operation="add" | "neg" | "mul"):
+            return mapped(expression, _without_degrees)
+    return expression
 
 
 def _based(expression: Expression) -> bool:
@@ -299,11 +209,28 @@ def _equal(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | N
     names = (symbols(pred) | symbols(gold)) - CONSTANTS
     if not names:
         return _equal_constants(pred, gold, policy)
+    runs = _run(pred), _run(gold)
+    if (
+        runs[0] and runs[1]
+    ):  # points of a figure, Roman numbers, an order of letters: AB may be BA, and ABC no BAC
+        return runs[0] == runs[1] or (
+            len(runs[0]) == 2 and runs[0] == runs[1][::-1] and not set(runs[0]) <= set("IVX")
+        )
     if not symbols(pred) >= symbols(gold) - CONSTANTS and not symbols(pred) - CONSTANTS:
         return False
-    whole = has_operation(pred, WHOLE_NUMBER_OPERATIONS) or has_operation(gold, WHOLE_NUMBER_OPERATIONS)
+    if len(names) > MAX_NAMES:
+        return None
+    whole, steps = (
+        any(has_operation(side, operations) for side in (pred, gold))
+        for operations in (WHOLE_NUMBER_OPERATIONS, STEPPED_OPERATIONS)
+    )
+    tried = points(names, whole)
+    if steps and not whole:
+        whole = all(name[:1] in "nkmijNKM" for name in names)
+        tried = points(names, True) + (tried if not whole else [])
+        tried += [{name: -value for name, value in point.items()} for point in tried[:4]]
     compared = one_sided = 0
-    for k, point in enumerate(points(names, whole)):
+    for k, point in enumerate(tried):
         real_only = k >= POSITIVE_POINTS and not whole
         ours, theirs = _value_at(pred, point, real_only), _value_at(gold, point, real_only)
         if ours is not None and theirs is not None:
@@ -314,6 +241,14 @@ def _equal(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | N
     if compared >= 2:
         return True
     return False if one_sided >= POSITIVE_POINTS else None
+
+
+def _run(expression: Expression) -> str:
+    """The capitals of a run of them."""
+    match expression:
+        case Apply(operation="mul", name="run", arguments=letters):
+            return "".join(letter.name for letter in letters if isinstance(letter, Symbol))
+    return ""
 
 
 def _value_at(expression: Expression, point: Mapping[str, Fraction], real_only: bool = False) -> Value | None:
