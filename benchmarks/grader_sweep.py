@@ -537,7 +537,7 @@ def _words() -> Iterator[Pair]:
             yield Pair(word, word.capitalize(), True, "words")
         for letters in itertools.islice(itertools.permutations(word), 24):
             pred = "".join(letters)
-            if pred != word and pred not in ("XI", "IX") or (pred != word and word in ("XI", "IX")):
+            if (pred != word and pred not in ("XI", "IX")) or (pred != word and word in ("XI", "IX")):
                 yield Pair(word, pred, False, "words")
                 yield Pair(rf"\text{{{word}}}", pred, False, "words")
     for answer in _NEGATED:

@@ -5,12 +5,12 @@
     True
 
 A package of its own beside `maxent_grpo`, of which it imports nothing. From the text inwards: `extraction` finds
-the answer, `spelling` writes it one way, `tokens`, `operands` and `parser` read it into `expressions`; `comparison`
-decides, by way of `relations`, `values` and `evaluation`; `policy` holds the conventions; `symbolic` asks math-verify
-last.
+the answer, `spelling` and `words` write it one way, `tokens`, `operands` and `parser` read it into `expressions`;
+`comparison` decides, by way of `sets`, `matrices`, `relations`, `values` and `evaluation`; `policy` holds the
+conventions.
 """
 
-from math_answers.extraction import Extracted, boxes, extract
+from math_answers.extraction import Extracted, boxes, extract, reply, tagged
 from math_answers.grading import Gold, Verdict, equivalent, grade, preload
 from math_answers.policy import GRADER_VERSION, GraderPolicy, PolicyError
 
@@ -26,4 +26,6 @@ __all__ = [
     "extract",
     "grade",
     "preload",
+    "reply",
+    "tagged",
 ]

@@ -126,15 +126,16 @@ def _boxed(text: str, policy: GraderPolicy) -> str | None:
     return contents[0] if len(contents) == 1 else " , ".join(contents)
 
 
-def _answer_tag(text: str, policy: GraderPolicy) -> str | None:
+def tagged(text: str) -> str | None:
+    """What stands between the last ``<answer>`` and its ``</answer>``; ``None`` if that is missing."""
     opening = _last(_TAG_OPEN, text)
-    if opening is None:
-        return None
-    closing = _TAG_CLOSE.search(text, opening.end())
-    body = text[opening.end() : closing.start()] if closing else None
-    if body is None:
-        return None
-    return _boxed(body, policy) or body
+    closing = _TAG_CLOSE.search(text, opening.end()) if opening else None
+    return text[opening.end() : closing.start()] if opening and closing else None
+
+
+def _answer_tag(text: str, policy: GraderPolicy) -> str | None:
+    body = tagged(text)
+    return None if body is None else _boxed(body, policy) or body
 
 
 def _last_line(text: str, policy: GraderPolicy) -> str | None:

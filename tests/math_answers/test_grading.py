@@ -55,7 +55,7 @@ def test_order_matters_in_tuples_and_not_in_lists(values, shuffler):
 @settings(max_examples=60, deadline=None)
 def test_any_text_gets_a_verdict(text):
     for gold in ("5", r"\frac{x}{2}", "(1,2)", "x=y"):
-        assert equivalent(text, gold, GraderPolicy(symbolic=False)).right in (True, False)
+        assert equivalent(text, gold, GraderPolicy()).right in (True, False)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_other_extractors(extractor, text, answer):
 
 
 def test_the_first_extractor_that_finds_something_decides():
-    text = r"<answer>1</answer> \boxed{2}"
-    assert grade(text, "2").right
-    assert grade(text, "1", GraderPolicy(extraction=("answer_tag", "boxed"))).right
+    text = r"\boxed{2} <answer>1</answer> \boxed{3}"
+    assert grade(text, "1").right
+    assert grade(text, "3", GraderPolicy(extraction=("boxed", "answer_tag"))).right
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,6 @@ def test_every_convention_turns_a_verdict(options, gold, pred, default):
     assert equivalent(pred, gold, GraderPolicy(**options)).right is not default
 
 
-def test_symbolic_off_leaves_what_the_parser_cannot_read_unaccepted():
-    gold, pred = r"\int_0^1 x\,dx", r"\int_{0}^{1} t\,dt"
-    assert equivalent(pred, gold, GraderPolicy(symbolic=False)).reason == "unreadable"
-
-
 @pytest.mark.parametrize(
     ("gold", "pred"),
     [(27.0, "27"), (27, "27.0"), (["0.01\n", "0.02\n"], "0.02"), ("72 + 1 = 73\n#### 1,073", "1073")],
@@ -153,7 +148,7 @@ def test_a_policy_survives_json_and_its_fingerprint_tells_options_apart():
     others = [
         replace(policy, percent="either"),
         replace(policy, extraction=("boxed",)),
-        replace(policy, symbolic=False),
+        replace(policy, units="ignored"),
     ]
     assert len({p.fingerprint() for p in [policy, *others]}) == 4
 
@@ -183,7 +178,7 @@ def test_plain_answers_import_no_algebra_system():
         "import sys; from math_answers import grade\n"
         r"assert grade(r'\boxed{1,234}', '1234').right and grade(r'\boxed{\frac{1}{2}}', '0.5').right" + "\n"
         "assert grade(r'\\boxed{x^2-1}', '(x-1)(x+1)').right\n"
-        "print([m for m in ('sympy', 'mpmath', 'math_verify', 'torch') if m in sys.modules])"
+        "print([m for m in ('sympy', 'mpmath', 'torch') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120

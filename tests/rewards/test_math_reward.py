@@ -38,10 +38,10 @@ def score(text, gold):
         "<think>a</think><answer>7</answer>",
         "<THINK>a\nb</Think> and thus <Answer> 7\n</ANSWER>",
         "<think></think><answer>7</answer> trailing words",
-        "<think>a</think><answer>7</answer><answer>8</answer>",
+        "<think>a</think><answer>8</answer><answer>7</answer>",
     ],
 )
-def test_a_completion_that_follows_the_template_scores_by_its_first_answer(text):
+def test_a_completion_that_follows_the_template_scores_by_its_answer(text):
     assert score(text, "7") == 1.0
     assert score(text, "8") == 0.0
 
@@ -65,9 +65,9 @@ def test_a_completion_that_breaks_the_template_scores_nothing(text):
     assert answer_body(text) is None
 
 
-def test_an_answer_inside_the_thought_is_the_first_one():
+def test_an_answer_inside_the_thought_is_none():
     text = "<think><answer>1</answer></think><answer>2</answer>"
-    assert (score(text, "1"), score(text, "2")) == (1.0, 0.0)
+    assert (score(text, "1"), score(text, "2")) == (0.0, 1.0)
 
 
 def test_chats_are_scored_by_their_first_message():

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from served import KEY, PROMPTS, SETTINGS, counts, sampler_of
-from vllm_stand_in import Asked, completions, echoing, serving
 
 from maxent_grpo.rollout.vllm.connection import GenerationServiceError
+from vllm_stand_in import Asked, completions, echoing, serving
 
 
 def test_two_ranks_get_their_own_groups_of_a_server_that_answers_for_both(

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from served import KEY, PROMPTS, SETTINGS, sampler_of
-from vllm_stand_in import Asked, completions, serving
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.rollout.vllm.connection import GenerationServiceError
+from vllm_stand_in import Asked, completions, serving
 
 
 def test_no_server_is_an_error_that_says_what_to_do(tokenizer: Any) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from served import KEY, PROMPTS, SETTINGS, counts, sampler_of
-from vllm_stand_in import LOGPS, Answer, Asked, completions, echoing, serving
 
 from maxent_grpo.errors import RunError
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.vllm.connection import GenerationServiceError
+from vllm_stand_in import LOGPS, Answer, Asked, completions, echoing, serving
 
 
 @pytest.mark.parametrize("api", ["openai", "generate", "trl"])

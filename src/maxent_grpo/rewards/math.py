@@ -2,7 +2,7 @@
 
 `pure_accuracy_math` is deliberately a string comparison after a small normal form, not a computer algebra system:
 ``1/2`` and ``0.5`` differ. Every pattern here is linear in the length of its text, because a policy under training
-writes anything. The others run in worker processes: symbolic comparison may not end. All have the signature
+writes anything. The others run in worker processes. All have the signature
 ``(completions, answer, **columns) -> list[float | None]``: N texts, or N chats of which the first message counts, and N
 golds; ``None`` says that a row has no gold.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
+from math_answers import GraderPolicy, grade, reply, tagged
 from maxent_grpo.errors import UsageError
 from maxent_grpo.rewards.completions import Completion, text_of
 
@@ -20,9 +21,9 @@ MAX_ANSWER_CHARS = 4096
 """A longer answer is compared as it stands: no gold is that long, and normalising it would only cost time."""
 
 _THINK_OPEN = re.compile(r"<think>", re.IGNORECASE)
-_THINK_CLOSE = re.compile(r"</think>", re.IGNORECASE)
-_ANSWER_OPEN = re.compile(r"<answer>", re.IGNORECASE)
-_ANSWER_CLOSE = re.compile(r"</answer>", re.IGNORECASE)
+
+_DEFAULT = GraderPolicy()
+_WITH_LAST_LINE = GraderPolicy(extraction=(*_DEFAULT.extraction, "last_line"))
 
 _SIGNS = str.maketrans(
     {
@@ -55,9 +56,8 @@ def pure_accuracy_math(
     """1.0 where a completion keeps to the template and answers with the gold, else 0.0; ``None`` if no gold.
 
     The template is ``<think>…</think>…<answer>…</answer>`` from the first character on, in any letter case;
-    the answer is the body of the first ``<answer>``. Both sides are compared in the normal form of
-    `canonical_answer`. The same rule holds in training and in evaluation, so that the two numbers can be
-    compared. A stop string ``</answer>`` must therefore stay in the sampled text.
+    the answer is the body of the last ``<answer>`` behind the thought, which evaluation judges, too. Both sides are
+    compared in the normal form of `canonical_answer`. A stop string ``</answer>`` must stay in the sampled text.
 
     Args:
         completions: N texts, or N chats of which the first message counts.
@@ -68,17 +68,9 @@ def pure_accuracy_math(
 
 
 def answer_body(text: str) -> str | None:
-    """The body of the first ``<answer>`` of a text that follows the think/answer template, else ``None``."""
-    tag = _THINK_OPEN.match(text)
-    # The earliest match of each tag in turn exists exactly if a match of the whole template does. One
-    # pattern with three lazy gaps would say the same, in cubic time on a text full of half-open tags.
-    for pattern in (_THINK_CLOSE, _ANSWER_OPEN, _ANSWER_CLOSE):
-        tag = pattern.search(text, tag.end()) if tag else None
-    if tag is None:
-        return None
-    first_open = _ANSWER_OPEN.search(text)
-    first_close = _ANSWER_CLOSE.search(text, first_open.end()) if first_open else None
-    return text[first_open.end() : first_close.start()] if first_open and first_close else None
+    """The body of the last ``<answer>`` behind the thought of a text that begins with a thought, else ``None``."""
+    behind = reply(text) if _THINK_OPEN.match(text) else None
+    return None if behind is None else tagged(behind)
 
 
 class GoldError(ValueError):
@@ -184,10 +176,10 @@ def _score(text: str, gold: Any) -> float | None:
 def accuracy(completions: Sequence[Completion], answer: Sequence[Any], **columns: Any) -> list[float | None]:
     """1.0 where the answer equals the gold, else 0.0.
 
-    The answer is the last ``\\boxed{}``, else the body of ``<answer>``, else the last line that is not blank.
-    Equality is that of `math_answers.grade` with its default policy.
+    Behind the thought, the answer is the body of the last ``<answer>``, else the last ``\\boxed{}``, else the last
+    line. Equality is that of `math_answers.grade` with its default policy.
     """
-    return [_graded(text_of(c), gold, last_line=True) for c, gold in zip(completions, answer, strict=True)]
+    return [_graded(text_of(c), gold, _WITH_LAST_LINE) for c, gold in zip(completions, answer, strict=True)]
 
 
 def boxed_accuracy_math(
@@ -195,10 +187,10 @@ def boxed_accuracy_math(
 ) -> list[float | None]:
     """1.0 where the answer equals the gold, else 0.0.
 
-    The answer is the last ``\\boxed{}``, else the body of ``<answer>``; a text with neither scores 0.0. Equality is
-    that of `math_answers.grade` with its default policy.
+    Behind the thought, the answer is the body of the last ``<answer>``, else the last ``\\boxed{}``; a text with
+    neither scores 0.0. Equality is that of `math_answers.grade` with its default policy.
     """
-    return [_graded(text_of(c), gold, last_line=False) for c, gold in zip(completions, answer, strict=True)]
+    return [_graded(text_of(c), gold, _DEFAULT) for c, gold in zip(completions, answer, strict=True)]
 
 
 def graded(
@@ -208,8 +200,6 @@ def graded(
 
     ``policy`` holds a `GraderPolicy` per row, as its ``as_dict`` gives it.
     """
-    from math_answers import GraderPolicy, grade
-
     rows = zip(completions, answer, policy, strict=True)
     return [
         float(grade(text_of(c), plain_gold(gold), GraderPolicy.from_dict(p)).right) for c, gold, p in rows
@@ -264,16 +254,8 @@ def length(completions: Sequence[Completion], answer: Sequence[Any], **columns: 
     return rewards
 
 
-def _graded(text: str, gold: Any, last_line: bool) -> float | None:
+def _graded(text: str, gold: Any, policy: GraderPolicy) -> float | None:
     gold = plain_gold(gold)
     if not gold_answers(gold):
         return None
-    # With sympy behind it: only workers should wait for that.
-    from math_answers import GraderPolicy, equivalent, grade
-
-    policy = GraderPolicy()
-    verdict = grade(text, gold, policy)
-    if verdict.extracted is None and last_line:
-        lines = text.strip().splitlines()
-        verdict = equivalent(lines[-1].strip() if lines else "", gold, policy)
-    return float(verdict.right)
+    return float(grade(text, gold, policy).right)

@@ -48,7 +48,7 @@ _COSINE = tuple(
     f"cosine_{name}"
     for name in ("min_value_wrong", "max_value_wrong", "min_value_correct", "max_value_correct", "max_len")
 )
-GRADER_MODULES = ("math_answers", "math_verify")
+GRADER_MODULES = ("math_answers", "mpmath")
 
 _GRADED: Any = {"isolated": True, "preload": GRADER_MODULES, "golds": True, "reads_tags": True}
 
