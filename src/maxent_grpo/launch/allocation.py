@@ -1,7 +1,8 @@
-"""An allocation, by Slurm's variables or of this machine, and its division between the vLLM server and the trainer."""
+"""An allocation, by Slurm's variables or of this machine, and its division between server and trainer."""
 
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,8 @@ from maxent_grpo.launch.flags import Values
 
 NO_GPU = ("", "-1", "NoDevFiles")
 """Entries of CUDA_VISIBLE_DEVICES that name no device."""
+NODE_RANK = "@node-rank@"
+"""Stands for the node's position among the training nodes, which only the started process knows."""
 
 
 @dataclass(frozen=True)
@@ -174,3 +177,27 @@ def _training(node: str, gpus: tuple[str, ...], asked: int | None) -> NodeShare:
             f"TRAIN_LOCAL_PROCS={processes}: {node} has {len(gpus)} GPU(s) to train on; use at most that many"
         )
     return NodeShare(node, gpus[:processes] if gpus else (), processes)
+
+
+def on_nodes(command: Sequence[str], nodes: Sequence[str], allocation: Allocation) -> list[str]:
+    """``command`` on each of ``nodes`` of a Slurm job, as one step whose end is that of its first failing task."""
+    count = len(nodes)
+    steps = f"srun --nodes={count} --ntasks={count} --ntasks-per-node=1 --nodelist={','.join(nodes)} --overlap".split()
+    # One task holds all of its node's processes: binding it to a core would bind them all to that core.
+    steps += ["--kill-on-bad-exit=1", "--cpu-bind=none", "--export=ALL"]
+    if allocation.cpus_per_task:
+        steps.append(f"--cpus-per-task={allocation.cpus_per_task}")
+    return [*steps, *with_rank(command)]
+
+
+def with_rank(command: Sequence[str]) -> list[str]:
+    """``command`` with `NODE_RANK` read from Slurm's task number by a shell on the node."""
+    if NODE_RANK not in command:
+        return list(command)
+    line = " ".join('"$SLURM_PROCID"' if word == NODE_RANK else shlex.quote(word) for word in command)
+    return ["bash", "-c", f"exec {line}"]
+
+
+def devices(gpus: Sequence[str]) -> dict[str, str]:
+    """The variable that shows a process its GPUs; nothing where it runs on the CPU."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}

@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.launch.allocation import read_allocation
-from maxent_grpo.launch.commands import devices
+from maxent_grpo.launch.allocation import devices, read_allocation
 from maxent_grpo.launch.flags import Flag, Values, read_flags, words_of
 from maxent_grpo.launch.lighteval import file_name, lighteval_command, results_folder
 from maxent_grpo.launch.plan_text import gpu_names, shown_words, table

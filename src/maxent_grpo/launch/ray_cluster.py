@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.launch.allocation import Allocation, imagined, read_allocation
-from maxent_grpo.launch.commands import on_nodes
+from maxent_grpo.launch.allocation import Allocation, imagined, on_nodes, read_allocation
 from maxent_grpo.launch.flags import Flag, Values, read_flags
 from maxent_grpo.launch.plan_text import gpu_names, shown_words, table
 from maxent_grpo.launch.supervision import LOGS, Running, Step, Supervisor, carry_out, say

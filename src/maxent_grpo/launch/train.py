@@ -13,8 +13,16 @@ from functools import partial
 from pathlib import Path
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.launch import commands
-from maxent_grpo.launch.allocation import Allocation, Split, imagined, read_allocation, split
+from maxent_grpo.launch.allocation import (
+    NODE_RANK,
+    Allocation,
+    Split,
+    devices,
+    imagined,
+    on_nodes,
+    read_allocation,
+    split,
+)
 from maxent_grpo.launch.flags import Flag, Values, flag_value, read_flags, words_of
 from maxent_grpo.launch.plan_text import gpu_names, shown_words, table, without_values
 from maxent_grpo.launch.recipe import TASKS, RecipeFacts, chosen_recipe, read_facts
@@ -52,6 +60,8 @@ FLAGS = (
 """``--nodes`` and ``--gpus-per-node`` are for ``--dry-run`` before there is a job."""
 SWEEP_FLAGS = (*FLAGS, Flag("grid", None, ("SWEEP_GRID",)))
 
+ECHO_TAGS = "maxent_grpo.rollout.vllm.client_tag.EchoMiddleware"
+"""Makes vLLM's own server copy a rank's client tag into its answers."""
 INLINE_SECONDS, NODE_SECONDS = 720, 360
 """Time for a server to be healthy: beside the trainer, and on a node of its own."""
 TERMINATED = 128 + signal.SIGTERM
@@ -116,20 +126,11 @@ def plan_training(values: Values, allocation: Allocation, root: Path, python: st
     extra = _wiring(values, given, server, division)
     if resumes and flag_value(given, "resume_from_checkpoint") is None:
         extra += ["--resume_from_checkpoint", "true"]
-    command = commands.trainer_command(
-        python,
-        _accelerator(values.text("accelerator"), root),
-        division.training,
-        module=TASKS[values.text("task")][1],
-        recipe=str(path),
-        words=[*given, *extra],
-        address=division.training[0].node,
-        port=values.number("master-port"),
-        tee=values.text("tee"),
-    )
-    environment = commands.devices(division.training[0].gpus)
+    words = ["-m", TASKS[values.text("task")][1], "--config", str(path), *given, *extra]
+    command = [python, "-m", *_starter(values, division, root), "--tee", values.text("tee"), *words]
+    environment = devices(division.training[0].gpus)
     if len(allocation.nodes) > 1:
-        command = commands.on_nodes(command, [share.node for share in division.training], allocation)
+        command = on_nodes(command, [share.node for share in division.training], allocation)
         # Slurm shows every node's step all of its GPUs, and the trainers take all of theirs.
         environment = {}
     trainer = Step("the trainer", tuple(command), LOGS / f"train_{job}.log", environment)
@@ -137,9 +138,14 @@ def plan_training(values: Values, allocation: Allocation, root: Path, python: st
     return TrainPlan(allocation, division, facts, values, server, health, trainer, resumes)
 
 
-def _accelerator(name: str, root: Path) -> str:
+def _starter(values: Values, division: Split, root: Path) -> list[str]:
+    """torchrun, or accelerate launch with a file of ``configs/accelerate``, as every training node starts it."""
+    name, port, address = values.text("accelerator"), values.number("master-port"), division.training[0].node
+    nodes, local = len(division.training), division.training[0].processes
     if name == "torchrun":
-        return name
+        several = f"--node-rank {NODE_RANK} --master-addr {address}" if nodes > 1 else ""
+        sizes = f"--nnodes {nodes} --nproc-per-node {local}"
+        return ["torch.distributed.run", *f"{sizes} {several} --master-port {port}".split()]
     folder = root / "configs" / "accelerate"
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
@@ -147,7 +153,12 @@ def _accelerator(name: str, root: Path) -> str:
         raise UsageError(
             f"--accelerator {name}: {path} is not there; use torchrun, a YAML file, or one of {there}"
         )
-    return str(path)
+    several = (
+        f"--machine_rank {NODE_RANK} --main_process_ip {address} --deepspeed_multinode_launcher standard"
+    )
+    sizes = f"--num_machines {nodes} --num_processes {nodes * local} {several if nodes > 1 else ''}"
+    words = f"{sizes} --main_process_port {port}".split()
+    return ["accelerate.commands.launch", "--config_file", str(path), *words]
 
 
 def _server(
@@ -160,25 +171,30 @@ def _server(
     memory = values.text("vllm-mem-util")
     if not memory.replace(".", "", 1).isdecimal() or not 0 < float(memory) <= 1:
         raise UsageError(f"VLLM_MEM_UTIL={memory}: a fraction of a GPU's memory, above 0 and at most 1")
-    own, port = values["vllm-model"], values.number("vllm-port")
-    command = commands.server_command(
-        implementation,
-        values["vllm-python"] or python,
-        model=own or facts.model,
-        revision=None if own else facts.revision,
-        port=port,
-        dp=values.number("dp"),
-        tp=values.number("tp"),
-        max_length=values.number("vllm-max-model-len"),
-        memory=float(memory),
-        extra=words_of(values.text("vllm-server-args")),
+    own, port, native = values["vllm-model"], values.number("vllm-port"), implementation == "native"
+    model = own or facts.model
+    front = (
+        ["vllm.entrypoints.cli.main", "serve", model]
+        if native
+        else ["trl.scripts.vllm_serve", "--model", model]
     )
-    environment = {**commands.SERVER_ENVIRONMENT[implementation], **commands.devices(division.serving.gpus)}
+    if facts.revision and not own:
+        front += ["--revision", facts.revision]
+    sizes = (
+        f"--tensor_parallel_size {values.number('tp')} --data_parallel_size {values.number('dp')} "
+        f"--max_model_len {values.number('vllm-max-model-len')} --gpu_memory_utilization {float(memory):g}"
+    )
+    words = ["--host", "0.0.0.0", *(["--middleware", ECHO_TAGS] if native else []), "--port", str(port)]
+    words += (sizes.replace("_", "-") if native else sizes).split()
+    words += words_of(values.text("vllm-server-args"))
+    command = [values["vllm-python"] or python, "-m", *front, *words]
+    # What vLLM's own server needs to take new weights over HTTP.
+    environment = ({"VLLM_SERVER_DEV_MODE": "1"} if native else {}) | devices(division.serving.gpus)
     host, deadline = "127.0.0.1", INLINE_SECONDS
     if len(allocation.nodes) > 1:
         # srun shows the step all GPUs of the node, whatever its own environment says.
         shown = [f"{name}={value}" for name, value in environment.items()]
-        command = commands.on_nodes(["env", *shown, *command], [division.serving.node], allocation)
+        command = on_nodes(["env", *shown, *command], [division.serving.node], allocation)
         host, deadline, environment = division.serving.node, NODE_SECONDS, {}
     if values["vllm-health-timeout"]:
         deadline = values.number("vllm-health-timeout")
