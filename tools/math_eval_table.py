@@ -1,15 +1,256 @@
 """Three tables of evaluations (Pass@1, Pass@8, Avg@8), averaged over all seeds that the artifacts hold.
 
+A row per model, style and temperature, a column per benchmark; LightEval's result files are read as well.
+
 python tools/math_eval_table.py --artifact-root var/artifacts/inference
 """
 
 import argparse
+import io
+import json
+import re
+import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.tables import plot_tables, read_scores, tables_text
+from maxent_grpo.evaluate.benchmarks import ALIASES, PRESETS
+from maxent_grpo.evaluate.passk import avg_at, pass_at
+from maxent_grpo.evaluate.records import read_records, scored_samples
+
+PASS_1, PASS_8, AVG_8 = "Pass@1", "Pass@8", "Avg@8"
+TABLES = (PASS_1, PASS_8, AVG_8)
+FIRST_DATASETS = ("math_500", "aime24", "aime25", "amc", "minerva")
+MISSING = "-"
+UNKNOWN = -1.0  # a temperature that a result file does not tell
+ACCURACIES = (
+    "acc", "accuracy", "exact_match", "score",
+    # LightEval 0.13: math_500 and aime24/25, gpqa, lcb; then its exact match, with and without reading the answer out.
+    "pass@k", "gpqa_pass@k", "codegen_pass@1", "em", "extractive_match", "avg@n",
+)  # fmt: skip
+"""Names under which a task's accuracy may stand, the first found counts; variants such as ``acc_norm`` do not."""
+
+_STEP = re.compile(r"(?:checkpoint|step)[-_](\d+)")
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """The subject of a line, in the order that lines are sorted by."""
+
+    family: str  # the model's name without the step
+    step: int  # of training, 0 where the name tells none
+    checkpoint: str  # as shown: checkpoint or revision
+    label: str
+    style: str
+    temperature: float
+
+
+@dataclass
+class Scores:
+    """Row → data set → table → one value per seed."""
+
+    values: dict[Row, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  # figures of result files that no table shows, and why
+
+    def add(self, row: Row, dataset: str, table: str, value: float) -> None:
+        self.values.setdefault(row, {}).setdefault(dataset, {}).setdefault(table, []).append(value)
+
+    def mean(self, row: Row, dataset: str, table: str) -> float | None:
+        """Over seeds; None where there is nothing."""
+        found = self.values[row].get(dataset, {}).get(table)
+        return statistics.fmean(found) if found else None
+
+    @property
+    def datasets(self) -> list[str]:
+        """The known benchmarks first, then the others by name."""
+        present = {dataset for row in self.values.values() for dataset in row}
+        known = [dataset for dataset in FIRST_DATASETS if dataset in present]
+        return known + sorted(present - set(known))
+
+
+def read_scores(root: Path) -> Scores:
+    """Everything under ``root``: artifacts (``seed_*.jsonl``) and LightEval's ``results*.json``.
+
+    Raises `UsageError` where there is nothing, or a file cannot be read.
+    """
+    scores = Scores()
+    for path in sorted(root.rglob("seed_*.jsonl")):
+        _add_artifact(scores, path)
+    for path in sorted(root.rglob("results*.json")):
+        results = read_lighteval(path)
+        for dataset, value in results.accuracies:
+            scores.add(row_of(results.model, "lighteval", "", UNKNOWN, None), dataset, PASS_1, value)
+        if results.unknown:
+            scores.left_out.append(f"{path}: not known as an accuracy: {', '.join(results.unknown)}")
+    if not scores.values:
+        raise UsageError(
+            f"{root}: no artifacts (seed_*.jsonl) and no LightEval results (results*.json) below it"
+        )
+    return scores
+
+
+def row_of(model_id: str, label: str, style: str, temperature: float, revision: str | None) -> Row:
+    """The row of a model: family and step are read from its name."""
+    parts = [part for part in re.split(r"[/\\:]+", model_id) if part]
+    checkpoint = parts.pop() if len(parts) > 1 and _STEP.fullmatch(parts[-1]) else ""
+    step = _STEP.search(checkpoint or revision or model_id)
+    shown = "@".join(part for part in (checkpoint, revision) if part)
+    return Row(
+        parts[-1] if parts else model_id, int(step[1]) if step else 0, shown, label, style, temperature
+    )
+
+
+def _add_artifact(scores: Scores, path: Path) -> None:
+    records = [record for _, record in sorted(read_records(path).items())]
+    if not records:
+        return
+    first, samples = records[0], scored_samples(records)
+    named = (first[key] for key in ("model_id", "model_label", "style", "temperature"))
+    row, dataset = row_of(*named, first.get("revision")), first["dataset_id"]
+    scores.add(row, dataset, PASS_1, float(pass_at(samples, 1).mean()))
+    if samples.scores.shape[1] >= 8:  # with fewer samples there is no Pass@8 to show
+        scores.add(row, dataset, PASS_8, float(pass_at(samples, 8).mean()))
+        scores.add(row, dataset, AVG_8, float(avg_at(samples, 8).mean()))
+
+
+def table_cells(
+    scores: Scores, table: str, precision: int, min_datasets: int
+) -> tuple[list[str], list[list[str]]]:
+    """Heading and lines of one table, figures in per cent; rows with fewer data sets than asked for are left out.
+
+    ``avg`` is the mean over the data sets that the row has.
+    """
+    datasets = scores.datasets
+    lines = []
+    for row in sorted(scores.values):
+        found = {dataset: scores.mean(row, dataset, table) for dataset in datasets}
+        values = [value for value in found.values() if value is not None]
+        if len(values) < max(1, min_datasets):
+            continue
+        cells = [_percent(found[dataset], precision) for dataset in datasets]
+        average = _percent(statistics.fmean(values), precision)
+        named = [row.family, row.checkpoint or MISSING, row.style or row.label, _temperature(row)]
+        lines.append([*named, *cells, average])
+    return ["family", "ckpt", "style", "temp", *datasets, "avg"], lines
+
+
+def tables_text(scores: Scores, precision: int, min_datasets: int) -> str:
+    """The three tables, one below the other."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    for title in TABLES:
+        heading, lines = table_cells(scores, title, precision, min_datasets)
+        table = Table(title=title, box=SIMPLE, pad_edge=False, title_justify="left")
+        for position, name in enumerate(heading):
+            table.add_column(name, justify="left" if position < 3 else "right", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def plot_tables(scores: Scores, path: Path, min_datasets: int) -> None:
+    """Bars of the three averages per row, as a picture at ``path``."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in sorted(scores.values) if len(scores.values[row]) >= max(1, min_datasets)]
+    figure, axes = plt.subplots(
+        1, len(TABLES), figsize=(4 * len(TABLES), 0.9 + 0.35 * len(rows)), sharey=True
+    )
+    names = [
+        f"{row.family} {row.checkpoint} {row.style} T={_temperature(row)}".replace("  ", " ") for row in rows
+    ]
+    for axis, title in zip(axes, TABLES, strict=True):
+        found = ([scores.mean(row, dataset, title) for dataset in scores.datasets] for row in rows)
+        there = ([value for value in values if value is not None] for values in found)
+        axis.barh(names, [100 * statistics.fmean(values or [0.0]) for values in there], color="#0072b2")
+        axis.set(title=title, xlim=(0, 100), xlabel="% (mean over benchmarks)")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _temperature(row: Row) -> str:
+    return MISSING if row.temperature == UNKNOWN else f"{row.temperature:g}"
+
+
+def _percent(value: float | None, precision: int) -> str:
+    return MISSING if value is None else f"{100 * value:.{precision}f}"
+
+
+@dataclass(frozen=True)
+class LightEvalResults:
+    """One result file."""
+
+    model: str
+    accuracies: tuple[tuple[str, float], ...]  # (data set, accuracy in 0…1) of every task that has one
+    unknown: tuple[str, ...]  # "task: figure" of every figure whose name is none of `ACCURACIES`
+
+
+def read_lighteval(path: Path) -> LightEvalResults:
+    """The figures of a LightEval ``results_*.json``.
+
+    Tasks are called ``suite|task|shots`` or ``task|shots``; the average over tasks (``all``) is left out.
+    Raises `UsageError` where the file is not one of LightEval's, or has no figure of a known name.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        results: dict[str, dict[str, Any]] = content["results"]
+        tasks = list(results.items())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f'{path}: not a result file of LightEval (a JSON object with "results")') from error
+    general = content.get("config_general") or {}
+    model = (
+        general.get("model_name") or (general.get("model_config") or {}).get("model_name") or path.parent.name
+    )
+    found = [(task, value) for task, figures in tasks if (value := _accuracy(figures)) is not None]
+    named = [(task, name) for task, figures in tasks for name in figures if not name.endswith("_stderr")]
+    if not found:
+        names = sorted({name for _, name in named})
+        raise UsageError(
+            f"{path}: no accuracy among its figures ({', '.join(names) or 'none'}); read are {', '.join(ACCURACIES)}"
+        )
+    return LightEvalResults(
+        model=str(model),
+        accuracies=tuple((dataset_of(task), value) for task, value in found if task != "all"),
+        unknown=tuple(
+            f"{task}: {name}"
+            for task, name in named
+            if task != "all" and name.partition(":")[0] not in ACCURACIES
+        ),
+    )
+
+
+def dataset_of(task: str) -> str:
+    """``lighteval|aime24|0|0`` as ``aime24``: the first part that names a preset, else the task's own name."""
+    parts = task.split("|")
+    for part in parts:
+        name = ALIASES.get(part.replace("-", "_"), part.replace("-", "_"))
+        if name in PRESETS:
+            return name
+    return parts[1] if len(parts) > 2 else parts[0]
+
+
+def _accuracy(figures: dict[str, Any]) -> float | None:
+    for metric in ACCURACIES:
+        for name, value in figures.items():
+            # "em", or with its settings behind it: "avg@n:n=64", "pass@k:k=1&n=1". Of pass@k only k = 1 is an accuracy.
+            known, _, parameters = name.partition(":")
+            wanted = known == metric and ("k=" not in parameters or "k=1" in parameters.split("&"))
+            if wanted and isinstance(value, int | float):
+                return float(value)
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -97,6 +97,11 @@ def test_content_digest_is_that_of_the_content(tmp_path):
             {},
             "row 0: column 'solution' holds no answer but 'no box'",
         ),
+        (
+            [{"problem": "a", "answer": {"value": "1"}}],
+            {},
+            "row 0, column 'answer': the gold answer is a mapping with the keys value",
+        ),
         ([{"problem": "a", "answer": "1"}], {"grader": "task"}, "no column 'task'"),
         ([{"problem": "a", "answer": "1"}], {"id_column": "key"}, "no column 'key'"),
     ],

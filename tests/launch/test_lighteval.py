@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.evaluate.tables import PASS_1, read_scores
 from maxent_grpo.launch import lighteval as jobs_module
 from maxent_grpo.launch.lighteval import (
     benchmark_spec,
@@ -243,6 +242,9 @@ def answered_greedily(folder: Path, rows: list[dict[str, str]]) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif("LIGHTEVAL" not in os.environ, reason="LIGHTEVAL names no program of its own environment")
 def test_a_real_run_lands_in_the_tables(lighteval, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from math_eval_table import PASS_1, read_scores
+
     from maxent_grpo.tasks.registry import load_rows
 
     rows = [

@@ -12,6 +12,7 @@ import yaml
 from maxent_grpo.config.conversion import convert, field_types
 from maxent_grpo.data.sources import FILE_BUILDERS, TASK_PREFIX, load_rows
 from maxent_grpo.errors import UsageError, did_you_mean
+from maxent_grpo.rewards.math import check_golds
 from maxent_grpo.tasks.answers import extract_answer
 
 MATH_SYSTEM_PROMPT = """\
@@ -132,8 +133,8 @@ def load_questions(benchmark: Benchmark) -> list[Question]:
     """All questions of ``benchmark``, in the data set's order.
 
     Raises:
-        UsageError: no such data, no rows, a missing column, a row without problem or gold, or an id that is there
-            twice.
+        UsageError: no such data, no rows, a missing column, a row without problem or gold, a gold that no answer
+            equals, or an id that is there twice.
         RunError: the hub cannot be reached.
     """
     rows = load_rows(benchmark.dataset_name, config=benchmark.dataset_config, split=benchmark.split)
@@ -145,7 +146,10 @@ def load_questions(benchmark: Benchmark) -> list[Question]:
         for column in TASK_COLUMNS:
             _column(available, (column,), "grader=math unless it has one", name)
     _refuse_duplicates(rows, available, benchmark, name)
-    return [_question(index, row, prompt, answer, benchmark, name) for index, row in enumerate(rows)]
+    questions = [_question(index, row, prompt, answer, benchmark, name) for index, row in enumerate(rows)]
+    if benchmark.grader == "math":
+        check_golds(((question.index, question.gold) for question in questions), answer)
+    return questions
 
 
 def content_digest(questions: Sequence[Question]) -> str:

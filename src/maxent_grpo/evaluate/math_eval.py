@@ -5,9 +5,7 @@ Read `run_evaluation` top to bottom: check everything, lock every file, ask what
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +102,7 @@ def run_evaluation(
             for spec in request.models
         }
         for run in runs:
-            run.load(dataset, judge, backends[id(run.spec)])
+            run.resume(dataset, judge, backends[id(run.spec)])
         pending = sum(len(run.pending) for run in runs)
         with Ticker(f"{benchmark.dataset_id}", pending, enabled=progress and pending > 0) as ticker:
             for spec in request.models:
@@ -120,44 +118,40 @@ def run_evaluation(
         ]
 
 
-@dataclass
-class SeedRun:
-    """One model at one temperature under one seed: what one artifact file holds. Open from entering to leaving."""
+class SeedRun(Answers):
+    """One model at one temperature under one seed, which is one artifact file."""
 
-    request: EvaluationRequest
-    benchmark: Benchmark
-    spec: InferenceModelSpec
-    temperature: float
-    seed: int
-    questions: Sequence[Question]  # those that are asked for, all of them
-
-    def __enter__(self) -> "SeedRun":
-        self.answers = Answers(self.path)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.answers.__exit__(*error)
-
-    @property
-    def path(self) -> Path | None:
-        """The artifact file; None where none are kept."""
-        settings = self.request.artifacts
-        folder = Path(self.spec.folder, self.benchmark.dataset_id, temperature_folder(self.temperature))
-        return Path(settings.root_dir) / folder / f"seed_{self.seed}.jsonl" if settings.enabled else None
+    def __init__(
+        self,
+        request: EvaluationRequest,
+        benchmark: Benchmark,
+        spec: InferenceModelSpec,
+        temperature: float,
+        seed: int,
+        questions: Sequence[Question],
+    ) -> None:
+        folder = Path(spec.folder, benchmark.dataset_id, temperature_folder(temperature))
+        path = Path(request.artifacts.root_dir) / folder / f"seed_{seed}.jsonl"
+        super().__init__(path if request.artifacts.enabled else None)
+        self.spec, self.temperature, self.seed = spec, temperature, seed
+        self.questions = questions  # those that are asked for, all of them
+        self._request, self._benchmark = request, benchmark
+        self._samples = request.samples_of(spec)
+        self._system_prompt = spec.system_prompt_or(benchmark.system_prompt)
 
     @property
     def pending(self) -> list[Question]:
         """The questions without an answer."""
-        return [question for question in self.questions if question.index not in self.answers.records]
+        return [question for question in self.questions if question.index not in self.records]
 
-    def load(self, dataset: Mapping[str, Any], grader: Grader, backend: Backend) -> None:
+    def resume(self, dataset: Mapping[str, Any], grader: Grader, backend: Backend) -> None:
         """Take the answers of an earlier call, if everything that decides answers and scores is still the same."""
         if self.path is None:
             return
         sampling = {
             "seed": self.seed,
             "temperature": self.temperature,
-            "num_generations": self.request.samples_of(self.spec),
+            "num_generations": self._samples,
             "top_p": self.spec.top_p,
             "max_new_tokens": self.spec.max_new_tokens,
             "stop_sequences": self.spec.stop_sequences,
@@ -170,24 +164,23 @@ class SeedRun:
             "grader": grader.fingerprint(),
             **backend.fingerprint(),
         }
-        self.answers.load(flatten(sections), self.request.artifacts.resume)
+        self.load(flatten(sections), self._request.artifacts.resume)
 
     def answer(self, backend: Backend, grader: Grader, advance: Callable[[int, str], None]) -> None:
         """Ask ``backend`` for everything that is lacking. Each answer is on the disk before it counts."""
         by_index = {question.index: question for question in self.questions}
-        samples = self.request.samples_of(self.spec)
-        asked = backend.sample(
-            self.pending, seed=self.seed, temperature=self.temperature, num_generations=samples
+        answers = backend.sample(
+            self.pending, seed=self.seed, temperature=self.temperature, num_generations=self._samples
         )
-        for one in asked:
+        for one in answers:
             question = by_index[one.index]
             grades = grader.judge(question, one.completions)
-            self.answers.append(
+            self.append(
                 {
-                    "dataset_id": self.benchmark.dataset_id,
-                    "dataset_name": self.benchmark.dataset_name,
-                    "dataset_config": self.benchmark.dataset_config,
-                    "split": self.benchmark.split,
+                    "dataset_id": self._benchmark.dataset_id,
+                    "dataset_name": self._benchmark.dataset_name,
+                    "dataset_config": self._benchmark.dataset_config,
+                    "split": self._benchmark.split,
                     "model_id": self.spec.model_name_or_path,
                     "model_label": self.spec.name,
                     "style": self.spec.style,
@@ -196,7 +189,7 @@ class SeedRun:
                     "temperature": self.temperature,
                     "num_generations": len(grades),
                     "prompt_index": question.index,
-                    "prompt": one.prompt if self.request.artifacts.write_prompts else None,
+                    "prompt": one.prompt if self._request.artifacts.write_prompts else None,
                     "answer": question.gold,
                     "system_prompt": self._system_prompt,
                     **graded(one, grades, question.mode_count),
@@ -205,12 +198,8 @@ class SeedRun:
             )
             advance(1, self._accuracy_so_far())
 
-    @cached_property
-    def _system_prompt(self) -> str | None:
-        return self.spec.system_prompt_or(self.benchmark.system_prompt)
-
     def _accuracy_so_far(self) -> str:
-        records = self.answers.records.values()
+        records = self.records.values()
         first = sum(record["pass_at_1_ok"] for record in records) / len(records)
         any_right = sum(record["pass_at_k_ok"] for record in records) / len(records)
         n = next(iter(records))["num_generations"]
@@ -220,7 +209,7 @@ class SeedRun:
 def _result(request: EvaluationRequest, runs: Sequence[SeedRun]) -> MathEvalResult:
     """The figures of one model at one temperature over its seeds."""
     return result_of(
-        {run.seed: [run.answers.records[q.index] for q in run.questions] for run in runs},
+        {run.seed: [run.records[q.index] for q in run.questions] for run in runs},
         request.ks_of(runs[0].spec),
         collect_generations=request.collect_generations,
         artifacts=[run.path for run in runs if run.path is not None],

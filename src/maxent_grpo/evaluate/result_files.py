@@ -1,4 +1,4 @@
-"""What an evaluation leaves to read: a table on the terminal; summary.json, summary.csv and report.html on disk.
+"""Results to read: a table on the terminal; summary.json, summary.csv and report.html on disk.
 
 The report is a page to read completions by prompt, right and wrong: one HTML file that needs nothing else.
 """
@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,19 +44,12 @@ def write_results(result: MathEvalResult) -> list[Path]:
 
 def summary(result: MathEvalResult) -> dict[str, Any]:
     """The figures of ``result`` with what they are figures of; equal answers give equal summaries."""
+    asked = ("dataset", "model_id", "label", "style", "temperature", "seeds", "num_generations")
+    found = ("total", "correct", "accuracy", "truncated")
     return {
-        "dataset": result.dataset,
-        "model_id": result.model_id,
-        "label": result.label,
-        "style": result.style,
-        "temperature": result.temperature,
-        "seeds": list(result.seeds),
-        "num_generations": result.num_generations,
+        **{name: getattr(result, name) for name in asked},
         "prompts": len(result.prompt_indices),
-        "total": result.total,
-        "correct": result.correct,
-        "accuracy": result.accuracy,
-        "truncated": result.truncated,
+        **{name: getattr(result, name) for name in found},
         "confidence": CONFIDENCE,
         "metrics": {name: asdict(estimate) for name, estimate in result.metrics.items()},
         "per_seed": {str(seed): dict(values) for seed, values in result.per_seed.items()},
@@ -95,22 +88,14 @@ def results_table(results: Sequence[MathEvalResult]) -> str:
             table.add_row(name, temperature, metric, shown(estimate), spread, sd)
             name = temperature = ""
         table.add_section()
-    prompts = len(first.prompt_indices)
-    console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(
-        f"{first.dataset}: {prompts} prompts, {first.num_generations} samples each, seeds "
-        f"{', '.join(map(str, first.seeds))}",
-        highlight=False,
-        markup=False,
-    )
+    prompts, seeds = len(first.prompt_indices), ", ".join(map(str, first.seeds))
+    console = Console(width=120, file=io.StringIO(), record=True, highlight=False, markup=False)
+    console.print(f"{first.dataset}: {prompts} prompts, {first.num_generations} samples each, seeds {seeds}")
     console.print(table)
     for result in results:
         if result.truncated:
-            console.print(
-                f"{result.label}: {result.truncated:.1%} of the samples were cut off at max_new_tokens",
-                highlight=False,
-                markup=False,
-            )
+            cut = f"{result.truncated:.1%} of the samples were cut off at max_new_tokens"
+            console.print(f"{result.label}: {cut}")
     return "\n".join(line.rstrip() for line in console.export_text().rstrip().splitlines())
 
 
@@ -119,33 +104,6 @@ def headline_metrics(result: MathEvalResult) -> list[str]:
     n = max(int(name.split("_")[2]) for name in result.metrics)
     wanted = ("pass_at_1", f"pass_at_{n}", f"avg_at_{n}", f"distinct_at_{n}", f"coverage_at_{n}")
     return list(dict.fromkeys(name for name in wanted if name in result.metrics))
-
-
-@dataclass(frozen=True)
-class _Sample:
-    seed: int
-    number: int
-    right: bool
-    extracted: str | None
-    text: str
-    truncated: bool
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    index: int
-    text: str | None
-    gold: str
-    samples: Sequence[_Sample]
-
-    @property
-    def right(self) -> int:
-        return sum(sample.right for sample in self.samples)
-
-    @property
-    def outcome(self) -> str:
-        """ "all", "some" or "none" of the samples are right."""
-        return "none" if not self.right else "all" if self.right == len(self.samples) else "some"
 
 
 def completions_page(
@@ -184,29 +142,30 @@ def _by_k(metrics: Mapping[str, Estimate]) -> dict[int, dict[str, tuple[str, Est
     return table
 
 
-def _prompt(rows: Sequence[Record]) -> _Prompt:
-    """One prompt from its records under every seed."""
-    first = rows[0]
+def _prompt(rows: Sequence[Record]) -> dict[str, Any]:
+    """One prompt for the template, from its records under every seed."""
     samples = [
-        _Sample(
-            row["seed"],
-            number,
-            row["scores"][number] >= RIGHT,
-            None if row["answer_extracted"][number] is None else printable(row["answer_extracted"][number]),
-            printable(text),
-            row["finish_reasons"][number] == "length",
-        )
+        {
+            "seed": row["seed"],
+            "number": number,
+            "right": row["scores"][number] >= RIGHT,
+            "extracted": _printable(row["answer_extracted"][number]),
+            "text": printable(text),
+            "truncated": row["finish_reasons"][number] == "length",
+        }
         for row in rows
         for number, text in enumerate(row["generations"])
     ]
-    prompt = first["prompt"]
-    return _Prompt(
-        first["prompt_index"], None if prompt is None else printable(prompt), _gold(first["answer"]), samples
-    )
-
-
-def _gold(answer: Any) -> str:
-    return printable(answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False))
+    right = sum(sample["right"] for sample in samples)
+    gold = rows[0]["answer"]
+    return {
+        "index": rows[0]["prompt_index"],
+        "text": _printable(rows[0]["prompt"]),
+        "gold": printable(gold if isinstance(gold, str) else json.dumps(gold, ensure_ascii=False)),
+        "samples": samples,
+        "right": right,
+        "outcome": "none" if not right else "all" if right == len(samples) else "some",
+    }
 
 
 _MADE_VISIBLE = {
@@ -221,11 +180,15 @@ def printable(text: str) -> str:
     return text.translate(_MADE_VISIBLE)
 
 
-def _fitting(prompts: Sequence[_Prompt], limit: int) -> int:
-    """How many of ``prompts``, at least one, have no more than ``limit`` characters together."""
+def _printable(text: str | None) -> str | None:
+    return None if text is None else printable(text)
+
+
+def _fitting(prompts: Sequence[dict[str, Any]], limit: int) -> int:
+    """The number of ``prompts``, at least one, that have no more than ``limit`` characters together."""
     used = 0
     for count, prompt in enumerate(prompts):
-        used += len(prompt.text or "") + sum(len(sample.text) for sample in prompt.samples)
+        used += len(prompt["text"] or "") + sum(len(sample["text"]) for sample in prompt["samples"])
         if used > limit and count:
             return count
     return len(prompts)

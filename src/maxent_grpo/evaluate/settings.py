@@ -18,7 +18,7 @@ from maxent_grpo.named import find_named
 
 DEFAULT_SEEDS = (0, 1, 2, 3, 4)
 GENERATION_KEYS = ("top_k", "min_p")
-"""What ``generation_kwargs`` may hold; everything else about sampling has a field of its own."""
+"""Keys of ``generation_kwargs``; everything else about sampling has a field of its own."""
 
 BACKENDS = {
     "local": "maxent_grpo.evaluate.local_backend:LocalBackend",
@@ -145,7 +145,7 @@ class InferenceModelSpec:
 
 @dataclass(frozen=True)
 class ArtifactSettings:
-    """Where answers are kept, one line per prompt, so that a stopped evaluation goes on where it was."""
+    """The place of answers, kept one line per prompt so that a stopped evaluation goes on where it was."""
 
     enabled: bool = True
     root_dir: str = "var/artifacts/inference"
@@ -228,46 +228,32 @@ class EvaluationRequest:
                 )
 
 
-_TYPES: dict[str, Any] = {
-    "models": list[Any] | str | dict,
-    "dataset": str,
-    "eval": dict,
-    "seeds": list[int] | int,
-    "num_generations": int,
-    "temperature": list[float] | float,
-    "temperatures": list[float] | float,
-    "ks": list[int] | int | None,
-    "limit": int | None,
-    "collect_generations": bool,
-    "artifacts": dict,
+_WRITTEN: Mapping[Any, Any] = {
+    tuple[InferenceModelSpec, ...]: list[Any] | str | dict,
+    tuple[int, ...]: list[int] | int,
+    tuple[int, ...] | None: list[int] | int | None,
+    tuple[float, ...]: list[float] | float,
+    tuple[str, ...]: list[str] | str,
+    Mapping[str, Any]: dict,
+    ArtifactSettings: dict,
 }
-"""Key of the section → what it may hold. ``temperature`` and ``temperatures`` are one setting."""
+"""A field's type → how it is written, where the two differ: one of several needs no list."""
 
 
 def read_request(section: Mapping[str, Any]) -> EvaluationRequest:
-    """The request in ``section``, checked.
-
-    A model is a mapping of `InferenceModelSpec` fields, or its name alone; one model, seed or temperature needs no
-    list.
+    """The request in ``section``, checked. A model is a mapping of `InferenceModelSpec` fields, or its name alone.
 
     Raises:
         UsageError: an unknown key, a value of the wrong type, or a request that cannot be carried out.
     """
-    given = {key: _converted(f"inference.{key}", key, value, _TYPES) for key, value in section.items()}
-    if "temperature" in given and "temperatures" in given:
-        raise UsageError("inference.temperature and inference.temperatures are both given: keep one")
-    if "temperature" in given:
-        given["temperatures"] = given.pop("temperature")
-    for key in ("seeds", "temperatures", "ks"):
-        if given.get(key) is not None:
-            given[key] = tuple(given[key]) if isinstance(given[key], list) else (given[key],)
-    models = given.pop("models", [])
-    listed = models if isinstance(models, list) else [models]
+    given = _read(EvaluationRequest, section, "inference", {"temperature": "temperatures"})
+    listed = given.pop("models", ())
+    models = tuple(_read_model(model, f"inference.models[{i}]") for i, model in enumerate(listed))
     if "artifacts" in given:
-        given["artifacts"] = _read(ArtifactSettings, given["artifacts"], "inference.artifacts")
-    request = EvaluationRequest(
-        models=tuple(_read_model(model, f"inference.models[{i}]") for i, model in enumerate(listed)), **given
-    )
+        given["artifacts"] = ArtifactSettings(
+            **_read(ArtifactSettings, given["artifacts"], "inference.artifacts")
+        )
+    request = EvaluationRequest(models, **given)
     request.check()
     return request
 
@@ -285,29 +271,31 @@ def _read_model(model: Any, where: str) -> InferenceModelSpec:
             f"{where}.system_prompt_answer is not read: completions are sampled in one piece, with system_prompt; "
             "remove it"
         )
-    spec: InferenceModelSpec = _read(InferenceModelSpec, settings, where)
-    return spec
+    return InferenceModelSpec(**_read(InferenceModelSpec, settings, where))
 
 
-def _read(cls: Any, settings: Mapping[str, Any], where: str) -> Any:
+def _read(
+    cls: type, section: Mapping[str, Any], where: str, aliases: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The fields of ``cls`` that ``section`` gives, converted."""
     declared = field_types(cls)
-    types: dict[str, Any] = {item.name: declared[item.name] for item in fields(cls)}
-    # What is declared for readers, and what YAML brings.
-    types = {
-        name: dict if getattr(kind, "__origin__", None) is Mapping else kind for name, kind in types.items()
-    }
-    types = {name: list[str] | str if kind == tuple[str, ...] else kind for name, kind in types.items()}
-    values = {key: _converted(f"{where}.{key}", str(key), value, types) for key, value in settings.items()}
-    if "stop_sequences" in values:
-        stop = values["stop_sequences"]
-        values["stop_sequences"] = tuple(stop) if isinstance(stop, list) else (stop,)
-    return cls(**values)
-
-
-def _converted(where: str, key: str, value: Any, types: Mapping[str, Any]) -> Any:
-    if key not in types:
-        raise UsageError(f"{where}: unknown{did_you_mean(key, types)}; it takes {', '.join(types)}")
-    try:
-        return convert(value, types[key])
-    except ValueError as error:
-        raise UsageError(f"{where}={value}: {error}") from error
+    known, aliases = [item.name for item in fields(cls)], aliases or {}
+    values: dict[str, Any] = {}
+    for key, value in section.items():
+        name = aliases.get(key, key)
+        if name not in known:
+            words = [*known, *aliases]
+            raise UsageError(
+                f"{where}.{key}: unknown{did_you_mean(str(key), words)}; it takes {', '.join(words)}"
+            )
+        if name in values:
+            both = [f"{where}.{other}" for other in section if aliases.get(other, other) == name]
+            raise UsageError(f"{' and '.join(both)} are both given: keep one")
+        kind = declared[name]
+        try:
+            values[name] = convert(value, _WRITTEN.get(kind, kind))
+        except ValueError as error:
+            raise UsageError(f"{where}.{key}={value}: {error}") from error
+        if "tuple" in str(kind) and values[name] is not None:
+            values[name] = tuple(values[name]) if isinstance(values[name], list) else (values[name],)
+    return values
