@@ -1,5 +1,6 @@
 """The figures of a study, each with one message, as PNG for reading and SVG for papers."""
 
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,10 @@ class StudyFigure:
     @property
     def png(self) -> Path:
         return self.stem.with_suffix(".png")
+
+    @property
+    def base64(self) -> str:
+        return b64encode(self.png.read_bytes()).decode()
 
 
 @dataclass(frozen=True)

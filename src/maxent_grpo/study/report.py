@@ -3,8 +3,6 @@
 Every sentence about an effect follows from a row of the table of effects by the rules of `conclusion`.
 """
 
-import base64
-import json
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +13,10 @@ import pandas as pd
 from maxent_grpo import __version__
 from maxent_grpo.observe.report import render_page
 from maxent_grpo.observe.run_files import load_run
-from maxent_grpo.study.effects import LEAST_SEEDS, aa_alarms, measured_outcomes, run_outcomes
+from maxent_grpo.study.effects import aa_alarms, measured_outcomes, run_outcomes
 from maxent_grpo.study.figures import StudyFigure
 from maxent_grpo.study.plan import OUTCOMES, StudyPlan
-from maxent_grpo.study.runs import IDENTITY, RECIPE, State, StudyRun
+from maxent_grpo.study.runs import State, StudyRun
 
 TEMPLATE = Path(__file__).with_name("study.html")
 COMPUTING = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
@@ -37,34 +35,34 @@ def write_report(
 ) -> Path:
     """Write the report of ``runs`` to ``path``."""
     done = [run for run in runs if run.state is State.DONE]
+    commits = [str(load_run(run.directory).header.get("run/git_sha", "unknown")) for run in done]
     aa_fine, aa_text = aa_sentence(effects, plan)
     page = render_page(
         TEMPLATE,
-        question=plan.question,
+        plan=plan,
+        plan_file=plan_file,
+        plan_text=plan_file.read_text(encoding="utf-8"),
+        runs=runs,
+        done=done,
+        seeds=int(effects["seeds"].min()) if len(effects) else 0,
+        commit=commits[0] if commits else "unknown",
+        commits=sorted({commit[:12] for commit in commits}),
+        prompts={task: group["prompt"].nunique() for task, group in rows.groupby("task", sort=False)},
+        outcomes=measured_outcomes(rows, plan),
+        definitions=OUTCOMES,
         aa_fine=aa_fine,
         aa_text=aa_text,
-        warnings=_warnings(plan, effects, runs, done),
         conclusions=conclusions(effects, plan),
-        design=_design(plan, rows, done),
-        outcomes=[
-            (f"{name}@{plan.evaluation.k}", OUTCOMES[name].partition(": ")[2])
-            for name in measured_outcomes(rows, plan)
-        ],
         levels=_levels(plan, rows),
+        figures=figures,
         effects=_effect_tables(plan, effects),
-        figures=[
-            {
-                "data": base64.b64encode(figure.png.read_bytes()).decode(),
-                "title": figure.title,
-                "caption": figure.caption,
-                "svg": f"figures/{figure.stem.name}.svg",
-            }
-            for figure in figures
-        ],
-        alpha=plan.judgement.alpha,
-        repeat=_commands(plan_file, plan, done),
+        verdicts=VERDICTS,
         versions=[("maxent-grpo", __version__), *((name, _version(name)) for name in COMPUTING + ANALYSING)],
-        plan_text=plan_file.read_text(encoding="utf-8"),
+        signed=signed,
+        p_text=p_text,
+        smallest_p=smallest_p,
+        short=lambda *numbers: " and ".join(f"{number:g}" for number in numbers),
+        span=_span,
     )
     path.write_text(page, encoding="utf-8")
     return path
@@ -174,83 +172,28 @@ def _interval(row: pd.Series) -> str:
     return f"{signed(row['effect'])} [{signed(row['ci_low'])}, {signed(row['ci_high'])}]"
 
 
-def _warnings(
-    plan: StudyPlan, effects: pd.DataFrame, runs: Sequence[StudyRun], done: Sequence[StudyRun]
-) -> list[str]:
-    """What a reader must know before the first number."""
-    told = []
-    if len(done) < len(runs):
-        told.append(
-            f"{len(runs) - len(done)} of {len(runs)} runs are not finished: this is a report of the rest."
-        )
-    seeds = int(effects["seeds"].min()) if len(effects) else 0
-    if seeds < LEAST_SEEDS:
-        told.append("There are too few finished pairs to compare anything: effects need at least two seeds.")
-    elif smallest_p(seeds) >= plan.judgement.alpha:
-        told.append(
-            f"With {seeds} seeds the smallest p that the permutation test can give is {p_text(smallest_p(seeds))}: no "
-            f"difference can be shown at α = {plan.judgement.alpha:g}. A claim needs at least 8."
-        )
-    elif seeds < 8:
-        told.append(f"Only {seeds} seeds per arm: a claim needs at least 8.")
-    commits = sorted({_commit(run)[:12] for run in done})
-    if len(commits) > 1:
-        told.append(f"The runs were made by different commits: {', '.join(commits)}.")
-    return told
-
-
-def _design(plan: StudyPlan, rows: pd.DataFrame, done: Sequence[StudyRun]) -> list[tuple[str, str]]:
-    """Name and value of what was compared, and how."""
-    evaluation, margin = plan.evaluation, plan.judgement.margin
-    prompts = {task: group["prompt"].nunique() for task, group in rows.groupby("task", sort=False)}
-    tasks = [f"{task.label} ({prompts.get(task.name, 0)} held-out prompts)" for task in plan.tasks]
-    facts = [
-        ("baseline", plan.arm(plan.baseline).label),
-        ("other arms", "; ".join(arm.label for arm in plan.arms if arm.name != plan.baseline)),
-        ("tasks", ", ".join(tasks)),
-        (
-            "runs",
-            f"{len(done)} finished: {len(plan.seeds)} seeds for each arm and task, the seeds {_seeds(plan.seeds)}",
-        ),
-        ("budget", f"{plan.budget.steps} optimiser steps a run"),
-        (
-            "evaluation",
-            f"final policy, {evaluation.k} samples a prompt at temperature "
-            f"{' and '.join(f'{t:g}' for t in evaluation.temperatures)}, sampling seeds {_seeds(evaluation.seeds)}, "
-            "the same draws for every run",
-        ),
-        ("primary outcome", f"{plan.judgement.primary}@{evaluation.k}"),
-        (
-            "margin of equivalence",
-            ", ".join(f"± {margin[name]:g} {name}@{evaluation.k}" for name in measured_outcomes(rows, plan)),
-        ),
-    ]
-    if plan.aa is not None:
-        facts.append(("A/A arm", f"the baseline's settings, its seeds {plan.aa.seed_offset:+d}"))
-    return facts
-
-
 def _levels(plan: StudyPlan, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Per task: mean over runs of every outcome by arm, with the smallest and the largest run."""
+    """Per task and arm: how many runs, and mean, smallest and largest run of every outcome."""
     outcomes = measured_outcomes(rows, plan)
     means = run_outcomes(rows, outcomes)
     means = means[means["temperature"] == plan.evaluation.temperatures[0]]
     tables = []
     for task in plan.tasks:
-        lines = []
-        for arm in plan.arms:
-            mine = means[(means["task"] == task.name) & (means["arm"] == arm.name)]
-            if len(mine):
-                cells = [f"{mine[o].mean():.3f} ({mine[o].min():.3f}–{mine[o].max():.3f})" for o in outcomes]
-                lines.append((arm.label, str(len(mine)), *cells))
+        of_arms = [
+            (arm.label, means[(means["task"] == task.name) & (means["arm"] == arm.name)]) for arm in plan.arms
+        ]
+        lines = [
+            (label, len(mine), [(mine[o].mean(), mine[o].min(), mine[o].max()) for o in outcomes])
+            for label, mine in of_arms
+            if len(mine)
+        ]
         if lines:
-            columns = ("", "runs", *(f"{outcome}@{plan.evaluation.k}" for outcome in outcomes))
-            tables.append({"task": task.label, "columns": columns, "rows": lines})
+            tables.append({"task": task.label, "rows": lines})
     return tables
 
 
 def _effect_tables(plan: StudyPlan, effects: pd.DataFrame) -> list[dict[str, Any]]:
-    """Per task and temperature: every effect with all that was computed about it, the A/A arm first."""
+    """Per task and temperature: every effect and what it allows to say, the A/A arm first."""
     if effects.empty:
         return []
     order = {arm.name: position for position, arm in enumerate(plan.arms)}
@@ -258,50 +201,13 @@ def _effect_tables(plan: StudyPlan, effects: pd.DataFrame) -> list[dict[str, Any
     tables = []
     for (task, temperature), group in effects.groupby(["task", "temperature"], sort=False):
         ranked = group.assign(
-            arm_order=group["arm"].map(order), not_primary=group["outcome"] != plan.judgement.primary
+            arm_order=group["arm"].map(order),
+            not_primary=group["outcome"] != plan.judgement.primary,
+            kind=[conclusion(row, plan)[0] for _, row in group.iterrows()],
         ).sort_values(["arm_order", "not_primary"], kind="stable")
-        lines = [_effect_line(row, plan) for _, row in ranked.iterrows()]
-        tables.append({"task": labels[str(task)], "temperature": f"{temperature:g}", "rows": lines})
+        lines = ranked.to_dict("records")
+        tables.append({"task": labels[str(task)], "temperature": temperature, "rows": lines})
     return tables
-
-
-def _effect_line(row: pd.Series, plan: StudyPlan) -> dict[str, Any]:
-    kind, _ = conclusion(row, plan)
-    detectable = row["detectable_effect"]
-    return {
-        "arm": plan.arm(str(row["arm"])).label,
-        "outcome": f"{row['outcome']}@{plan.evaluation.k}",
-        "cells": [
-            signed(row["effect"]),
-            f"{signed(row['ci_low'])} to {signed(row['ci_high'])}",
-            *(p_text(row[name]) for name in ("p_sign_flip", "p_holm", "p_equivalence")),
-            "–" if pd.isna(detectable) else f"{detectable:.3f}",
-            p_text(row["p_wild_bootstrap"]),
-            f"{signed(row['rows_ci_low'])} to {signed(row['rows_ci_high'])}",
-            p_text(row["rows_p_prompt_clustered"]),
-        ],
-        "kind": kind,
-        "verdict": VERDICTS[kind],
-    }
-
-
-def _commands(plan_file: Path, plan: StudyPlan, done: Sequence[StudyRun]) -> list[str]:
-    """The commands that make the study again, and one of its runs alone."""
-    start = f"maxent-grpo-study study.plan={plan_file} study.output_dir={plan.output_dir}"
-    commands = [start, f"{start} study.analyse=true    # this page again, from the finished runs"]
-    if done:
-        run, command = done[0], done[0].arm.command
-        commands = ([f"git checkout {_commit(run)}"] if _commit(run) != "unknown" else []) + commands
-        seed = json.loads((run.directory / IDENTITY).read_text())["run_seed"]
-        commands.append(
-            f"maxent-grpo command={command} {command.removeprefix('train-')}.recipe={run.directory / RECIPE} "
-            f"output_dir=var/again resume_from_checkpoint=false    # one run alone ({run.name}, seed {seed})"
-        )
-    return commands
-
-
-def _commit(run: StudyRun) -> str:
-    return str(load_run(run.directory).header.get("run/git_sha", "unknown"))
 
 
 def _version(name: str) -> str:
@@ -311,6 +217,6 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def _span(seeds: Sequence[int]) -> str:
     together = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
     return f"{seeds[0]}–{seeds[-1]}" if together and len(seeds) > 2 else ", ".join(map(str, seeds))
