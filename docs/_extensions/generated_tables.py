@@ -4,8 +4,7 @@ They are made from the dataclasses, the catalog and the metric definitions at bu
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, Field, fields
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,16 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-from maxent_grpo.cli.helptext import TOPICS
-from maxent_grpo.config.conversion import describe, field_types
-from maxent_grpo.config.fields.script import ScriptFields
-from maxent_grpo.config.fields.training import TrainingFields
-from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConfig
-from maxent_grpo.config.unsupported import HONOURED, INERT, NATIVE_ONLY, REFUSED
+from maxent_grpo.cli.helptext import facts, topics
+from maxent_grpo.config.records import OWN, RECORDS, describe
+from maxent_grpo.config.trl_settings import INERT, READ
 from maxent_grpo.objectives.catalog import CATALOG
 from maxent_grpo.objectives.components import NUMBERS
 from maxent_grpo.observe.definitions import Definition, definitions
+from maxent_grpo.settings import Setting
 
 MARKER = re.compile(r"^<!-- generated: ([\w ]+) -->$", flags=re.MULTILINE)
 GUIDES = Path(__file__).resolve().parents[1] / "guides"
-
-OWN = {f.name: f for cls in (ScriptFields, TrainingFields) for f in fields(cls)}
 
 METRIC_FAMILIES = {
     "Training: reward and completions": r"train/(reward|frac_|completions/|pass$|distinct$|coverage$|dynamic_)",
@@ -44,34 +39,44 @@ METRIC_FAMILIES = {
 
 def settings() -> str:
     """This package's settings by topic, with type, default and help."""
-    types = field_types(ScriptFields) | field_types(TrainingFields)
     lines: list[str] = []
-    for heading, topics in TOPICS.items():
-        own = (line for topic in topics for f in fields(topic) for line in entry(f, describe(types[f.name])))
-        lines += [f"### {heading}", "", listed(own)]
+    for heading, records in topics().items():
+        lines += [f"### {heading}", "", listed(line for record in records for line in entry(record))]
     return "\n".join(lines)
 
 
 def trl_settings() -> str:
     """TRL's and Transformers' settings of the training section that this package's loop reads."""
-    read = [f for f in fields(GRPOConfig) if f.name in HONOURED and f.name not in OWN]
-    return listed(line for f in read for line in entry(f, type_of(f)))
+    return trl_section("training", READ.split())
 
 
 def trl_script_settings() -> str:
     """TRL's settings of the script section."""
-    taken = [f for f in fields(GRPOScriptArguments) if f.name not in OWN]
-    return listed(line for f in taken for line in entry(f, type_of(f)))
+    return trl_section("script", RECORDS["script"])
 
 
 def model_settings() -> str:
     """The model section, which is TRL's."""
-    return listed(line for f in fields(ModelConfig) if f.init for line in entry(f, type_of(f)))
+    return trl_section("model", RECORDS["model"])
+
+
+def trl_section(section: str, names: Container[str]) -> str:
+    taken = [r for r in RECORDS[section].values() if r.name in names and r.name not in OWN]
+    return listed(line for record in taken for line in entry(record))
 
 
 def refused_settings() -> str:
     """What this package's loop refuses, or takes without effect, by reason."""
-    rows = [*by_reason(REFUSED, "refused"), *by_reason(INERT, "accepted")]
+    refused: dict[str, list[str]] = {}
+    for record in RECORDS["training"].values():
+        if record.route == "trl":
+            refused.setdefault(record.instead, []).append(record.name)
+    inert = {reason: names.split() for reason, names in INERT.items()}
+    rows = [
+        (" ".join(f"`{name}`" for name in names), verdict, reason)
+        for verdict, reasons in (("refused", refused), ("accepted", inert))
+        for reason, names in reasons.items()
+    ]
     return table(("settings", "on this package's loop", "because"), rows)
 
 
@@ -116,43 +121,22 @@ def listed(lines: Iterable[str]) -> str:
     return "\n".join([":::{div} settings", "", *lines, ":::", ""])
 
 
-def entry(f: "Field[Any]", kind: str) -> list[str]:
+def entry(record: Setting) -> list[str]:
     """A setting as a definition-list entry of Markdown."""
-    text = one_line(str(f.metadata.get("help", "")))
-    native = " · this package's loop only" if f.name in NATIVE_ONLY else ""
-    lines = [f"`{f.name}`", f": {kind}, default {default(f)}{native}", ""]
+    text = one_line(record.help + facts(record))
+    native = " · this package's loop only" if record.route == "native" else ""
+    kind = describe(record.type).removesuffix(" or null")
+    lines = [f"`{record.name}`", f": {escaped(kind)}, default {default(record.default)}{native}", ""]
     lines += [f"  {escaped(text)}", ""] if text else []
     return lines
 
 
-def default(f: "Field[Any]") -> str:
-    value = f.default if f.default is not MISSING else None
-    if f.default_factory is not MISSING:
-        value = f.default_factory()
+def default(value: Any) -> str:
     if value is None:
         return "unset"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return f"`{value!r}`" if isinstance(value, (str, list, dict)) else f"`{getattr(value, 'value', value)}`"
-
-
-def type_of(f: "Field[Any]") -> str:
-    """A field's type in words, from its annotation as written."""
-    written = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
-    if not isinstance(f.type, type):
-        written = str(f.type)
-    written = re.sub(r"typing\.|transformers\.\w+\.|trl\.[\w.]+\.", "", written)
-    words = written.replace("Optional[", "").replace("Union[", "").replace("]", "").replace("[", " of ")
-    return " or ".join(
-        part.strip() for part in re.split(r"[|,]", words) if part.strip() not in ("None", "NoneType")
-    )
-
-
-def by_reason(names: dict[str, str], verdict: str) -> Iterable[tuple[str, str, str]]:
-    reasons: dict[str, list[str]] = {}
-    for name, reason in names.items():
-        reasons.setdefault(reason, []).append(f"`{name}`")
-    return [(" ".join(listed), verdict, reason) for reason, listed in reasons.items()]
+    return f"`{value!r}`"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,7 +13,9 @@ A setting is declared once, beside what it feeds, as a dataclass field::
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Literal, get_type_hints
+from functools import partial
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Route = Literal["both", "native", "trl"]
 """Who reads a setting: both trainers, this package's loop alone, or TRL's trainer alone."""
@@ -53,6 +55,15 @@ class Setting:
     """Whether two runs that differ in it alone may differ in what they learn: it belongs in fingerprints."""
 
     @property
+    def options(self) -> tuple[Any, ...]:
+        """The values that a `Literal` in its type, or ``choices``, allow; empty for no such list."""
+        members = get_args(self.type) if get_origin(self.type) in (Union, UnionType) else (self.type,)
+        literal = [
+            choice for member in members if get_origin(member) is Literal for choice in get_args(member)
+        ]
+        return self.choices or tuple(literal)
+
+    @property
     def range(self) -> str:
         """What its numbers must be: ``≥ 1``, ``in (0, 1]``; "" for no bound."""
         low = self.ge if self.ge is not None else self.gt
@@ -80,6 +91,10 @@ def setting(default: Any, help_text: str, **facts: Any) -> Any:
     if isinstance(default, (list, dict)):  # each instance gets its own
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+native = partial(setting, route="native")
+"""A setting that TRL's trainer would ignore, and which is refused there."""
 
 
 def settings_of(group: type, **facts: Any) -> tuple[Setting, ...]:

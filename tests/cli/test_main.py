@@ -90,15 +90,12 @@ def test_help_into_a_pipe_that_closes_early(tmp_path: Path) -> None:
 def test_help_lists_every_setting_under_a_topic() -> None:
     from dataclasses import fields
 
-    from maxent_grpo.cli.helptext import TOPICS, help_text
-    from maxent_grpo.config.fields.script import ScriptFields
-    from maxent_grpo.config.fields.training import TrainingFields
+    from maxent_grpo.cli.helptext import help_text, topics
+    from maxent_grpo.config.settings import ScriptFields, TrainingFields
 
     text = help_text(width=80)
     names = [field.name for field in (*fields(ScriptFields), *fields(TrainingFields))]
-    assert sorted(
-        field.name for topics in TOPICS.values() for topic in topics for field in fields(topic)
-    ) == sorted(names)
+    assert sorted(record.name for records in topics().values() for record in records) == sorted(names)
     assert [name for name in names if f"\n  {name} (" not in text] == []
     assert (
         max(

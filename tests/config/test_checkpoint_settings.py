@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maxent_grpo.config.checkpointing import (
+from maxent_grpo.config.environment import (
     ALLOW,
     MODE,
     PREFER,

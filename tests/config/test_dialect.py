@@ -2,9 +2,9 @@
 
 import pytest
 
-from maxent_grpo.config import dialect
-from maxent_grpo.config.dialect import ALIASES, ENVIRONMENTS, Claim, translated
-from maxent_grpo.config.schema import SECTION_FIELDS
+from maxent_grpo.config import torchrl_names
+from maxent_grpo.config.records import RECORDS
+from maxent_grpo.config.torchrl_names import ALIASES, ENVIRONMENTS, Claim, translated
 from maxent_grpo.errors import UsageError
 
 COUNTS = {
@@ -17,7 +17,7 @@ COUNTS = {
 
 
 def test_every_name_leads_to_a_setting_and_so_does_every_default_of_an_environment() -> None:
-    known = set().union(*SECTION_FIELDS.values())
+    known = set().union(*RECORDS.values())
     assert {alias.setting for alias in ALIASES.values()} <= known
     assert {need for alias in ALIASES.values() for need in alias.needs} <= known
     assert {key for settings in ENVIRONMENTS.values() for key in settings} <= known
@@ -34,7 +34,7 @@ def test_what_a_conversion_needs_stands_before_it() -> None:
     ("step", "accumulation", "learners", "rows"), [(32, 1, 1, 32), (32, 8, 1, 4), (32, 2, 4, 4), (6, 2, 3, 1)]
 )
 def test_a_steps_completions_are_shared_out(step: int, accumulation: int, learners: int, rows: int) -> None:
-    assert dialect.completions_per_device(step, accumulation, learners) == rows
+    assert torchrl_names.completions_per_device(step, accumulation, learners) == rows
     assert rows * accumulation * learners == step
 
 
@@ -42,18 +42,18 @@ def test_a_step_that_cannot_be_shared_out_is_refused_with_the_next_that_can() ->
     with pytest.raises(
         UsageError, match=r"^train.optim_batch_size: 10 completions .* = 4 × 1 equal parts; use 12$"
     ):
-        dialect.completions_per_device(10, 4, 1)
+        torchrl_names.completions_per_device(10, 4, 1)
     with pytest.raises(UsageError, match=r"^train.dialog_turns_per_batch: 40 .* steps of 32; use 64$"):
-        dialect.micro_batches_per_rollout(40, 16, 2, 1)
+        torchrl_names.micro_batches_per_rollout(40, 16, 2, 1)
     with pytest.raises(
         UsageError, match=r"^train.buffer_size: 40 completions are not whole groups of 16; use 48$"
     ):
-        dialect.groups_in_buffer(40, 16)
+        torchrl_names.groups_in_buffer(40, 16)
 
 
 @pytest.mark.parametrize("total", [1, 63, 64, 65, 128, 100_000])
 def test_the_steps_use_up_the_turns_and_less_than_a_rollout_more(total: int) -> None:
-    steps = dialect.optimiser_steps(
+    steps = torchrl_names.optimiser_steps(
         total, per_device=16, accumulation=2, learners=1, micro_batches=4, epochs=3
     )
     per_rollout = 2 * 3  # 64 completions are two steps of 32, three times over
@@ -148,7 +148,7 @@ def test_their_names_are_parted_from_ours() -> None:
         "mode": "sync",
         "beta": 0.1,
     }
-    rest, found = dialect.split(tree)
+    rest, found = torchrl_names.split(tree)
     assert rest == {"model": {"dtype": "bfloat16"}, "beta": 0.1}
     assert found == {"train.epochs": 2, "mode": "sync", "model.name": "a/b"}
 
@@ -166,4 +166,4 @@ def test_their_names_are_parted_from_ours() -> None:
 )
 def test_an_unknown_name_is_refused_with_the_nearest(tree: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        dialect.split(tree)
+        torchrl_names.split(tree)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from maxent_grpo.config.dialect import ENVIRONMENTS
+from maxent_grpo.config.torchrl_names import ENVIRONMENTS
 from maxent_grpo.data.prompts import PromptSettings, build_prompts
 from maxent_grpo.data.sources import load_rows
 from maxent_grpo.errors import UsageError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from maxent_grpo.config.launch import forget_launched_plugins, launch_problems, launched_strategy
+from maxent_grpo.config.environment import forget_launched_plugins, launch_problems, launched_strategy
 from maxent_grpo.errors import UsageError
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "false"}

@@ -8,6 +8,7 @@ import pytest
 from config_cases import BASE, COMMANDS, GRPO, MAXENT, Recipe, Resolve, failure
 
 from maxent_grpo.config.loading import resolve, resolved, write_resolved
+from maxent_grpo.config.schema import GRPOConfig
 from maxent_grpo.errors import UsageError
 
 # Routing, precedence, aliases
@@ -37,7 +38,7 @@ def test_a_sectioned_recipe_says_the_same(recipe: Recipe) -> None:
     )
 
 
-def test_overrides_win_over_the_recipe_and_null_overrides_do_not(recipe: Recipe) -> None:
+def test_overrides_win_over_the_recipe_and_null_unsets_what_it_says(recipe: Recipe) -> None:
     path = recipe(GRPO | {"learning_rate": 1e-5, "seed": 1})
     overrides = {
         "training": {"learning_rate": "3e-6", "seed": None},
@@ -47,7 +48,7 @@ def test_overrides_win_over_the_recipe_and_null_overrides_do_not(recipe: Recipe)
     config = resolve("train-baseline", path, overrides, {})
     assert (config.training.learning_rate, config.training.seed, config.training.temperature) == (
         3e-6,
-        1,
+        42,
         0.7,
     )
 
@@ -71,10 +72,13 @@ def test_no_recipe_is_needed() -> None:
 
 
 @pytest.mark.parametrize("alias", ["init_kl_coeff", "init_kl_coef", "kl_penalty_beta"])
-def test_a_kl_alias_sets_beta_only_where_beta_is_unset(alias: str, resolved_recipe: Resolve) -> None:
+def test_a_kl_alias_is_beta(alias: str, recipe: Recipe, resolved_recipe: Resolve) -> None:
     without_beta = {key: value for key, value in GRPO.items() if key != "beta"}
     assert resolved_recipe("train-baseline", without_beta | {alias: 0.3}).training.beta == 0.3
-    assert resolved_recipe("train-baseline", GRPO | {"beta": 0.1, alias: 0.3}).training.beta == 0.1
+    assert resolved_recipe("train-baseline", GRPO | {"beta": 0.3, alias: 0.3}).training.beta == 0.3
+    assert failure("train-baseline", recipe(GRPO | {"beta": 0.1, alias: 0.3})).endswith(
+        f"{alias} and beta are the same setting with different values; keep one"
+    )
     assert resolved_recipe("train-baseline", GRPO | {"beta": 0.1}, **{alias: 0.3}).training.beta == 0.3
 
 
@@ -146,7 +150,7 @@ def test_the_environment_names_a_recipe_and_learns_which_was_used(recipe: Recipe
 def test_prompts_are_clipped_at_what_the_environment_says(resolved_recipe: Resolve) -> None:
     assert resolved_recipe("train-baseline", GRPO).max_prompt_chars == 2048
     assert resolved_recipe("train-baseline", GRPO, {"MAX_PROMPT_CHARS": "99"}).max_prompt_chars == 99
-    with pytest.raises(UsageError, match="MAX_PROMPT_CHARS: '0' is not a positive integer"):
+    with pytest.raises(UsageError, match="MAX_PROMPT_CHARS: 0 must be > 0"):
         resolved_recipe("train-baseline", GRPO, {"MAX_PROMPT_CHARS": "0"})
 
 
@@ -208,16 +212,45 @@ def test_the_maxent_command_trains_grpo_where_told_to(resolved_recipe: Resolve) 
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
+def test_what_construction_adds_to_the_light_configuration_depends_on_the_device(
+    command: str, resolved_recipe: Resolve
+) -> None:
+    settings = COMMANDS[command] | {"eval_strategy": "steps", "report_to": "wandb", "save_steps": 7.0}
+    light = resolved_recipe(command, settings)
+    before, after = resolved(light), resolved(light.built())
+    differing = {
+        key
+        for section in ("script", "training", "model")
+        for key, value in after[section].items()
+        if before[section][key] != value or type(before[section][key]) is not type(value)
+    }
+    assert differing <= {"bf16", "disable_tqdm"}
+
+
+def test_null_unsets_from_every_source(recipe: Recipe) -> None:
+    path = recipe(
+        GRPO | {"seed": None, "beta": 0.2, "dataset_prompt_column": "question", "max_prompt_length": 5}
+    )
+    overrides = {"flat": {"beta": None, "dataset_prompt_column": None, "max_prompt_length": None}}
+    config = resolve("train-baseline", path, overrides, {})
+    assert (config.training.seed, config.training.beta, config.training.max_prompt_length) == (42, 0.0, None)
+    assert config.script.dataset_prompt_column == "problem"
+    training = GRPOConfig(output_dir="x", use_cpu=True, maxent_tau=None, seed=None, reward_timeout=None)
+    assert (training.maxent_tau, training.seed, training.reward_timeout) == (0.0, 42, 10.0)
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
 @pytest.mark.parametrize("native", [True, False])
 def test_a_resolved_configuration_resolves_to_itself(
     command: str, native: bool, resolved_recipe: Resolve, tmp_path: Path
 ) -> None:
     settings = COMMANDS[command] | {"force_custom_loop": native, "eval_strategy": "steps", "eval_steps": 5}
     settings |= {"reward_weights": [2.0], "system_prompt": "Be brief.\nBe right."}
-    config = resolved_recipe(command, settings)
+    light = resolved_recipe(command, settings)
+    config = light.built()
     path = tmp_path / "resolved_config.yaml"
     write_resolved(config, path)
-    again = resolve(command, path, None, {})
+    again = resolve(command, path, None, {}).built()
     assert resolved(again) == resolved(config)
     assert again.route == config.route
     assert again.training.to_dict() == config.training.to_dict()
@@ -260,5 +293,5 @@ def test_patience_with_the_hub_comes_from_the_environment() -> None:
     environ = {"MAXENT_HF_DATASET_RETRIES": "2", "MAXENT_HF_DATASET_RETRY_SLEEP": "0.5"}
     retry = resolve("train-baseline", None, {"flat": flat}, environ).dataset_retry
     assert (retry.retries, retry.sleep, retry.max_sleep) == (2, 0.5, 60.0)
-    with pytest.raises(UsageError, match="MAXENT_HF_DATASET_RETRIES: 'many' is not a number"):
+    with pytest.raises(UsageError, match="MAXENT_HF_DATASET_RETRIES: 'many' is not an integer"):
         resolve("train-baseline", None, {"flat": flat}, {"MAXENT_HF_DATASET_RETRIES": "many"})

@@ -7,6 +7,9 @@ import pytest
 import yaml
 from config_cases import GRPO, INFOSEED, MAXENT, Recipe, Resolve, failure
 
+from maxent_grpo.config.loading import resolve
+from maxent_grpo.errors import UsageError
+
 # What a command refuses
 
 
@@ -216,8 +219,10 @@ def test_rules_of_trl_and_transformers_become_one_line(recipe: Recipe) -> None:
     assert "model: You can't use 8 bit and 4 bit precision at the same time" in failure(
         "train-baseline", path
     )
-    path = recipe(GRPO | {"accelerator_config": "nowhere.json"})
-    assert "nowhere.json" in failure("train-baseline", path)
+    path = recipe(GRPO | {"force_custom_loop": False, "accelerator_config": "nowhere.json"})
+    config = resolve("train-baseline", path, None, {})
+    with pytest.raises(UsageError, match=f"^Recipe {path} failed validation: .*nowhere.json"):
+        config.built()  # a file that only Transformers reads
 
 
 def test_a_native_batch_must_hold_whole_groups_per_process(recipe: Recipe) -> None:

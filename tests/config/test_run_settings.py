@@ -9,10 +9,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from maxent_grpo.config.checkpointing import CheckpointSettings
 
 import maxent_grpo
 from maxent_grpo import GRPOConfig, GRPOTrainer
-from maxent_grpo.config.checkpointing import CheckpointSettings
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.config.run_settings import NativeSettings, TRLSettings, run_settings
 from maxent_grpo.data.sources import RetryPolicy

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from maxent_grpo.config.rules import batch_problems
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments
-from maxent_grpo.config.validation import batch_problems
 from maxent_grpo.errors import UsageError
 
 
@@ -126,7 +126,7 @@ def test_resume_takes_true_and_paths() -> None:
         ),
         ({"controller_meta_update_interval": 0}, "controller_meta_update_interval: 0 must be > 0"),
         ({"logging_steps": 0}, "logging_steps: 0.0 must be > 0"),
-        ({"save_steps": -1}, "save_steps: -1 must be > 0"),
+        ({"save_steps": -1}, "save_steps: -1.0 must be > 0"),
         (
             {"loss_type": "ppo"},
             "loss_type: 'ppo' is not one of grpo, bnpo, dapo, dr_grpo, luspo, cispo, sapo, vespo",

@@ -1,21 +1,11 @@
-import dataclasses
+"""What the trainer of a route would ignore is refused, with the reason."""
 
 import pytest
-from trl.trainer.grpo_config import GRPOConfig as TRLConfig
 
-from maxent_grpo.config.fields.training import TrainingFields
+from maxent_grpo.config.records import RECORDS
+from maxent_grpo.config.rules import refuse_unsupported
 from maxent_grpo.config.schema import GRPOConfig
-from maxent_grpo.config.unsupported import HONOURED, INERT, NATIVE_ONLY, REFUSED, refuse_unsupported
 from maxent_grpo.errors import UsageError
-
-
-def test_every_setting_of_trl_is_honoured_inert_or_refused_and_only_one_of_them() -> None:
-    listed = [*HONOURED, *INERT, *REFUSED]
-    assert sorted(listed) == sorted(f.name for f in dataclasses.fields(TRLConfig) if f.init)
-
-
-def test_settings_only_for_the_native_loop_are_ours() -> None:
-    assert set(NATIVE_ONLY) <= {f.name for f in dataclasses.fields(TrainingFields)}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +27,7 @@ def test_the_native_loop_refuses_what_it_would_ignore(name: str, value: object) 
     training = GRPOConfig(output_dir="x", use_cpu=True, **{name: value}, **extra)
     with pytest.raises(UsageError) as caught:
         refuse_unsupported(training, "native")
-    assert f"{name}: {REFUSED[name]}; remove it" in str(caught.value)
+    assert f"{name}: {RECORDS['training'][name].instead}; remove it" in str(caught.value)
     refuse_unsupported(training, "trl")
 
 

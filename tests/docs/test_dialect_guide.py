@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from maxent_grpo.config import dialect
+from maxent_grpo.config import torchrl_names
 from maxent_grpo.rollout.environment import load_environment
 from maxent_grpo.types import Prompt
 
@@ -13,19 +13,19 @@ GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "guides" / "dialect.md")
 
 
 def test_the_table_is_the_alias_table() -> None:
-    assert dialect.table() in GUIDE
+    assert torchrl_names.table() in GUIDE
 
 
 def test_every_environment_is_described() -> None:
     section = GUIDE.partition("\n# Environments\n")[2]
-    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(dialect.ENVIRONMENTS)
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(torchrl_names.ENVIRONMENTS)
 
 
 def test_the_counts_of_the_example() -> None:
-    rows = dialect.completions_per_device(32, accumulation=2, learners=1)
-    passes = dialect.micro_batches_per_rollout(64, rows, accumulation=2, learners=1)
+    rows = torchrl_names.completions_per_device(32, accumulation=2, learners=1)
+    passes = torchrl_names.micro_batches_per_rollout(64, rows, accumulation=2, learners=1)
     assert f"`per_device_train_batch_size={rows}`, `steps_per_generation={passes}`" in GUIDE
-    steps = dialect.optimiser_steps(6400, rows, 2, 1, passes, 1)
+    steps = torchrl_names.optimiser_steps(6400, rows, 2, 1, passes, 1)
     assert f"(`max_steps={steps}`)" in GUIDE
 
 

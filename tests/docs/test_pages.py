@@ -9,8 +9,8 @@ import pytest
 import yaml
 from documented_commands import ROOT, Block, blocks, pages
 
-from maxent_grpo.config.dialect import split
 from maxent_grpo.config.loading import resolve
+from maxent_grpo.config.torchrl_names import split
 from maxent_grpo.objectives.catalog import CATALOG
 from maxent_grpo.study.plan import read_plan
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from documented_commands import ROOT
 
-from maxent_grpo.config.fields.script import ScriptFields
-from maxent_grpo.config.fields.training import TrainingFields
+from maxent_grpo.config.settings import ScriptFields, TrainingFields
 from maxent_grpo.objectives.catalog import CATALOG
 from maxent_grpo.observe.definitions import definitions
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from maxent_grpo.config.checkpointing import CheckpointSettings
+from maxent_grpo.config.environment import CheckpointSettings
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.rollout.weight_sync.weights import PolicyWeights
 from maxent_grpo.train.strategies.fsdp2 import FullyShardedStrategy

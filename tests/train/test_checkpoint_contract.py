@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from test_strategies import arguments
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from maxent_grpo.config.checkpointing import ALLOW, MODE, PREFER, SKIP, SOURCE, CheckpointSettings
+from maxent_grpo.config.environment import ALLOW, MODE, PREFER, SKIP, SOURCE, CheckpointSettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.train.checkpoint import find_source, paired_run, save_metadata
 from ranks import Ended, run_ranks

@@ -1,10 +1,12 @@
 """What ``dry_run=true`` prints: a YAML document that ends with what would happen, where the eye ends up."""
 
+import os
 import re
 from typing import Any
 
 import yaml
 
+from maxent_grpo.config.environment import launched_processes
 from maxent_grpo.config.loading import RunConfig, resolved
 from maxent_grpo.config.plan import batch_plan
 from maxent_grpo.observe import names
@@ -51,11 +53,10 @@ def plan_of(config: RunConfig) -> dict[str, Any]:
     """The numbers of a step over all processes that are launched."""
     training = config.training
     group = training.num_generations
-    processes = training.world_size if training.driver == "inline" else training.learner_workers
+    launched = launched_processes(os.environ)
+    processes = launched if training.driver == "inline" else training.learner_workers
     if config.route == "trl":
-        rows = (
-            training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-        )
+        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * launched
         shape: dict[str, Any] = {"completions_per_step": rows}
     else:
         plan = batch_plan(training, processes)

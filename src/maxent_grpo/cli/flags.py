@@ -115,14 +115,12 @@ def training_flags(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _kinds(name: str) -> set[Any]:
     """The types that a setting accepts, ``list[str]`` as ``list``; empty where there is no such setting."""
-    from maxent_grpo.config.conversion import field_types
-    from maxent_grpo.config.recipe import ALIASES, section_of
-    from maxent_grpo.config.schema import SECTIONS
+    from maxent_grpo.config.records import ALIASES, RECORDS, section_of
 
     section = section_of(name)
     if section is None:
         return set()
-    annotation = field_types(SECTIONS[section])[ALIASES.get(name, name)]
+    annotation = RECORDS[section][ALIASES.get(name, name)].type
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     return {get_origin(member) or member for member in members}
 

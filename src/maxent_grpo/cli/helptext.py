@@ -3,20 +3,10 @@
 import shutil
 import textwrap
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from maxent_grpo.config.fields.completions import CompletionFields
-from maxent_grpo.config.fields.controllers import ControllerFields
-from maxent_grpo.config.fields.divergences import DivergenceFields
-from maxent_grpo.config.fields.evaluation import EvaluationFields
-from maxent_grpo.config.fields.infoseed import InfoSeedFields
-from maxent_grpo.config.fields.maxent import MaxEntFields
-from maxent_grpo.config.fields.objective import IngredientFields, ObjectiveFields
-from maxent_grpo.config.fields.run import RunFields, TrackerFields
-from maxent_grpo.config.fields.script import ScriptFields
-from maxent_grpo.config.fields.vllm import VLLMFields
-from maxent_grpo.config.fields.workers import WorkerFields
+from maxent_grpo.config.settings import ScriptFields, TrainingFields
+from maxent_grpo.settings import Setting, settings_of
 
 _HEAD = """\
 maxent-grpo: train language models with group-relative policy optimisation (GRPO) and with maximum-entropy
@@ -119,21 +109,6 @@ exit codes
   0 done   1 the run failed   2 the request is wrong   130 interrupted
 """
 
-TOPICS: dict[str, tuple[type, ...]] = {
-    "Data and rewards (script)": (ScriptFields,),
-    "What is trained (training)": (ObjectiveFields, IngredientFields),
-    "MaxEnt over the group (training)": (MaxEntFields,),
-    "Divergences and corrections (training)": (DivergenceFields,),
-    "Controllers of tau and beta (training)": (ControllerFields,),
-    "Rewards and prompts (training)": (CompletionFields,),
-    "Evaluation while training (training)": (EvaluationFields,),
-    "InfoSeed (training)": (InfoSeedFields,),
-    "Training on Ray (training)": (WorkerFields,),
-    "The run (training)": (RunFields, TrackerFields),
-    "Sampling with vLLM (training)": (VLLMFields,),
-}
-"""Heading → the classes whose fields stand under it."""
-
 
 def help_text(width: int | None = None) -> str:
     """The whole help, wrapped to ``width`` columns (the terminal's by default)."""
@@ -141,32 +116,48 @@ def help_text(width: int | None = None) -> str:
     return "\n".join([_HEAD, *_setting_lines(columns), "", _TAIL])
 
 
+def topics() -> dict[str, list[Setting]]:
+    """Heading → this package's settings under it."""
+    records = (*settings_of(ScriptFields, section="script"), *settings_of(TrainingFields))
+    found: dict[str, list[Setting]] = {}
+    for record in records:
+        found.setdefault(f"{record.topic} ({record.section})", []).append(record)
+    return found
+
+
 def _setting_lines(columns: int) -> Iterator[str]:
     yield "settings of this package, with defaults"
-    for heading, topics in TOPICS.items():
+    for heading, records in topics().items():
         yield f"\n {heading}"
-        for topic in topics:
-            for setting in fields(topic):
-                yield from _describe(setting, columns)
+        for record in records:
+            yield from _describe(record, columns)
 
 
-def _describe(setting: "Field[Any]", columns: int) -> list[str]:
-    name = f"  {setting.name} ({_default(setting)})"
-    text = str(setting.metadata["help"])
+def _describe(record: Setting, columns: int) -> list[str]:
     indent = " " * 6
-    return [name, *textwrap.wrap(text, max(columns, 40), initial_indent=indent, subsequent_indent=indent)]
+    text = textwrap.wrap(
+        f"{record.help}{facts(record)}", max(columns, 40), initial_indent=indent, subsequent_indent=indent
+    )
+    return [f"  {record.name} ({shown(record.default)})", *text]
 
 
-def _default(setting: "Field[Any]") -> str:
-    value = setting.default if setting.default is not MISSING else None
-    if setting.default_factory is not MISSING:
-        value = setting.default_factory()
+def facts(record: Setting) -> str:
+    """What a record says besides its help: range, choices, other names, environment variables; "" for nothing."""
+    choices = ", ".join(str(choice) for choice in record.options if choice not in record.help)
+    parts = [
+        f"must be {record.range}" if record.range and record.range not in record.help else "",
+        f"one of {choices}" if choices else "",
+        f"also: {', '.join(record.aliases)}" if record.aliases else "",
+        f"environment: {', '.join(name for name in record.env if name not in record.help)}",
+    ]
+    said = "; ".join(part for part in parts if part and not part.endswith(": "))
+    return f" [{said}]" if said else ""
+
+
+def shown(value: Any) -> str:
+    """A default in words."""
     if value is None:
         return "unset"
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else repr(value)
-        if isinstance(value, str)
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, str) else str(value)

@@ -3,7 +3,7 @@
 The tree: ``command``; ``dry_run``; one section per training command (``baseline``, ``maxent``,
 ``infoseed``), each with ``recipe``, ``script``, ``training`` and ``model``; the last three also bare, for
 the section of the running command, as is ``recipe`` for ``train``, which has no section; any setting by its name
-alone, as in a recipe; the names of TorchRL's scripts (`config.dialect`); ``run`` for report, ``demo.*`` for demo,
+alone, as in a recipe; the names of TorchRL's scripts (`config.torchrl_names`); ``run`` for report, ``demo.*`` for demo,
 ``inference.*`` for an evaluation, ``study.*`` for study and ``generate.args.*`` for generate. A key that the command
 would not read is refused.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from maxent_grpo.cli.arguments import TRAIN
 from maxent_grpo.cli.compose import Composed
-from maxent_grpo.config import dialect
+from maxent_grpo.config import torchrl_names
 from maxent_grpo.errors import UsageError, did_you_mean
 
 SECTIONS = {"train-baseline": "baseline", "train-maxent": "maxent", "train-infoseed": "infoseed"}
@@ -88,7 +88,7 @@ def read_request(composed: Composed, default_command: str | None) -> Request:
 
 
 def _training_request(composed: Composed, command: str) -> Request:
-    tree, translatable = dialect.split(composed.tree)
+    tree, translatable = torchrl_names.split(composed.tree)
     for key, owner in _OWNERS.items():
         if key in tree:
             raise UsageError(f"{key} is not read by {command}; it belongs to command={owner}")

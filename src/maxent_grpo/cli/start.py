@@ -12,8 +12,8 @@ from maxent_grpo.cli.arguments import TRAIN
 from maxent_grpo.cli.boundary import ErrorContext, configure_logging, log_level, show
 from maxent_grpo.cli.compose import Composed
 from maxent_grpo.cli.request import EVALUATIONS, GROUPS, SECTIONS, Request, read_request
-from maxent_grpo.config.dialect import Claim, translated
 from maxent_grpo.config.shipped import shipped
+from maxent_grpo.config.torchrl_names import Claim, translated
 from maxent_grpo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def start_training(config: "RunConfig", *, dry_run: bool) -> None:
     from maxent_grpo.config.run_settings import run_settings
     from maxent_grpo.train.run import train
 
+    config = config.built()
     configure_logging(config.training.log_level)
     result = train(run_settings(config))
     if torch.distributed.is_initialized():
@@ -136,7 +137,7 @@ def resolve_job(request: Request, composed: Composed, environ: MutableMapping[st
 
 def with_own_names(request: Request, composed: Composed) -> Request:
     """The request with the names of TorchRL's scripts translated, as settings given by name alone."""
-    from maxent_grpo.config.recipe import ALIASES
+    from maxent_grpo.config.records import ALIASES
 
     if not request.dialect:
         return request

@@ -1,48 +1,56 @@
 """From a recipe and overrides to one checked configuration, and back to a file.
 
-Precedence: defaults < recipe < overrides < the log level of the environment. Everything that can be found
-wrong without a model or data is found here, as a one-line `UsageError`.
+A recipe is a flat YAML mapping whose keys are routed by name, or a mapping of ``script``, ``training`` and ``model``
+(as `resolved_config.yaml` is written). Nothing is ignored: a key that no section takes is an error. Null unsets a
+setting, wherever it is given. Precedence: defaults < recipe < overrides < the log level of the environment.
+Everything that can be found wrong without a model, data or a device is found here, as a one-line `UsageError`.
 """
 
-import math
 import os
 import re
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
-from trl.trainer.model_config import ModelConfig
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from maxent_grpo.config import plan
-from maxent_grpo.config.checkpointing import CheckpointSettings, read_checkpoint_settings
-from maxent_grpo.config.conversion import convert, describe, field_types
-from maxent_grpo.config.recipe import Layer, read_recipe, route, sectioned, with_vllm_address
-from maxent_grpo.config.schema import SECTIONS, GRPOConfig, GRPOScriptArguments
+from maxent_grpo.config.environment import (
+    CheckpointSettings,
+    checkpoint_settings,
+    launched_processes,
+    log_level,
+    machine_settings,
+)
+from maxent_grpo.config.records import (
+    ALIASES,
+    RECORDS,
+    SECTIONS,
+    ModelSettings,
+    ScriptSettings,
+    TrainingSettings,
+    admits_null,
+    parse,
+    section_of,
+)
+from maxent_grpo.config.rules import Route, refuse_unsupported, settle_light, settle_model, settle_script
 from maxent_grpo.config.shipped import shipped
-from maxent_grpo.config.unsupported import REFUSED, refuse_unsupported
 from maxent_grpo.config.vllm import server_settings
 from maxent_grpo.data.sources import RetryPolicy
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.objectives.catalog import CATALOG, find_objective
-from maxent_grpo.rollout.environment import load_environment
 
 Command = Literal["train-baseline", "train-maxent", "train-infoseed"]
 ANY_OBJECTIVE = "train"
 """Stands for the one of these commands that the objective is for."""
-Route = Literal["native", "trl"]
 
-LOG_LEVEL_VARIABLES = ("MAXENT_LOG_LEVEL", "MAXENT_GRPO_LOGLEVEL")
-DEFAULT_PROMPT_CHARS = 2048
-
-RETRY_VARIABLES = {
-    "retries": "MAXENT_HF_DATASET_RETRIES",
-    "sleep": "MAXENT_HF_DATASET_RETRY_SLEEP",
-    "max_sleep": "MAXENT_HF_DATASET_RETRY_MAX_SLEEP",
-}
-"""`RetryPolicy` field → environment variable."""
+Layer = dict[str, dict[str, Any]]
+"""Section → key → value, from one source; None unsets the key."""
 
 SECRET = re.compile(r"(^|_)(token|api_key|password|secret)$")
 DERIVED = frozenset({"generation_batch_size", "local_rank"})
@@ -51,22 +59,75 @@ DERIVED = frozenset({"generation_batch_size", "local_rank"})
 SHARED_WITH_GRPO = frozenset({"maxent_reference_logprobs_source"})
 """``maxent_*`` settings that a paired GRPO recipe may set: they say how the reference is scored."""
 
+KIND_WORDS = {"infoseed": "infoseed", "maxent-grpo": "maxent"}
+"""Word in a recipe's file name, or name of its folder → what it is for."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All that a run is told, checked."""
+    """All that a run is told, checked. Plain and picklable until `built`."""
 
     command: Command
-    route: Route  # who trains: this package's loop or TRL's trainer
-    script: GRPOScriptArguments
-    training: GRPOConfig
-    model: ModelConfig
-    recipe_path: Path | None  # absolute
-    max_prompt_chars: int = DEFAULT_PROMPT_CHARS  # characters of a user message, from MAX_PROMPT_CHARS
-    # Patience with the hub, from MAXENT_HF_DATASET_…
+    route: Route
+    """Who trains: this package's loop or TRL's trainer."""
+    script: ScriptSettings
+    training: TrainingSettings
+    model: ModelSettings
+    recipe_path: Path | None
+    """Absolute."""
+    max_prompt_chars: int = 2048
+    """Characters of a user message, from MAX_PROMPT_CHARS."""
     dataset_retry: RetryPolicy = field(default_factory=RetryPolicy)
-    # How checkpoints are written, from MAXENT_…STATE_SAVE and MAXENT_CHECKPOINT_METADATA_…
+    """Patience with the hub, from MAXENT_HF_DATASET_…"""
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    """How checkpoints are written, from MAXENT_…STATE_SAVE and MAXENT_CHECKPOINT_METADATA_…"""
+
+    def built(self) -> "RunConfig":
+        """With TRL's dataclasses in place of the light ones, and what depends on the device settled.
+
+        Raises `UsageError` where TRL or Transformers refuses a setting.
+        """
+        from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConfig
+
+        if not isinstance(self.training, TrainingSettings):
+            return self
+        training = {name: value for name, value in vars(self.training).items() if name not in DERIVED}
+        try:
+            sections: dict[str, Any] = {
+                "script": GRPOScriptArguments(**vars(self.script)),
+                "training": GRPOConfig(**training),
+                "model": ModelConfig(**vars(self.model)),
+            }
+            return replace(self, **sections)
+        except UsageError as error:
+            source = f"Recipe {self.recipe_path}" if self.recipe_path else f"{self.command}: settings"
+            raise UsageError(f"{source} failed validation: {error}") from error
+
+
+def run_config(
+    command: Command,
+    route: Route,
+    script: Any,
+    training: Any,
+    model: Any,
+    recipe_path: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> RunConfig:
+    """The configuration of these sections, with the settings of the machine: every way to a run ends here."""
+    machine = machine_settings(environ)
+    return RunConfig(
+        command=command,
+        route=route,
+        script=script,
+        training=training,
+        model=model,
+        recipe_path=recipe_path,
+        max_prompt_chars=machine.max_prompt_chars,
+        dataset_retry=RetryPolicy(
+            machine.dataset_retries, machine.dataset_retry_sleep, machine.dataset_retry_max_sleep
+        ),
+        checkpoints=checkpoint_settings(machine),
+    )
 
 
 def resolve(
@@ -80,15 +141,16 @@ def resolve(
     Args:
         recipe: YAML file; None: the one that GRPO_RECIPE names, or none at all.
         overrides: settings under ``script``, ``training`` and ``model``, and under ``flat`` those given by
-            name alone. A null override leaves the recipe's value.
-        environ: read for GRPO_RECIPE, log levels and MAX_PROMPT_CHARS; GRPO_RECIPE_USED is set in it.
+            name alone. A null override unsets what the recipe sets.
+        environ: read for GRPO_RECIPE, and for the variables of the records; GRPO_RECIPE_USED is set in it.
 
     Raises:
         UsageError: one line that names the key, the value and where it came from.
     """
     if command not in (*get_args(Command), ANY_OBJECTIVE):
         raise UsageError(f"Unsupported command: {command}")
-    path = _recipe_path(recipe, environ)
+    named = recipe or environ.get("GRPO_RECIPE")
+    path = shipped(named) if named else None
     place = f"{command} | {path}" if path else command
     layer: Layer = {section: {} for section in SECTIONS}
     if path is not None:
@@ -97,34 +159,37 @@ def resolve(
             raise UsageError(f"{place}: was resolved for {recorded}; run it with that command")
         layer = _converted(layer, f"Recipe {path} failed validation")
         environ["GRPO_RECIPE_USED"] = str(path.resolve())
-    merged = _merged(
-        layer, _converted(_override_layer(overrides or {}, f"{place}: override"), f"{place}: override")
-    )
-    level = _log_level(environ)
+    source = f"{place}: override"
+    merged = _given(_merged(layer, _converted(_override_layer(overrides or {}, source), source)))
+    level = log_level(environ)
     if level is not None:
         merged["training"]["log_level"] = level
     merged["training"] = with_vllm_address(merged["training"])
     if command == ANY_OBJECTIVE:
         command = command_of(merged["training"])
     _settle_command(command, merged, place)
-    failed = f"Recipe {path} failed validation" if path else f"{command}: settings failed validation"
     try:
         return _checked_config(command, merged, path, environ)
     except UsageError as error:
+        failed = f"Recipe {path} failed validation" if path else f"{command}: settings failed validation"
         raise UsageError(f"{failed}: {error}") from error
 
 
-def _recipe_path(recipe: str | Path | None, environ: Mapping[str, str]) -> Path | None:
-    named = recipe or environ.get("GRPO_RECIPE")
-    return shipped(named) if named else None
+def _given(layer: Layer) -> Layer:
+    """The layer without what null has unset; a setting that knows null keeps it."""
+    return {
+        section: {
+            key: value
+            for key, value in settings.items()
+            if value is not None or admits_null(RECORDS[section][key])
+        }
+        for section, settings in layer.items()
+    }
 
 
 def _override_layer(overrides: Mapping[str, Mapping[str, Any]], source: str) -> Layer:
     """Overrides by section, those given by name alone on top."""
-    given = {
-        section: {key: value for key, value in (settings or {}).items() if value is not None}
-        for section, settings in overrides.items()
-    }
+    given = {section: dict(settings or {}) for section, settings in overrides.items()}
     flat = route(given.pop("flat", {}), source)
     unknown = given.keys() - SECTIONS.keys()
     if unknown:
@@ -147,43 +212,18 @@ def _merged_settings(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[st
 
 
 def _converted(layer: Layer, failed: str) -> Layer:
-    """The layer with every value as its field declares it. Raises `UsageError` with all that do not fit."""
+    """The layer with every value as its setting declares it. Raises `UsageError` with all that do not fit."""
     converted: Layer = {section: {} for section in SECTIONS}
     problems = []
     for section, settings in layer.items():
-        cls = SECTIONS[section]
-        types = field_types(cls)
-        choices = {f.name: f.metadata["choices"] for f in fields(cls) if "choices" in f.metadata}
         for key, value in settings.items():
             try:
-                converted[section][key] = convert(value, types[key])
-            except ValueError:
-                problems.append(_type_problem(key, value, describe(types[key])))
-                continue
-            if value is not None and key in choices and converted[section][key] not in choices[key]:
-                problems.append(_type_problem(key, value, f"one of {', '.join(choices[key])}"))
+                converted[section][key] = None if value is None else parse(RECORDS[section][key], value)
+            except ValueError as error:
+                problems.append(str(error))
     if problems:
         raise UsageError(f"{failed}: {'; '.join(problems)}")
     return converted
-
-
-def _type_problem(key: str, value: Any, expected: str) -> str:
-    hint = ""
-    if isinstance(value, bool) and "true" not in expected:
-        hint = " (YAML reads a bare yes, no, on or off as true or false: quote it)"
-    return f"{key}: {value!r} is not {expected}{hint}"
-
-
-def _log_level(environ: Mapping[str, str]) -> str | None:
-    """The level that the environment asks for; it wins over every setting."""
-    for variable in LOG_LEVEL_VARIABLES:
-        if environ.get(variable):
-            level = environ[variable].lower()
-            choices = next(f.metadata["choices"] for f in fields(GRPOConfig) if f.name == "log_level")
-            if level not in choices:
-                raise UsageError(f"{variable}: {environ[variable]!r} is not one of {', '.join(choices)}")
-            return level
-    return None
 
 
 def command_of(training: Mapping[str, Any]) -> Command:
@@ -222,27 +262,22 @@ def _settle_command(command: str, merged: Layer, place: str) -> None:
 
 def _refuse_set(training: Mapping[str, Any], prefix: str, family: str, remedy: str, place: str) -> None:
     """Refuse settings of a family that the run does not train, where they differ from their defaults."""
-    defaults = {f.name: f.default for f in fields(GRPOConfig)}
     names = sorted(
         key
         for key, value in training.items()
-        if key.startswith(prefix) and key not in SHARED_WITH_GRPO and value != defaults[key]
+        if key.startswith(prefix)
+        and key not in SHARED_WITH_GRPO
+        and value != RECORDS["training"][key].default
     )
     if names:
         raise UsageError(f"{place}: {family} overrides ({', '.join(names)}) require {remedy}")
 
 
 def _checked_config(command: str, merged: Layer, path: Path | None, environ: Mapping[str, str]) -> RunConfig:
-    training = GRPOConfig(**merged["training"])
-    script = GRPOScriptArguments(**merged["script"])
-    try:
-        model = ModelConfig(**merged["model"])
-    except ValueError as error:
-        raise UsageError(f"model: {error}") from error
-    if model.model_name_or_path is None:
-        raise UsageError(
-            "model_name_or_path: no model is named; give a hub id, a directory, or bundled:tiny-policy"
-        )
+    training = settle_light(TrainingSettings(**merged["training"]), environ)
+    script, model = ScriptSettings(**merged["script"]), ModelSettings(**merged["model"])
+    settle_script(script)
+    settle_model(model)
     if merged["training"].get("output_dir") is None:
         raise UsageError("output_dir: no output directory is named; set output_dir")
     weights = training.reward_weights
@@ -258,64 +293,21 @@ def _checked_config(command: str, merged: Layer, path: Path | None, environ: Map
         )
     refuse_unsupported(training, chosen)
     if training.environment is not None:
+        from maxent_grpo.rollout.environment import load_environment
+
         load_environment(training.environment)
     if chosen == "native":
-        plan.batch_plan(training, training.world_size)
+        ranks = launched_processes(environ)
+        plan.batch_plan(training, ranks)
         plan.objective_spec(training)
         plan.controller_settings(training, total_steps=max(1, training.max_steps))
         if training.use_vllm and training.vllm_mode == "server":
-            server_settings(training, ranks=training.world_size, rank=training.process_index, environ=environ)
+            server_settings(training, ranks=ranks, rank=int(environ.get("RANK", "0")), environ=environ)
     recipe_path = path.resolve() if path else None
     return run_config(command, chosen, script, training, model, recipe_path, environ)  # type: ignore[arg-type]
 
 
-def run_config(
-    command: Command,
-    route: Route,
-    script: GRPOScriptArguments,
-    training: GRPOConfig,
-    model: ModelConfig,
-    recipe_path: Path | None = None,
-    environ: Mapping[str, str] = os.environ,
-) -> RunConfig:
-    """The configuration with what the environment says beside its settings. Raises `UsageError` for a bad variable."""
-    return RunConfig(
-        command=command,
-        route=route,
-        script=script,
-        training=training,
-        model=model,
-        recipe_path=recipe_path,
-        max_prompt_chars=_prompt_chars(environ),
-        dataset_retry=_retry_policy(environ),
-        checkpoints=read_checkpoint_settings(environ),
-    )
-
-
-def _retry_policy(environ: Mapping[str, str]) -> RetryPolicy:
-    """How often and how patiently a hub dataset is tried again."""
-    numbers: dict[str, float] = {}
-    for field_name, variable in RETRY_VARIABLES.items():
-        text = environ.get(variable)
-        if text:
-            try:
-                numbers[field_name] = float(text)
-            except ValueError:
-                raise UsageError(f"{variable}: {text!r} is not a number") from None
-            if not 0 <= numbers[field_name] < math.inf:
-                raise UsageError(f"{variable}: {text} is not a finite number of at least 0")
-    retries = int(numbers.pop("retries", RetryPolicy().retries))
-    return RetryPolicy(retries=retries, **numbers)
-
-
-def _prompt_chars(environ: Mapping[str, str]) -> int:
-    text = environ.get("MAX_PROMPT_CHARS") or str(DEFAULT_PROMPT_CHARS)
-    if not text.isdecimal() or int(text) == 0:
-        raise UsageError(f"MAX_PROMPT_CHARS: {text!r} is not a positive integer")
-    return int(text)
-
-
-def route_of(command: str, training: GRPOConfig) -> Route:
+def route_of(command: str, training: TrainingSettings) -> Route:
     """Who trains. TRL's trainer takes GRPO objectives that nothing sends through this package's loop."""
     if command == "train-infoseed" or training.force_custom_loop or training.controller_meta_enabled:
         return "native"
@@ -326,7 +318,8 @@ def route_of(command: str, training: GRPOConfig) -> Route:
 
 def resolved(config: RunConfig) -> dict[str, Any]:
     """Every setting of the run as plain values, without secrets; `resolve` makes the same run of it."""
-    left_out = DERIVED | (REFUSED.keys() if config.route == "native" else frozenset())
+    refused = {record.name for record in RECORDS["training"].values() if record.route == "trl"}
+    left_out = DERIVED | (refused if config.route == "native" else frozenset())
     sections: dict[str, Any] = {"script": config.script, "training": config.training, "model": config.model}
     tree: dict[str, Any] = {"command": config.command}
     for section, settings in sections.items():
@@ -359,3 +352,151 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return _plain(value.to_dict())  # Accelerate's configuration objects
+
+
+def read_recipe(path: Path, place: str) -> tuple[Layer, str | None]:
+    """The settings of the file at ``path``, and the command that it names (a resolved configuration does).
+
+    Raises `UsageError`, ``place`` in front, for a file that is missing, not YAML or not a mapping and for an
+    unknown or misplaced key; and for a broken rule of flat recipes.
+    """
+    tree = _read_yaml(path, place)
+    if not tree.keys() & SECTIONS.keys():
+        layer = route(tree, place)
+        problems = flat_problems(layer, path)
+        if problems:
+            raise UsageError(f"Recipe {path} failed validation: {'; '.join(problems)}")
+        return layer, None
+    command = tree.pop("command", None)
+    for key, value in tree.items():
+        if key not in SECTIONS:
+            owner = section_of(key) or "one of them"
+            raise UsageError(f"{place}: {key} stands beside the sections; move it into {owner}")
+        if not isinstance(value, dict):
+            raise UsageError(f"{place}: {key} must be a mapping of settings, not {value!r}")
+    return sectioned(tree, place), command
+
+
+def _read_yaml(path: Path, place: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"{place}: there is no such recipe; give the path of a YAML file")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{place}: not YAML{line} ({error.problem})") from error
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{place}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise UsageError(f"{place}: a recipe is a mapping of settings (key: value)")
+    return {str(key): value for key, value in tree.items()}
+
+
+def route(values: Mapping[str, Any], source: str) -> Layer:
+    """Settings given by name alone, in their sections. Raises `UsageError` for a name that none knows."""
+    layer: Layer = {section: {} for section in SECTIONS}
+    for key, value in values.items():
+        section = section_of(key)
+        if section is None:
+            raise UsageError(f"{source}: unknown key {key!r}{did_you_mean(key, _known_keys())}")
+        layer[section][key] = value
+    return _canonical(layer, source)
+
+
+def sectioned(values: Mapping[str, Mapping[str, Any]], source: str) -> Layer:
+    """Settings given under their sections. Raises `UsageError` for an unknown or misplaced key."""
+    layer: Layer = {section: dict(values.get(section) or {}) for section in SECTIONS}
+    for section, settings in layer.items():
+        for key in settings:
+            if ALIASES.get(key, key) in RECORDS[section]:
+                continue
+            owner = section_of(key)
+            if owner is not None:
+                raise UsageError(f"{source}: {section}.{key} is misplaced; write {owner}.{key}")
+            hint = did_you_mean(key, RECORDS[section])
+            raise UsageError(f"{source}: unknown key {section}.{key}{hint}")
+    return _canonical(layer, source)
+
+
+def _known_keys() -> set[str]:
+    return set().union(*RECORDS.values(), ALIASES)
+
+
+def _canonical(layer: Layer, source: str) -> Layer:
+    """The layer with present names only, reward weights under ``training``.
+
+    Raises `UsageError` for a setting that is given under two names with different values.
+    """
+    weights = layer["script"].pop("reward_weights", ())
+    if weights is None or len(weights):
+        if layer["training"].get("reward_weights"):
+            raise UsageError(f"{source}: reward_weights is both a script and a training setting; keep one")
+        layer["training"]["reward_weights"] = weights
+    for settings in layer.values():
+        for alias in [key for key in settings if key in ALIASES]:
+            name, value = ALIASES[alias], settings.pop(alias)
+            if name in settings and settings[name] != value:
+                raise UsageError(
+                    f"{source}: {alias} and {name} are the same setting with different values; keep one"
+                )
+            settings[name] = value
+    return layer
+
+
+def recipe_kind(layer: Layer, path: Path) -> str:
+    """What a flat recipe is for: by the name of its file or the folder that it lies in, else by its flags."""
+    for word, kind in KIND_WORDS.items():
+        if word in path.stem.lower() or word == path.absolute().parent.name.lower():
+            return kind
+    training = layer["training"]
+    if training.get("info_seed_enabled") is True:
+        return "infoseed"
+    return "maxent" if training.get("train_grpo_objective") is False else "baseline"
+
+
+def flat_problems(layer: Layer, path: Path) -> list[str]:
+    """What a flat recipe lacks: model, data, output directory, and what its kind must say."""
+    script, training, model = layer["script"], layer["training"], layer["model"]
+    problems = [
+        f"{key}: a recipe must set it"
+        for key, settings in (("model_name_or_path", model), ("output_dir", training))
+        if settings.get(key) is None
+    ]
+    if script.get("dataset_name") is None and script.get("dataset_mixture") is None:
+        problems.append("dataset_name: Either `dataset_name` or `dataset_mixture` must be provided")
+    kind = recipe_kind(layer, path)
+    if kind == "baseline" and training.get("beta") is None:
+        problems.append(
+            f"beta: a baseline recipe must set it (or {', '.join(RECORDS['training']['beta'].aliases)}); "
+            "0 drops the reference"
+        )
+    if kind == "maxent":
+        if training.get("train_grpo_objective") is not False:
+            problems.append("train_grpo_objective: a MaxEnt recipe must set it to false")
+        if training.get("maxent_tau") is None:
+            problems.append("maxent_tau: a MaxEnt recipe must set it")
+    if kind == "infoseed" and training.get("info_seed_enabled") is not True:
+        problems.append("info_seed_enabled: an InfoSeed recipe must set it to true")
+    return problems
+
+
+def with_vllm_address(training: dict[str, Any]) -> dict[str, Any]:
+    """``training`` with the server address that ``vllm_url`` implies, where no other setting gives it.
+
+    Applies with ``use_vllm`` in server mode. A URL without a path gets ``/generate``.
+    Raises `UsageError` for what is no URL.
+    """
+    url = training.get("vllm_url")
+    if url is None or not training.get("use_vllm") or training.get("vllm_mode") != "server":
+        return training
+    parts = urlsplit(url if "//" in str(url) else f"http://{url}")
+    if parts.hostname is None:
+        raise UsageError(f"vllm_url: {url!r} is no address; write http://host:port/generate")
+    base = f"{parts.scheme}://{parts.netloc}"
+    implied = {
+        "vllm_server_base_url": base,
+        "vllm_server_host": parts.hostname,
+        "vllm_server_port": parts.port or (443 if parts.scheme == "https" else 80),
+    }
+    path = parts.path if parts.path not in ("", "/") else "/generate"
+    return {**implied, **training, "vllm_url": f"{base}{path}"}

@@ -4,8 +4,8 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from maxent_grpo.config.schema import GRPOConfig
 from maxent_grpo.controllers.entropy import EntropySettings
 from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
 from maxent_grpo.errors import UsageError
@@ -91,7 +91,7 @@ class BatchPlan:
         return self.updates_per_rollout * self.num_iterations == 1
 
 
-def batch_plan(training: GRPOConfig, world_size: int) -> BatchPlan:
+def batch_plan(training: Any, world_size: int) -> BatchPlan:
     """The plan of ``world_size`` processes.
 
     Raises `UsageError` where a process's share of a step is not whole groups, or a rollout not whole steps.
@@ -133,7 +133,7 @@ def batch_plan(training: GRPOConfig, world_size: int) -> BatchPlan:
     )
 
 
-def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
+def objective_spec(training: Any) -> ObjectiveSpec:
     """What the steps optimise. Raises `UsageError` on settings that contradict each other."""
     entry = find_objective(training.objective)
     changes = {}
@@ -152,19 +152,19 @@ def objective_spec(training: GRPOConfig) -> ObjectiveSpec:
     return entry.with_settings(**changes)
 
 
-def tis_cap(training: GRPOConfig, entry: ObjectiveSpec) -> float | None:
+def tis_cap(training: Any, entry: ObjectiveSpec) -> float | None:
     """The cap of importance weights; unset, a sampler that is not the learner's own model is corrected for."""
     if training.tis_cap is not None:
         return training.tis_cap or None
     return VLLM_TIS_CAP if training.use_vllm and entry.takes_tokens(training.maxent_loss) else None
 
 
-def contrasts(training: GRPOConfig) -> bool:
+def contrasts(training: Any) -> bool:
     """Whether InfoSeed's loss compares completions of different prompts."""
     return training.info_seed_loss_type == "infonce" and training.info_seed_lambda > 0
 
 
-def controller_settings(training: GRPOConfig, total_steps: int) -> ControllerSettings:
+def controller_settings(training: Any, total_steps: int) -> ControllerSettings:
     """Where τ and β start and what moves them. Raises `UsageError` on settings that could move nothing."""
     meta = {name: getattr(training, key) for name, key in META_KEYS.items()}
     numbers = {name: getattr(training, key) for name, key in CONTROLLER_KEYS.items()}

@@ -15,13 +15,12 @@ from torch.optim import Optimizer
 from transformers import Trainer
 from trl.trainer.model_config import ModelConfig
 
-from maxent_grpo.config.checkpointing import CheckpointSettings
-from maxent_grpo.config.launch import launched_processes
+from maxent_grpo.config.environment import CheckpointSettings, launched_processes
 from maxent_grpo.config.loading import Command, RunConfig, resolved_text
 from maxent_grpo.config.plan import BatchPlan, batch_plan, controller_settings, objective_spec, warmup_steps
+from maxent_grpo.config.rules import groups_per_rollout, steps_per_rollout
 from maxent_grpo.config.schema import GRPOConfig
 from maxent_grpo.config.vllm import server_settings
-from maxent_grpo.config.workers import groups_per_rollout, steps_per_rollout
 from maxent_grpo.controllers.settings import ControllerSettings
 from maxent_grpo.data.prompts import PromptSettings
 from maxent_grpo.data.sources import RetryPolicy
@@ -274,7 +273,8 @@ def run_settings(config: RunConfig, environ: Mapping[str, str] = os.environ) -> 
     Raises:
         UsageError: settings that contradict each other or this process's ranks.
     """
-    training = config.training
+    config = config.built()
+    training: Any = config.training
     if config.model.load_in_8bit or config.model.load_in_4bit:
         raise UsageError(
             "load_in_8bit, load_in_4bit: this version trains on weights in full precision; remove them"
@@ -383,7 +383,7 @@ def model_settings(config: RunConfig) -> ModelSettings:
         adapter=config.model if config.model.use_peft else None,
         disable_dropout=training.disable_dropout,
         activation_checkpointing=bool(training.activation_checkpointing),
-        checkpointing_options=training.activation_checkpointing_kwargs,  # type: ignore[arg-type]  # parsed by now
+        checkpointing_options=training.activation_checkpointing_kwargs,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from maxent_grpo.config.conversion import convert, field_types
+from maxent_grpo.config.records import convert, field_types
 from maxent_grpo.data.sources import FILE_BUILDERS, TASK_PREFIX, load_rows
 from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.rewards.math import check_golds

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from maxent_grpo.config.conversion import convert, field_types
+from maxent_grpo.config.records import convert, field_types
 from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.evaluate.passk import ks_up_to
 from maxent_grpo.named import find_named

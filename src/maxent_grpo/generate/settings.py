@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from maxent_grpo.config.conversion import convert, field_types
-from maxent_grpo.config.fields import setting
+from maxent_grpo.config.records import convert, field_types
 from maxent_grpo.errors import UsageError, did_you_mean
+from maxent_grpo.settings import setting
 
 PROMPT_COLUMNS = ("prompt", "problem", "question", "instruction")
 """Read, in this order, where ``prompt_column`` is not given."""

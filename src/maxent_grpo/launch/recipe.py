@@ -1,7 +1,7 @@
 """The facts of a recipe that a launcher needs before anything starts. The trainer checks the rest, and all of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,6 @@ def _flat(path: Path) -> Mapping[str, Any]:
 
 
 def _default_mode() -> str:
-    from maxent_grpo.config.schema import GRPOConfig  # imports torch: only where a recipe leaves it open
+    from maxent_grpo.config.trl_settings import TRL_DEFAULTS
 
-    return next(str(f.default) for f in fields(GRPOConfig) if f.name == "vllm_mode")
+    return str(TRL_DEFAULTS["vllm_mode"])

@@ -35,10 +35,10 @@ def evaluate_run(directory: Path, evaluation: EvaluationPlan) -> None:
 
     saved = json.loads((directory / IDENTITY).read_text())
     command, environ = saved["identity"]["command"], dict(os.environ)
-    trained = resolve(command, directory / RECIPE, None, environ)
+    trained = resolve(command, directory / RECIPE, None, environ).built()
     final = {"flat": {"model_name_or_path": str(directory)}}
     facts = {name: saved[name] for name in ("task", "arm", "seed", "run_seed")}
-    config = resolve(command, directory / RECIPE, final, environ)
+    config = resolve(command, directory / RECIPE, final, environ).built()
     rows = [{**facts, **row} for row in evaluation_rows(config, evaluation)]
     identity = json.dumps(evaluation_identity(trained, evaluation)).encode()
     table = arrow.Table.from_pylist(rows).replace_schema_metadata({IDENTITY_KEY: identity})

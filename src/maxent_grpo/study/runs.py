@@ -20,6 +20,7 @@ from typing import Any
 
 from maxent_grpo import __version__
 from maxent_grpo.config.loading import RunConfig, resolve, resolved, write_resolved
+from maxent_grpo.config.records import SAME_RESULTS
 from maxent_grpo.config.run_settings import data_settings, model_source
 from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.files import replace_file
@@ -36,15 +37,6 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 IDENTITY, RECIPE, LOG, LOCK = "cell.json", "recipe.yaml", "study.log", ".study.lock"
 EVALUATION, DURATIONS = "evaluation.parquet", "durations.json"
 IDENTITY_KEY = b"maxent_grpo.evaluation"
-
-# fmt: off
-NOT_IDENTITY = frozenset({
-    "output_dir", "run_name", "resume_from_checkpoint", "overwrite_output_dir", "disable_tqdm", "log_level",
-    "report_to", "project", "wandb_project", "wandb_entity", "wandb_run_group", "logging_dir", "save_steps",
-    "save_total_limit",
-})
-# fmt: on
-"""Settings that leave the trained policy and its records as they are."""
 
 
 class State(Enum):
@@ -139,7 +131,7 @@ def config_of(plan: StudyPlan, run: StudyRun) -> RunConfig:
     if not recipe.is_file() and (CHECKOUT / recipe).is_file():
         recipe = CHECKOUT / recipe
     try:
-        config = resolve(run.arm.command, recipe, {"flat": given}, environ)
+        config = resolve(run.arm.command, recipe, {"flat": given}, environ).built()
     except UsageError as error:
         raise UsageError(f"arms.{run.arm.name} on {run.task.name}: {error}") from error
     if config.route != "native":
@@ -231,7 +223,7 @@ def identity_of(config: RunConfig) -> Identity:
         name: value
         for section in ("script", "training", "model")
         for name, value in tree[section].items()
-        if name not in NOT_IDENTITY
+        if name not in SAME_RESULTS
     }
     train, held_out, _ = prompt_digests(config)
     return {

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import disable_dropout_in_model
 
-from maxent_grpo.config.launch import forget_launched_plugins
+from maxent_grpo.config.environment import forget_launched_plugins
 from maxent_grpo.config.plan import BatchPlan
 from maxent_grpo.config.run_settings import (
     CadenceSettings,

@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from maxent_grpo.config.checkpointing import SKIP, SOURCE, CheckpointSettings
+from maxent_grpo.config.environment import SKIP, SOURCE, CheckpointSettings
 from maxent_grpo.controllers.state_file import read_state, write_state
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.adapters import is_adapted

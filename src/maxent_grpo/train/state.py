@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from maxent_grpo.config.checkpointing import CheckpointSettings
+from maxent_grpo.config.environment import CheckpointSettings
 from maxent_grpo.config.plan import BatchPlan
 from maxent_grpo.controllers.controller import Controllers
 from maxent_grpo.data.prompts import SeedPrompts

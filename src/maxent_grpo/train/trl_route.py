@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from maxent_grpo.config.checkpointing import VARIABLES
+from maxent_grpo.config.environment import VARIABLES
 from maxent_grpo.config.run_settings import TRLSettings
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.models.loading import load_policy, load_tokenizer

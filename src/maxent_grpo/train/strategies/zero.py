@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maxent_grpo.config.checkpointing import ALLOW, CheckpointSettings
+from maxent_grpo.config.environment import ALLOW, CheckpointSettings
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train.strategies.strategy import NO_STATE, OptimizerFactory, Strategy
@@ -106,7 +106,7 @@ class ZeroStrategy(Strategy):
                 yield name, parameter
 
     def save(self, directory: Path, *, main: bool) -> str:
-        """By DeepSpeed itself, or as the environment asks (`config.checkpointing`)."""
+        """By DeepSpeed itself, or as the environment asks (`config.environment`)."""
         if self._checkpoints.deepspeed_state == "skip":
             return NO_STATE
         if self._checkpoints.deepspeed_state == "native":

@@ -3,7 +3,7 @@ from typing import Any, Literal
 import pytest
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
-from maxent_grpo.config.conversion import convert, describe
+from maxent_grpo.config.records import convert, describe
 
 
 @pytest.mark.parametrize(
