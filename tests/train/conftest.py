@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def configure(policy_dir: Path, tmp_path: Path) -> Callable[..., RunConfig]:
         }
         if command == "train-maxent":
             defaults |= {"maxent_tau": 0.05, "beta": 0.1}
-        return resolve(command, None, {"flat": defaults | settings}, environ={})
+        launched = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK") if name in os.environ}
+        return resolve(command, None, {"flat": defaults | settings}, environ=launched)
 
     return build
 

@@ -273,6 +273,8 @@ def run_settings(config: RunConfig, environ: Mapping[str, str] = os.environ) -> 
     Raises:
         UsageError: settings that contradict each other or this process's ranks.
     """
+    is_inline = config.route == "trl" or config.training.driver == "inline"
+    workers = None if is_inline else worker_settings(config.training, environ)
     config = config.built()
     training: Any = config.training
     if config.model.load_in_8bit or config.model.load_in_4bit:
@@ -293,7 +295,6 @@ def run_settings(config: RunConfig, environ: Mapping[str, str] = os.environ) -> 
     if config.route == "trl":
         changed = config.checkpoints != CheckpointSettings()
         return TRLSettings(**shared, args=training, changed_checkpoints=changed)
-    workers = None if training.driver == "inline" else worker_settings(training, environ)
     resumed = None if training.controller_overwrite_from_config else training.controller_resume_from
     settings = NativeSettings(
         **shared,
@@ -555,7 +556,7 @@ def sampler_settings(config: RunConfig, environ: Mapping[str, str]) -> SamplerSe
     return SamplerSettings("vllm_engine", engine=engine, sync=sync)
 
 
-def worker_settings(training: GRPOConfig, environ: Mapping[str, str]) -> WorkerSettings:
+def worker_settings(training: Any, environ: Mapping[str, str]) -> WorkerSettings:
     """The Ray drivers' part; where ``buffer_groups`` is unset, ``max_staleness`` alone limits the buffer.
 
     Raises:
@@ -568,7 +569,7 @@ def worker_settings(training: GRPOConfig, environ: Mapping[str, str]) -> WorkerS
         )
     groups, steps = groups_per_rollout(training), steps_per_rollout(training)
     return WorkerSettings(
-        driver=training.driver,  # type: ignore[arg-type]  # not inline
+        driver=training.driver,
         learner=training.learner_workers,
         rollout=training.rollout_workers,
         reference=training.reference_workers,
