@@ -9,10 +9,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from maxent_grpo.config.checkpointing import CheckpointSettings
 
 import maxent_grpo
 from maxent_grpo import GRPOConfig, GRPOTrainer
+from maxent_grpo.config.environment import CheckpointSettings
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.config.run_settings import NativeSettings, TRLSettings, run_settings
 from maxent_grpo.data.sources import RetryPolicy
@@ -62,7 +62,7 @@ def test_training_from_python_reads_what_a_command_reads(monkeypatch: pytest.Mon
     trainer = GRPOTrainer("bundled:tiny-policy", "format", args, ["a"])
     assert_environment_is_read(trainer.settings)
     monkeypatch.setenv("MAX_PROMPT_CHARS", "many")
-    with pytest.raises(UsageError, match=r"^MAX_PROMPT_CHARS: 'many' is not a positive integer$"):
+    with pytest.raises(UsageError, match=r"^MAX_PROMPT_CHARS: 'many' is not an integer$"):
         GRPOTrainer("bundled:tiny-policy", "format", args, ["a"])
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from copy_sync import CopySync
-from maxent_grpo.config.checkpointing import MODE
 
 import runs
+from maxent_grpo.config.environment import MODE
 from maxent_grpo.config.loading import RunConfig, resolve, resolved
 from maxent_grpo.errors import RunError
 from maxent_grpo.models.adapters import is_adapted
