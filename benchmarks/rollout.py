@@ -22,13 +22,13 @@ from benchmarks.vllm_process import VLLMProcess
 from maxent_grpo.randomness import generator
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
-from maxent_grpo.rollout.settings import EngineSettings, ServerSettings
+from maxent_grpo.rollout.settings import EngineSettings, ServerSettings, SyncSettings
 from maxent_grpo.rollout.vllm.engine import EngineWeightSync, VLLMEngineSampler, start_engine
 from maxent_grpo.rollout.vllm.server import VLLMServerSampler
 from maxent_grpo.rollout.weight_sync.control import VLLMControl
 from maxent_grpo.rollout.weight_sync.gloo import GlooTransport
-from maxent_grpo.rollout.weight_sync.sync import ServerWeightSync, Transport, WeightSync
-from maxent_grpo.rollout.weight_sync.transports import DiskTransport
+from maxent_grpo.rollout.weight_sync.sync import ServerWeightSync, WeightSync
+from maxent_grpo.rollout.weight_sync.transports import DiskTransport, Transport
 from maxent_grpo.rollout.weight_sync.weights import PolicyWeights
 from maxent_grpo.types import Prompt
 
@@ -91,8 +91,8 @@ def samplers(
         server = stack.enter_context(VLLMProcess(folder / "model", log, options=flags))
         sampler = VLLMServerSampler(ServerSettings(server.url), tokenizer)
         transports: dict[str, Transport] = {
-            "disk": DiskTransport(folder / "weights"),
-            "gloo": GlooTransport(0),
+            "disk": DiskTransport(SyncSettings(directory=str(folder / "weights"))),
+            "gloo": GlooTransport(SyncSettings()),
         }
         for way, transport in transports.items():
             control = VLLMControl(server.url)

@@ -20,7 +20,7 @@ from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.rollout.settings import ServerSettings
 from maxent_grpo.rollout.vllm.server import VLLMServerSampler
 from maxent_grpo.types import Prompt
-from maxent_grpo.vllm_proxy import Backend, Proxy, backend_url, choose
+from maxent_grpo.vllm_proxy import ProxiedServer, Proxy, choose, server_url
 from vllm_stand_in import Answer, Asked, StandIn, completions, serving
 
 SETTINGS = SamplingSettings(num_generations=4, max_completion_length=6)
@@ -37,7 +37,7 @@ def answering(asked: Asked) -> Answer | dict[str, Any]:
 @contextmanager
 def proxying(urls: list[str], **options: Any) -> Iterator[str]:
     """The address of a proxy over ``urls``."""
-    proxy = Proxy([Backend(url) for url in urls], **({"health_interval": 0.05} | options))
+    proxy = Proxy([ProxiedServer(url) for url in urls], **({"health_interval": 0.05} | options))
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(proxy.application(), handler_cancellation=True)
 
@@ -119,7 +119,7 @@ def test_tags_are_pinned_to_one_server_each(servers: list[StandIn], tokenizer: A
 
 
 def test_a_pinned_tag_moves_only_when_its_server_is_gone() -> None:
-    backends = [Backend(f"http://host{i}", healthy=True) for i in range(4)]
+    backends = [ProxiedServer(f"http://host{i}", healthy=True) for i in range(4)]
     tags = [f"rank-{r}-of-64" for r in range(64)]
     before = {tag: choose(backends, tag, pin_by_tag=True) for tag in tags}
     assert len({backend.url for backend in before.values() if backend}) == 4
@@ -132,7 +132,7 @@ def test_a_pinned_tag_moves_only_when_its_server_is_gone() -> None:
 
 
 def test_the_least_loaded_server_is_chosen_and_none_that_is_down_or_stale() -> None:
-    busy, idle, down, stale = (Backend(name, healthy=True) for name in "abcd")
+    busy, idle, down, stale = (ProxiedServer(name, healthy=True) for name in "abcd")
     busy.in_flight, down.healthy, stale.stale = 3, False, True
     assert choose([busy, idle, down, stale], None, pin_by_tag=False) is idle
     assert choose([down, stale], None, pin_by_tag=False) is None
@@ -228,7 +228,7 @@ def test_the_tag_of_header_or_body_is_echoed(given: dict[str, Any], servers: lis
 @pytest.mark.parametrize("text", ["ftp://x", "http://", "http://host:1/v1"])
 def test_what_is_no_server_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is no server address; write http://host:port"):
-        backend_url(text)
+        server_url(text)
 
 
 def test_the_command_teaches_and_refuses_in_one_line() -> None:

@@ -10,11 +10,10 @@ after it has received the next ones: a restarted server has the weights that it 
 import argparse
 import asyncio
 import hashlib
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,55 +21,39 @@ import aiohttp
 from aiohttp import web
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.rollout.vllm.client_tag import FIELD, HEADER, is_tag, with_tag
+from maxent_grpo.rollout.vllm.client_tag import HEADER, asked_tag, tagged_content
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 CONTROL_PATHS = (
-    "/pause",
-    "/resume",
-    "/sleep",
-    "/wake_up",
-    "/abort_requests",
-    "/collective_rpc",
-    "/init_weight_transfer_engine",
-    "/start_weight_update",
-    "/start_draft_weight_update",
-    "/update_weights",
-    "/finish_weight_update",
-    "/update_weight_version",
-    "/reset_prefix_cache",
-    "/reset_mm_cache",
-    "/reset_encoder_cache",
-    "/v1/load_lora_adapter",
-    "/v1/unload_lora_adapter",
-    "/init_communicator/",  # TRL's former own server
-    "/update_named_param/",
-    "/batch_update_named_params/",
-    "/reset_prefix_cache/",
+    "/pause", "/resume", "/sleep", "/wake_up", "/abort_requests", "/collective_rpc", "/init_weight_transfer_engine",
+    "/start_weight_update", "/start_draft_weight_update", "/update_weights", "/finish_weight_update",
+    "/update_weight_version", "/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache",
+    "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
+    # TRL's former own server
+    "/init_communicator/", "/update_named_param/", "/batch_update_named_params/", "/reset_prefix_cache/",
     "/close_communicator/",
-)
+)  # fmt: skip
 """POST requests that every server must get."""
 WEIGHTS_LOADED = ("/finish_weight_update", "/v1/load_lora_adapter", "/batch_update_named_params/")
 """Those after which a server has the weights that the others have; also `RELOAD`, sent to /collective_rpc."""
 RELOAD = b"reload_weights"
 HOP_BY_HOP = {"connection", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
-NOT_PASSED_ON = HOP_BY_HOP | {
-    "content-length",
-    "content-encoding",
-}  # aiohttp unpacks bodies and counts them anew
+# aiohttp unpacks bodies and counts them anew.
+NOT_PASSED_ON = HOP_BY_HOP | {"content-length", "content-encoding"}
 LARGEST_REQUEST = 256 * 2**20
 HEALTH_TIMEOUT = 5.0
 
 
 @dataclass
-class Backend:
+class ProxiedServer:
     """One vLLM server as the proxy knows it."""
 
     url: str
     healthy: bool = False
-    stale: bool = False  # lost since weights were loaded: not used until they are loaded again
+    stale: bool = False
+    """Lost since weights were loaded: not used until they are loaded again."""
     in_flight: int = 0
     served: int = 0
     last_error: str = ""
@@ -86,23 +69,13 @@ class Backend:
         self.healthy, self.last_error = False, reason
         self.stale |= after_weights
 
-    def status(self) -> dict[str, Any]:
-        return {
-            "url": self.url,
-            "healthy": self.healthy,
-            "stale": self.stale,
-            "in_flight": self.in_flight,
-            "served": self.served,
-            "last_error": self.last_error,
-        }
 
-
-def choose(backends: Sequence[Backend], tag: str | None, pin_by_tag: bool) -> Backend | None:
+def choose(servers: Sequence[ProxiedServer], tag: str | None, pin_by_tag: bool) -> ProxiedServer | None:
     """The server of a request: its tag's own one where tags are pinned, else the least loaded; None: none is usable.
 
     A tag keeps its server while that is usable, whatever happens to the others (rendezvous hashing).
     """
-    usable = [backend for backend in backends if backend.usable]
+    usable = [server for server in servers if server.usable]
     if not usable:
         return None
     if pin_by_tag and tag is not None:
@@ -114,7 +87,7 @@ def choose(backends: Sequence[Backend], tag: str | None, pin_by_tag: bool) -> Ba
 class Proxy:
     """The application. All of its work happens in one event loop."""
 
-    backends: list[Backend]
+    servers: list[ProxiedServer]
     pin_by_tag: bool = False
     timeout: float = 600.0  # seconds for one request
     health_interval: float = 2.0
@@ -146,59 +119,59 @@ class Proxy:
             await self._look_at_all()
 
     async def _look_at_all(self) -> None:
-        await asyncio.gather(*(self._look_at(backend) for backend in self.backends))
+        await asyncio.gather(*(self._look_at(server) for server in self.servers))
 
-    async def _look_at(self, backend: Backend) -> None:
+    async def _look_at(self, server: ProxiedServer) -> None:
         try:
             timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT)
-            async with self._session.get(f"{backend.url}/health", timeout=timeout) as response:
+            async with self._session.get(f"{server.url}/health", timeout=timeout) as response:
                 if response.status != 200:
-                    backend.lost(f"GET /health answers HTTP {response.status}", self.weights_loaded)
-                elif not backend.healthy:
-                    state = ", waiting for weights" if backend.stale else ""
-                    logger.info("%s is healthy%s", backend.url, state)
-                    backend.healthy, backend.last_error = True, ""
+                    server.lost(f"GET /health answers HTTP {response.status}", self.weights_loaded)
+                elif not server.healthy:
+                    state = ", waiting for weights" if server.stale else ""
+                    logger.info("%s is healthy%s", server.url, state)
+                    server.healthy, server.last_error = True, ""
         except (aiohttp.ClientError, TimeoutError) as error:
-            backend.lost(_in_words(error), self.weights_loaded)
+            server.lost(_in_words(error), self.weights_loaded)
 
     async def _health(self, _: web.Request) -> web.Response:
         """200 while any server can be used, as a single server would answer."""
-        usable = sum(backend.usable for backend in self.backends)
+        usable = sum(server.usable for server in self.servers)
         return web.json_response(
-            {"usable": usable, "servers": len(self.backends)}, status=200 if usable else 503
+            {"usable": usable, "servers": len(self.servers)}, status=200 if usable else 503
         )
 
     async def _status(self, _: web.Request) -> web.Response:
-        return web.json_response({"servers": [backend.status() for backend in self.backends]})
+        return web.json_response({"servers": [asdict(server) for server in self.servers]})
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         """One request to one server. A server that cannot be reached is left out, and another one is asked."""
         body = await request.read()
-        tag = _tag(request.headers, body)
+        tag = asked_tag(request.headers.get(HEADER), body)
         while True:
-            backend = choose(self.backends, tag, self.pin_by_tag)
-            if backend is None:
-                down = "; ".join(f"{b.url}: {_state(b)}" for b in self.backends)
+            server = choose(self.servers, tag, self.pin_by_tag)
+            if server is None:
+                down = "; ".join(f"{b.url}: {_state(b)}" for b in self.servers)
                 return _refusal(503, f"no vLLM server is usable ({down})")
-            backend.in_flight += 1
+            server.in_flight += 1
             try:
-                return await self._relay(request, backend, body, tag)
+                return await self._relay(request, server, body, tag)
             except aiohttp.ClientConnectorError as error:  # nothing was sent: another may do it
-                backend.lost(_in_words(error), self.weights_loaded)
+                server.lost(_in_words(error), self.weights_loaded)
             except TimeoutError:
-                return _refusal(504, f"{backend.url} gave no whole answer within {self.timeout:g} s")
+                return _refusal(504, f"{server.url} gave no whole answer within {self.timeout:g} s")
             except aiohttp.ClientError as error:
-                backend.lost(_in_words(error), self.weights_loaded)
-                return _refusal(502, f"{backend.url} broke off: {_in_words(error)}")
+                server.lost(_in_words(error), self.weights_loaded)
+                return _refusal(502, f"{server.url} broke off: {_in_words(error)}")
             finally:
-                backend.in_flight -= 1
+                server.in_flight -= 1
 
     async def _relay(
-        self, request: web.Request, backend: Backend, body: bytes, tag: str | None
+        self, request: web.Request, server: ProxiedServer, body: bytes, tag: str | None
     ) -> web.StreamResponse:
         async with self._session.request(
             request.method,
-            f"{backend.url}{request.rel_url.raw_path_qs}",
+            f"{server.url}{request.rel_url.raw_path_qs}",
             data=body or None,
             headers=_passed_on(request.headers),
             timeout=aiohttp.ClientTimeout(total=self.timeout),
@@ -213,9 +186,9 @@ class Proxy:
                 await stream.write_eof()
                 return stream
             content = await answer.read()
-            backend.served += 1
+            server.served += 1
             if tag is not None and answer.status == 200 and answer.content_type == "application/json":
-                content = _echoed(content, tag)
+                content = tagged_content(content, tag)
             return web.Response(status=answer.status, body=content, headers=headers)
 
     async def _broadcast(self, request: web.Request) -> web.Response:
@@ -223,15 +196,15 @@ class Proxy:
         received weights; where a healthy one fails, the answer is its failure, and it is left out as well."""
         body = await request.read()
         async with self._control:
-            reached = [backend for backend in self.backends if backend.healthy]
+            reached = [server for server in self.servers if server.healthy]
             if not reached:
                 return _refusal(503, f"no vLLM server is healthy for {request.path}")
-            results = await asyncio.gather(*(self._order(request, backend, body) for backend in reached))
+            results = await asyncio.gather(*(self._order(request, server, body) for server in reached))
             failed = [(b, r) for b, r in zip(reached, results, strict=True) if r[0] != 200]
             if request.path in WEIGHTS_LOADED or (request.path == "/collective_rpc" and RELOAD in body):
                 self.weights_loaded = True
-                for backend in self.backends:
-                    backend.stale = backend not in reached or any(backend is b for b, _ in failed)
+                for server in self.servers:
+                    server.stale = server not in reached or any(server is b for b, _ in failed)
         if failed:
             words = "; ".join(f"{b.url}: HTTP {status}: {text[:200]}" for b, (status, text) in failed)
             return _refusal(502, f"{request.path} failed on {len(failed)} of {len(reached)} servers: {words}")
@@ -241,37 +214,18 @@ class Proxy:
             text=first, content_type=content_type, headers={"X-VLLM-Servers": str(len(reached))}
         )
 
-    async def _order(self, request: web.Request, backend: Backend, body: bytes) -> tuple[int, str]:
+    async def _order(self, request: web.Request, server: ProxiedServer, body: bytes) -> tuple[int, str]:
         try:
             async with self._session.post(
-                f"{backend.url}{request.rel_url.raw_path_qs}",
+                f"{server.url}{request.rel_url.raw_path_qs}",
                 data=body or None,
                 headers=_passed_on(request.headers),
                 timeout=aiohttp.ClientTimeout(total=self.timeout),
             ) as answer:
                 return answer.status, await answer.text()
         except (aiohttp.ClientError, TimeoutError) as error:
-            backend.lost(_in_words(error), self.weights_loaded)
+            server.lost(_in_words(error), self.weights_loaded)
             return 0, _in_words(error)
-
-
-def _tag(headers: Mapping[str, str], body: bytes) -> str | None:
-    tag: Any = headers.get(HEADER)
-    if tag is None and body[:1] == b"{":
-        try:
-            tag = json.loads(body).get(FIELD)
-        except (ValueError, RecursionError):
-            tag = None
-    return tag if is_tag(tag) else None
-
-
-def _echoed(content: bytes, tag: str) -> bytes:
-    try:
-        return json.dumps(
-            with_tag(json.loads(content), tag), ensure_ascii=False, separators=(",", ":")
-        ).encode()
-    except (ValueError, RecursionError):  # for the client to find out
-        return content
 
 
 def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
@@ -284,17 +238,17 @@ def _refusal(status: int, message: str) -> web.Response:
     )
 
 
-def _state(backend: Backend) -> str:
-    if not backend.healthy:
-        return backend.last_error or "not seen yet"
-    return "waiting for weights" if backend.stale else "usable"
+def _state(server: ProxiedServer) -> str:
+    if not server.healthy:
+        return server.last_error or "not seen yet"
+    return "waiting for weights" if server.stale else "usable"
 
 
 def _in_words(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__} {error}".split())
 
 
-def backend_url(text: str) -> str:
+def server_url(text: str) -> str:
     """``scheme://host:port`` of a server. Raises `UsageError` for anything else."""
     parts = urlsplit(text if "//" in text else f"http://{text}")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
@@ -323,27 +277,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("servers", nargs="+", metavar="URL", help="a vLLM server, http://host:port")
-    parser.add_argument(
-        "--host", default=LOOPBACK, help=f"address to listen on ({LOOPBACK}: this machine only)"
-    )
-    parser.add_argument(
-        "--port", type=int, default=8000, help="port to listen on (8000; 0: a free one, printed)"
-    )
-    parser.add_argument(
-        "--pin-by-tag",
-        action="store_true",
-        help="send all requests of a client tag to one server, so that its prefix cache is used again",
-    )
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one request (600)")
-    parser.add_argument(
-        "--health-interval", type=float, default=2.0, help="seconds between health checks (2)"
-    )
-    parser.add_argument("--verbose", action="store_true", help="log every request")
+    add = parser.add_argument
+    add("servers", nargs="+", metavar="URL", help="a vLLM server, http://host:port")
+    add("--host", default=LOOPBACK, help=f"address to listen on ({LOOPBACK}: this machine only)")
+    add("--port", type=int, default=8000, help="port to listen on (8000; 0: a free one, printed)")
+    pinned = "send all requests of a client tag to one server, so that its prefix cache is used again"
+    add("--pin-by-tag", action="store_true", help=pinned)
+    add("--timeout", type=float, default=600.0, help="seconds for one request (600)")
+    add("--health-interval", type=float, default=2.0, help="seconds between health checks (2)")
+    add("--verbose", action="store_true", help="log every request")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        urls = [backend_url(text) for text in options.servers]
+        urls = [server_url(text) for text in options.servers]
         if len(set(urls)) < len(urls):
             raise UsageError("a server is named twice")
         if min(options.timeout, options.health_interval) <= 0 or not 0 <= options.port < 2**16:
@@ -351,9 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"maxent-grpo-vllm-proxy: {error}", file=sys.stderr)
         return error.exit_code
-    proxy = Proxy(
-        [Backend(url) for url in urls], options.pin_by_tag, options.timeout, options.health_interval
-    )
+    servers = [ProxiedServer(url) for url in urls]
+    proxy = Proxy(servers, options.pin_by_tag, options.timeout, options.health_interval)
     try:
         web.run_app(
             proxy.application(),
@@ -363,10 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             handler_cancellation=True,  # a client that leaves is not generated for
         )
     except OSError as error:
-        print(
-            f"maxent-grpo-vllm-proxy: cannot listen on {options.host}:{options.port}: {error}",
-            file=sys.stderr,
-        )
+        where = f"{options.host}:{options.port}"
+        print(f"maxent-grpo-vllm-proxy: cannot listen on {where}: {error}", file=sys.stderr)
         return UsageError.exit_code
     return 0
 

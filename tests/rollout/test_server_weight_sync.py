@@ -12,8 +12,8 @@ from torch import Tensor
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.rollout.weight_sync.control import SyncFailed, VLLMControl
-from maxent_grpo.rollout.weight_sync.sync import NullTransport, ServerWeightSync
-from maxent_grpo.rollout.weight_sync.transports import with_offset
+from maxent_grpo.rollout.weight_sync.sync import ServerWeightSync
+from maxent_grpo.rollout.weight_sync.transports import Transport, with_offset
 from maxent_grpo.rollout.weight_sync.weights import WeightInfo
 
 
@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-class Recording(NullTransport):
+class Recording(Transport):
     """Notes when it was called."""
 
     def __init__(self, servers: Sequence[Scripted]) -> None:
@@ -73,7 +73,7 @@ class Recording(NullTransport):
     ) -> None:
         self._note(f"send {next(weights)[0]}")
         for server in servers:
-            server.rpc("reload_weights", weights_path="somewhere")
+            server.post("/collective_rpc", json={"method": "reload_weights"})
 
     def reset(self) -> None:
         self.resets += 1
@@ -170,7 +170,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
 
 def test_ranks_that_do_not_send_still_gather() -> None:
     weights = Two()
-    ServerWeightSync([], NullTransport(), patience=0.0, is_sender=False).sync(weights, "run-1")
+    ServerWeightSync([], Transport(), patience=0.0, is_sender=False).sync(weights, "run-1")
     assert weights.given == 2
 
 

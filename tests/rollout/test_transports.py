@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from maxent_grpo.rollout.settings import SyncSettings
 from maxent_grpo.rollout.weight_sync.transports import DiskTransport, write_shards
 
 
@@ -26,7 +27,7 @@ def test_shards_hold_everything_and_no_more_than_they_may(tmp_path: Path) -> Non
 
 
 def test_a_directory_appears_whole(tmp_path: Path) -> None:
-    transport = DiskTransport(tmp_path, shard_bytes=400)
+    transport = DiskTransport(SyncSettings(directory=str(tmp_path)), shard_bytes=400)
     seen: list[list[str]] = []
 
     def watched() -> Iterator[tuple[str, Tensor]]:

@@ -32,7 +32,8 @@ TagPolicy = Literal["strict", "lenient"]
 def derive_tag(explicit: str | None, rank: int, ranks: int, environ: Mapping[str, str]) -> str | None:
     """The sender's tag: ``explicit``, else VLLM_CLIENT_TAG, else ``rank-R-of-W`` among several; None for a lone one.
 
-    Raises ``ValueError`` where the tag is no header value: empty, longer than 128 characters, or not printable ASCII.
+    Raises:
+        ValueError: the tag is no header value: empty, longer than 128 characters, or not printable ASCII.
     """
     tag = explicit or environ.get(VARIABLE) or (f"rank-{rank}-of-{ranks}" if ranks > 1 else None)
     if tag is not None and not is_tag(tag):
@@ -41,7 +42,7 @@ def derive_tag(explicit: str | None, rank: int, ranks: int, environ: Mapping[str
 
 
 def is_tag(value: object) -> bool:
-    """Whether ``value`` can travel as a header: printable ASCII, not empty, not padded, of bounded length."""
+    """True if ``value`` can travel as a header: printable ASCII, not empty, not padded, of bounded length."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= LONGEST_TAG
@@ -67,9 +68,11 @@ class Filtered:
     """An answer without what belongs to others."""
 
     reply: dict[str, Any]
-    kept: int  # groups, or outputs where only those carry tags
+    kept: int
+    """Groups, or outputs where only those carry tags."""
     dropped: int
-    untagged: int  # of those dropped, or kept under the lenient policy, how many had no tag at all
+    untagged: int
+    """Those without any tag: dropped, or kept under the lenient policy."""
 
 
 def own_part(reply: Mapping[str, Any], tag: str | None, policy: TagPolicy) -> Filtered:
@@ -79,10 +82,10 @@ def own_part(reply: Mapping[str, Any], tag: str | None, policy: TagPolicy) -> Fi
     completions are bare lists takes the tag that stands at its top. ``strict`` drops what has no tag, ``lenient``
     keeps it; both drop what has another one.
     """
-    if tag is None:
-        return Filtered(dict(reply), kept=_count(reply), dropped=0, untagged=0)
-    top = tag_of(reply)
     key = next((key for key in GROUP_KEYS if isinstance(reply.get(key), list)), None)
+    if tag is None:
+        return Filtered(dict(reply), kept=len(reply[key]) if key else 1, dropped=0, untagged=0)
+    top = tag_of(reply)
     if key is None:
         mine = top == tag or (top is None and policy == "lenient")
         return Filtered(dict(reply) if mine else {}, int(mine), int(not mine), int(top is None))
@@ -113,10 +116,6 @@ def _is_own(found: str | None, tag: str, policy: TagPolicy) -> bool:
     return found == tag or (found is None and policy == "lenient")
 
 
-def _count(reply: Mapping[str, Any]) -> int:
-    return next((len(reply[key]) for key in GROUP_KEYS if isinstance(reply.get(key), list)), 1)
-
-
 def with_tag(reply: Any, tag: str) -> Any:
     """A JSON answer with ``metadata.client_tag`` at its top and in every choice, result and output. Others pass."""
     if not isinstance(reply, dict):
@@ -136,6 +135,27 @@ def _tagged(group: Any, tag: str) -> Any:
         return group
     metadata = group.get("metadata")
     return {**group, "metadata": {**(metadata if isinstance(metadata, dict) else {}), FIELD: tag}}
+
+
+def asked_tag(header: str | None, body: bytes) -> str | None:
+    """The tag of a request: its header's, else its body's; None where that is no tag."""
+    tag: Any = header
+    if tag is None and body[:1] == b"{":
+        try:
+            tag = json.loads(body).get(FIELD)
+        except (ValueError, RecursionError):  # not for us to report
+            return None
+    return tag if is_tag(tag) else None
+
+
+def tagged_content(content: bytes, tag: str) -> bytes:
+    """JSON with the tag (`with_tag`); anything else as it is, for the client to find out."""
+    try:
+        return json.dumps(
+            with_tag(json.loads(content), tag), ensure_ascii=False, separators=(",", ":")
+        ).encode()
+    except (ValueError, RecursionError):
+        return content
 
 
 Message = MutableMapping[str, Any]
@@ -184,32 +204,13 @@ class _Echo:
         else:
             self._answer.append(message.get("body", b""))
             if not message.get("more_body", False):
-                body = self._tagged(b"".join(self._answer))
+                header = None if self._header is None else self._header.decode("latin-1")
+                tag, body = asked_tag(header, b"".join(self._question)), b"".join(self._answer)
+                body = body if tag is None else tagged_content(body, tag)
                 kept = [h for h in self._start["headers"] if h[0].lower() != b"content-length"]
                 length = (b"content-length", str(len(body)).encode())
                 await self._send({**self._start, "headers": [*kept, length]})
                 await self._send({**message, "body": body})
-
-    def _tagged(self, body: bytes) -> bytes:
-        tag = self._tag()
-        if tag is None:
-            return body
-        try:
-            reply = json.loads(body)
-        except (ValueError, RecursionError):  # not for this middleware to report
-            return body
-        return json.dumps(with_tag(reply, tag), ensure_ascii=False, separators=(",", ":")).encode()
-
-    def _tag(self) -> str | None:
-        if self._header is not None:
-            tag: Any = self._header.decode("latin-1")
-        else:
-            try:
-                body = json.loads(b"".join(self._question) or b"null")
-            except (ValueError, RecursionError):
-                return None
-            tag = body.get(FIELD) if isinstance(body, dict) else None
-        return tag if is_tag(tag) else None
 
 
 def _is_json(start: Message) -> bool:

@@ -7,10 +7,11 @@ asked of it: a server that restarted has its first weights.
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 
@@ -34,7 +35,7 @@ T = TypeVar("T")
 HEALTH_EVERY = 1.0
 HEALTH_TIMEOUT = 10.0
 LONGEST_MESSAGE = 512
-"""Characters of a server's own words that an error repeats."""
+"""Characters of a server's own words that an error's payload repeats."""
 ANY_TOKEN = 2**31
 """The vocabulary's size where it is not known."""
 ECHO_REMEDY = (
@@ -42,108 +43,68 @@ ECHO_REMEDY = (
     "in front of it; vllm_client_tag_policy=lenient keeps untagged answers, which is safe only for a server of one's "
     "own"
 )
-
-
-@dataclass(frozen=True)
-class ServiceFailure:
-    """The request that failed. Nothing here is secret: no header, no key, no user or password of an address."""
-
-    service: str
-    endpoint: str
-    model: str | None
-    exception_type: str
-    exception_message: str
-    """At most `LONGEST_MESSAGE` characters."""
-    prompt_count: int = 0
-    payload_chars: int = 0
-    """Of the request's JSON."""
-    payload_size_bytes: int = 0
-    status_code: int | None = None
-    """None: no answer came."""
-    attempt: int = 0
-    max_attempts: int = 0
-    request_id: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """prompt_hash, client_tag, policy_version …"""
+COUNTED = (
+    "requests", "retry_attempts", "retry_rounds", "halved_requests", "server_losses", "unfinished_completions",
+    "excess_completions", "filtered_groups", "client_tag_errors", "logprobs_missing", "backfilled_completions",
+    "backfilled_prompts",
+)  # fmt: skip
+"""``generation/…`` metrics, which `observe/metrics.yaml` explains."""
 
 
 class GenerationServiceError(RunError):
-    """A generation service gave no usable completions. ``payload`` holds the facts as plain values."""
+    """A generation service gave no usable completions.
 
-    def __init__(self, message: str, failure: ServiceFailure) -> None:
+    ``payload`` holds the facts of the request that failed as JSON-ready values. Nothing in it is secret: no header, no
+    key, no user or password of an address.
+    """
+
+    def __init__(self, message: str, payload: dict[str, Any]) -> None:
         super().__init__(message)
-        self.failure = failure
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        """The failure as a JSON-ready mapping."""
-        return asdict(self.failure)
+        self.payload = payload
 
 
-@dataclass
 class GenerationStats:
     """Counts since they were last drained. Every rank has the same names, so that they add up over ranks."""
 
-    requests: int = 0
-    """Answered ones, bad answers included."""
-    retry_attempts: int = 0
-    retry_rounds: int = 0
-    """Further rounds for completions that were missing."""
-    halved_requests: int = 0
-    server_losses: int = 0
-    """Times that the server went away and came back."""
-    unfinished_completions: int = 0
-    """Cut off by the server (an abort), and asked for again."""
-    excess_completions: int = 0
-    """Not asked for, dropped."""
-    filtered_groups: int = 0
-    """Other clients' groups, dropped."""
-    client_tag_errors: int = 0
-    """Answers without a group of this client's."""
-    logprobs_missing: int = 0
-    """Answers without log-probs."""
-    backfilled_completions: int = 0
-    """Sampled by the local sampler instead."""
-    backfilled_prompts: int = 0
-    latency_total: float = 0.0
-    latency_max: float = 0.0
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._seconds: list[float] = []
+
+    def count(self, name: str, times: int = 1) -> None:
+        """Count something of `COUNTED`."""
+        assert name in COUNTED, name
+        self._counts[name] += times
 
     def answered(self, seconds: float) -> None:
         """Count an answer that took ``seconds``, waiting for a free place in the queue not included."""
-        self.requests += 1
-        self.latency_total += seconds
-        self.latency_max = max(self.latency_max, seconds)
+        self.count("requests")
+        self._seconds.append(seconds)
 
     def drain(self) -> Metrics:
         """The counts as ``generation/…`` sums, the latency in milliseconds as mean and maximum; all start over."""
-        metrics = {
-            f"generation/{f.name}": Stat(_number(getattr(self, f.name)), _number(1), "sum")
-            for f in fields(self)
-            if f.type is int
-        }
-        metrics["generation/latency_ms"] = Stat(_number(1000 * self.latency_total), _number(self.requests))
-        metrics["generation/latency_ms_max"] = Stat(_number(1000 * self.latency_max), _number(1), "max")
-        for f in fields(self):
-            setattr(self, f.name, f.default)
+        metrics = {f"generation/{name}": _stat(self._counts[name], 1, "sum") for name in COUNTED}
+        total, most = sum(self._seconds), max(self._seconds, default=0.0)
+        metrics["generation/latency_ms"] = _stat(1000 * total, self._counts["requests"], "mean")
+        metrics["generation/latency_ms_max"] = _stat(1000 * most, 1, "max")
+        self._counts, self._seconds = Counter(), []
         return metrics
 
 
-def _number(value: float) -> torch.Tensor:
-    return torch.tensor(float(value), dtype=torch.float64)
+def _stat(value: float, weight: float, kind: Literal["mean", "sum", "max"]) -> Stat:
+    value_, weight_ = (torch.tensor(float(number), dtype=torch.float64) for number in (value, weight))
+    return Stat(value_, weight_, kind)
 
 
 @dataclass(frozen=True)
 class Post:
-    """A request on the wire."""
+    """A request on the wire. ``key`` is that of the jitter, ``extra`` goes into an error's payload."""
 
     path: str
     body: Mapping[str, Any]
     key: tuple[KeyPart, ...]
-    """Of the jitter."""
     prompts: int = 0
     request_id: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """For the error's payload."""
 
     @property
     def content(self) -> bytes:
@@ -168,8 +129,7 @@ class ServerConnection:
         )
         self._retries = Retries(settings.max_retries + 1, settings.backoff, settings.backoff_multiplier)
         self._restoring = asyncio.Lock()
-        self._losses = 0
-        """Times that the server was found gone and came back."""
+        self._losses = 0  # times that the server was found gone and came back
 
     async def __aenter__(self) -> Self:
         return self
@@ -194,7 +154,7 @@ class ServerConnection:
             return read(await self._attempt(post, content))
 
         async def recover(fault: Fault) -> None:
-            self._stats.retry_attempts += 1
+            self._stats.count("retry_attempts")
             if fault.lost:
                 await self._wait_until_back(post, losses, fault.attempt)
             else:
@@ -207,9 +167,9 @@ class ServerConnection:
             ending = f"; gave up after {tries}" if fault.passing else ""
             raise self.failed(post, fault, f"{fault}{ending}") from fault
 
-    async def get(self, path: str, timeout: float = HEALTH_TIMEOUT) -> Answer:
+    async def get(self, path: str) -> Answer:
         """The answer. Raises `Fault` where no server gives one in time."""
-        return await self._client.send("GET", path, timeout=timeout)
+        return await self._client.send("GET", path, timeout=HEALTH_TIMEOUT)
 
     async def wait_until_healthy(self) -> None:
         """Return when /health answers 200. Raises `Fault` after ``startup_timeout``."""
@@ -227,35 +187,32 @@ class ServerConnection:
             await asyncio.sleep(min(HEALTH_EVERY, max(0.0, deadline - time.monotonic())))
 
     def failed(self, post: Post, fault: Fault, message: str) -> GenerationServiceError:
-        """The error that ends the run. Its line is cleaned of everything secret."""
+        """The error that ends the run, cleaned of everything secret."""
         settings, content = self._settings, post.content
+        payload = {
+            "service": "vllm",
+            "endpoint": f"{settings.endpoint}{post.path}",
+            "model": settings.model,
+            "exception_type": type(fault.__cause__ or fault).__name__,
+            "exception_message": self._client.clean(str(fault))[:LONGEST_MESSAGE],
+            "prompt_count": post.prompts,
+            "payload_chars": len(content.decode()),
+            "payload_size_bytes": len(content),
+            "status_code": fault.status,  # None: no answer came
+            "attempt": fault.attempt,
+            "max_attempts": settings.max_retries + 1,
+            "request_id": post.request_id,
+            "extra": {"client_tag": settings.client_tag, **post.extra},
+        }
         return GenerationServiceError(
-            self._client.clean(f"vLLM server {settings.endpoint}: {message}"),
-            ServiceFailure(
-                service="vllm",
-                endpoint=f"{settings.endpoint}{post.path}",
-                model=settings.model,
-                exception_type=type(fault.__cause__ or fault).__name__,
-                exception_message=self._client.clean(str(fault))[:LONGEST_MESSAGE],
-                prompt_count=post.prompts,
-                payload_chars=len(content.decode()),
-                payload_size_bytes=len(content),
-                status_code=fault.status,
-                attempt=fault.attempt,
-                max_attempts=settings.max_retries + 1,
-                request_id=post.request_id,
-                extra={"client_tag": settings.client_tag, **post.extra},
-            ),
+            self._client.clean(f"vLLM server {settings.endpoint}: {message}"), payload
         )
 
     async def _attempt(self, post: Post, content: bytes) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if post.request_id is not None:
-            headers["X-VLLM-Group-Request-ID"] = post.request_id
-        started = time.perf_counter()
-        answer = await self._client.send(
-            "POST", post.path, timeout=self._settings.timeout, content=content, headers=headers
-        )
+        name = {} if post.request_id is None else {"X-VLLM-Group-Request-ID": post.request_id}
+        headers = {"Content-Type": "application/json", **name}
+        started, timeout = time.perf_counter(), self._settings.timeout
+        answer = await self._client.send("POST", post.path, timeout=timeout, content=content, headers=headers)
         self._stats.answered(time.perf_counter() - started)
         return read_json(self._client.checked(answer, f"it refuses {post.path}"))
 
@@ -274,7 +231,7 @@ class ServerConnection:
             if self._restore is not None:
                 await asyncio.to_thread(self._restore)
             self._losses += 1
-            self._stats.server_losses += 1
+            self._stats.count("server_losses")
 
     def _pause(self, post: Post, attempt: int, asked: float = 0.0) -> float:
         return self._retries.after(attempt, asked, generator(*post.key, "retry", attempt).random())
@@ -282,14 +239,15 @@ class ServerConnection:
 
 @dataclass
 class ResponseCheck:
-    """Reads the answers of one server, keeps what is this client's, and counts what is wrong with them."""
+    """Reads the answers of one server, keeps what is this client's, and counts what is wrong with them.
+
+    ``vocabulary`` are the rows of the model's embedding; None: token ids are not checked against it.
+    """
 
     settings: ServerSettings
     stats: GenerationStats
     vocabulary: int | None
-    """Rows of the model's embedding; None: token ids are not checked against it."""
-    _without_logps: int = field(default=0, init=False)
-    """Answers, in a row."""
+    _without_logps: int = field(default=0, init=False)  # answers, in a row
 
     def completions(
         self, reply: dict[str, Any], request: CompletionRequest, model: str | None, max_tokens: int
@@ -309,7 +267,7 @@ class ResponseCheck:
         try:
             parsed = parse(own, len(request.prompts), 1, Limits(self.vocabulary or ANY_TOKEN, max_tokens))
         except MissingLogprobs as error:
-            self.stats.logprobs_missing += 1
+            self.stats.count("logprobs_missing")
             self._without_logps += 1
             if 0 < self.settings.logprob_fail_after <= self._without_logps:
                 often = (
@@ -318,23 +276,22 @@ class ResponseCheck:
                 raise Fault(f"{error}, {often}", passing=False) from error
             raise
         self._without_logps = 0
-        self.stats.excess_completions += parsed.excess
+        self.stats.count("excess_completions", parsed.excess)
         for prompt, outputs in zip(request.prompts, parsed.groups, strict=True):
-            for output in outputs:
-                if output.prompt_token_ids not in (None, prompt.token_ids):
-                    raise ResponseError(
-                        f"a completion continues another prompt than prompt {prompt.index}: answers were mixed up"
-                    )
+            if any(output.prompt_token_ids not in (None, prompt.token_ids) for output in outputs):
+                raise ResponseError(
+                    f"a completion continues another prompt than prompt {prompt.index}: answers were mixed up"
+                )
         return [outputs[0] if outputs else None for outputs in parsed.groups]
 
     def _own(self, reply: dict[str, Any]) -> dict[str, Any]:
         """The answer without other clients' groups. Raises `Fault` where nothing is left of it."""
         tag, policy = self.settings.client_tag, self.settings.tag_policy
         filtered = own_part(reply, tag, policy)
-        self.stats.filtered_groups += filtered.dropped
+        self.stats.count("filtered_groups", filtered.dropped)
         if filtered.kept or not filtered.dropped:
             return filtered.reply
-        self.stats.client_tag_errors += 1
+        self.stats.count("client_tag_errors")
         if filtered.untagged:
             message = f"its answer does not echo client_tag={tag!r} (policy {policy}); {ECHO_REMEDY}"
         else:

@@ -116,7 +116,7 @@ class VLLMServerSampler(Sampler):
         async with ServerConnection(self.settings, self._stats, self.restore) as connection:
             for round_number in range(rounds):
                 if round_number:
-                    self._stats.retry_rounds += 1
+                    self._stats.count("retry_rounds")
                     await asyncio.sleep(self.settings.retry_sleep)
                 requests = plan_requests(call.prompts, call.missing(), call.key, each)
                 failure = await self._ask_all(connection, call, requests)
@@ -182,7 +182,7 @@ class VLLMServerSampler(Sampler):
         except GenerationServiceError as error:
             if len(request.members) == 1 or not _may_be_too_much(error):
                 raise
-            self._stats.halved_requests += 1
+            self._stats.count("halved_requests")
             for half in request.halves():
                 await self._complete(connection, call, half, request_id)
             return
@@ -192,7 +192,7 @@ class VLLMServerSampler(Sampler):
                 if call.finished is not None:
                     call.finished(self._rollout(call.prompts[slot[0]], [output], call.policy_version))
             elif output is not None:
-                self._stats.unfinished_completions += 1
+                self._stats.count("unfinished_completions")
 
     def _backfill(self, call: "_Call", failure: GenerationServiceError | None) -> None:
         """The missing completions by the local sampler: those that it gives for the same numbers of the groups."""
@@ -203,8 +203,8 @@ class VLLMServerSampler(Sampler):
             "%d completions of %d prompts come from the local sampler instead of the vLLM server: %s",
             len(missing), len(positions), failure or "the server did not finish them",
         )  # fmt: skip
-        self._stats.backfilled_completions += len(missing)
-        self._stats.backfilled_prompts += len(positions)
+        self._stats.count("backfilled_completions", len(missing))
+        self._stats.count("backfilled_prompts", len(positions))
         chosen = [call.prompts[p] for p in positions]
         rollouts = self.backfill.sample(chosen, call.settings, call.key, call.policy_version)
         of_prompt = dict(zip(positions, rollouts, strict=True))
@@ -242,10 +242,10 @@ class _Call:
 
 
 def _may_be_too_much(error: GenerationServiceError) -> bool:
-    """Whether a smaller request may fare better: the server answered, or ran out of time."""
-    status = error.failure.status_code
+    """True if a smaller request may fare better: the server answered, or ran out of time."""
+    status = error.payload["status_code"]
     if status is None:
-        return error.failure.exception_type == "TimeoutError"
+        return bool(error.payload["exception_type"] == "TimeoutError")
     return status not in (401, 403, 404)
 
 

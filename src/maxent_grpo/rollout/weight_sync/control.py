@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -35,53 +36,34 @@ class VLLMControl:
         self.url = url.rstrip("/")
         self._headers, self._secrets = dict(headers or {}), secrets
 
-    def pause(self) -> None:
-        """Let running requests finish, hold back new ones, and drop what was cached of the old weights."""
-        self._call("POST", "/pause", params={"mode": "wait", "clear_cache": "true"})
+    def post(self, path: str, **request: Any) -> dict[str, Any]:
+        """The answer's JSON object; {} where there is none. ``request`` as httpx takes it."""
+        return self._call("POST", path, **request)
 
-    def resume(self) -> None:
-        self._call("POST", "/resume")
+    def get(self, path: str, **request: Any) -> dict[str, Any]:
+        """See `post`."""
+        return self._call("GET", path, **request)
 
     def reset_prefix_cache(self) -> None:
         """Forget keys and values of earlier prompts. Raises `SyncFailed` where the server could not."""
-        if not self._call("POST", "/reset_prefix_cache").get("success"):
+        if not self.post("/reset_prefix_cache").get("success"):
             raise SyncFailed(f"{self.url} could not reset its prefix cache: requests are still running")
-
-    def rpc(self, method: str, **kwargs: str) -> None:
-        """Call ``method`` of every worker."""
-        self._call("POST", "/collective_rpc", json={"method": method, "kwargs": kwargs})
 
     def version(self) -> str:
         """The name of the weights; ``default`` where none were named since the start."""
-        return str(self._call("GET", "/weight_info")["weight_version"])
-
-    def set_version(self, version: str) -> None:
-        self._call("POST", "/update_weight_version", json={"new_version": version})
+        return str(self.get("/weight_info")["weight_version"])
 
     def workers(self) -> int:
         """Processes that hold weights, over tensor, pipeline and data parallelism."""
-        return int(self._call("GET", "/get_world_size")["world_size"])
+        return int(self.get("/get_world_size")["world_size"])
 
     def settings(self) -> dict[str, Any]:
         """Its configuration, as ``vllm.config.VllmConfig`` writes it."""
-        return dict(self._call("GET", "/server_info", params={"config_format": "json"})["vllm_config"])
+        return dict(self.get("/server_info", params={"config_format": "json"})["vllm_config"])
 
     def is_proxy(self) -> bool:
         """True for ``maxent-grpo-vllm-proxy``, which passes orders on to all servers behind it."""
         return self._send("GET", "/proxy/status").status == 200
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._call("POST", "/init_weight_transfer_engine", json={"init_info": init_info})
-
-    def start_weight_update(self) -> None:
-        self._call("POST", "/start_weight_update")
-
-    def update_weights(self, update_info: Any) -> None:
-        self._call("POST", "/update_weights", json={"update_info": update_info})
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        body = {} if weight_version is None else {"weight_version": weight_version}
-        self._call("POST", "/finish_weight_update", json=body)
 
     def wait_until_healthy(self, seconds: float) -> None:
         """Return once it answers. Raises `SyncFailed` if it has not after ``seconds``."""
@@ -128,6 +110,22 @@ def on_all(servers: Sequence[VLLMControl], call: Callable[[VLLMControl], Result]
     """The call's result on every server, at the same time; raises what the first failing one raised."""
     with ThreadPoolExecutor(max_workers=max(1, len(servers))) as pool:
         return list(pool.map(call, servers))
+
+
+def post_all(servers: Sequence[VLLMControl], path: str, **request: Any) -> None:
+    """The same order to every server, at the same time."""
+    on_all(servers, lambda server: server.post(path, **request))
+
+
+def init_transfer(servers: Sequence[VLLMControl], inits: Sequence[Mapping[str, Any]]) -> None:
+    """Have every server join a group, each as its own ``init_info`` says."""
+    of = {server.url: {"init_info": dict(init)} for server, init in zip(servers, inits, strict=True)}
+    on_all(servers, lambda server: server.post("/init_weight_transfer_engine", json=of[server.url]))
+
+
+def workers_before(servers: Sequence[VLLMControl]) -> list[int]:
+    """Workers of the servers before each one, and of all of them: in a group they follow one another."""
+    return list(accumulate(on_all(servers, VLLMControl.workers), initial=0))
 
 
 def address_towards(host: str, port: int) -> str:

@@ -8,14 +8,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from itertools import accumulate
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
 from maxent_grpo.rollout.settings import SyncSettings
-from maxent_grpo.rollout.weight_sync.control import SyncFailed, VLLMControl, on_all
+from maxent_grpo.rollout.weight_sync.control import (
+    SyncFailed,
+    VLLMControl,
+    init_transfer,
+    post_all,
+    workers_before,
+)
+from maxent_grpo.rollout.weight_sync.transports import Transport
 from maxent_grpo.rollout.weight_sync.weights import WeightInfo
 
 TIMEOUT = timedelta(seconds=300)
@@ -72,15 +78,12 @@ class GlooUpdate:
         )
 
 
-class GlooTransport:
-    """See `sync.Transport`. ``port`` of this machine is where the workers meet the trainer; 0 takes a free one."""
+class GlooTransport(Transport):
+    """``settings.port`` of this machine is where the workers meet the trainer; 0 takes a free one."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, settings: SyncSettings) -> None:
+        self._port = settings.port
         self._group: GlooGroup | None = None
-
-    def prepare(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None:
-        """Do nothing: parameters are sent as they are gathered."""
 
     def send(
         self,
@@ -89,42 +92,35 @@ class GlooTransport:
         weights: Iterator[tuple[str, Tensor]],
     ) -> None:
         group = self._group = self._group or self._connected(servers)
-        on_all(servers, VLLMControl.start_weight_update)
-        update = asdict(GlooUpdate.of(description))
+        post_all(servers, "/start_weight_update")
+        update = {"update_info": asdict(GlooUpdate.of(description))}
         # The workers receive while this process sends: both are inside the same broadcasts.
         with ThreadPoolExecutor(max_workers=1) as pool:
-            received = pool.submit(on_all, servers, lambda server: server.update_weights(update))
+            received = pool.submit(post_all, servers, "/update_weights", json=update)
             try:
                 for _, tensor in weights:
                     group.broadcast(tensor.detach().to("cpu").contiguous())
             except RuntimeError as error:
                 raise SyncFailed(f"a server broke off while it received weights: {error}") from error
             received.result()
-        on_all(servers, VLLMControl.finish_weight_update)
+        post_all(servers, "/finish_weight_update", json={})
 
     def _connected(self, servers: Sequence[VLLMControl]) -> GlooGroup:
         """The group of this process, rank 0, and the workers of all servers, in their order."""
-        workers = on_all(servers, VLLMControl.workers)
-        size = 1 + sum(workers)
-        first_ranks = [1 + before for before in accumulate(workers[:-1], initial=0)]
+        *before, workers = workers_before(servers)
         port = self._port or free_port()
-        inits = {
-            server.url: asdict(GlooInit(server.own_address(), port, rank, size))
-            for server, rank in zip(servers, first_ranks, strict=True)
-        }
+        inits = [
+            asdict(GlooInit(server.own_address(), port, 1 + count, 1 + workers))
+            for server, count in zip(servers, before, strict=True)
+        ]
         with ThreadPoolExecutor(max_workers=1) as pool:
-            joined = pool.submit(
-                on_all, servers, lambda server: server.init_weight_transfer_engine(inits[server.url])
-            )
+            joined = pool.submit(init_transfer, servers, inits)
             own = servers[0].own_address()
-            group = GlooGroup(own, port, 0, size, own)
+            group = GlooGroup(own, port, 0, 1 + workers, own)
             joined.result()
         return group
 
     def reset(self) -> None:
-        self._group = None
-
-    def close(self) -> None:
         self._group = None
 
 
@@ -133,8 +129,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def gloo(settings: SyncSettings) -> GlooTransport:
-    """The transport of ``vllm_sync_backend: gloo``."""
-    return GlooTransport(settings.port)

@@ -12,7 +12,8 @@ from torch import Tensor
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.named import find_named
 from maxent_grpo.rollout.settings import ServerSettings, SyncSettings
-from maxent_grpo.rollout.weight_sync.control import SyncFailed, VLLMControl, on_all
+from maxent_grpo.rollout.weight_sync.control import SyncFailed, VLLMControl, on_all, post_all
+from maxent_grpo.rollout.weight_sync.transports import Transport
 from maxent_grpo.rollout.weight_sync.weights import WeightInfo, Weights
 
 UNNAMED = "default"
@@ -51,50 +52,12 @@ class WeightSync(Protocol):
         ...
 
 
-class Transport(Protocol):
-    """One way for weights to reach servers. Used by the sending rank alone."""
-
-    def prepare(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None:
-        """Do what can be done while the servers still generate."""
-
-    def send(
-        self,
-        servers: Sequence[VLLMControl],
-        description: Sequence[WeightInfo],
-        weights: Iterator[tuple[str, Tensor]],
-    ) -> None:
-        """Load the weights into the paused servers."""
-
-    def reset(self) -> None:
-        """Forget connections: a server may have been started again."""
-
-    def close(self) -> None:
-        """Give up connections and files."""
-
-
-class NullTransport:
-    """The transport of ranks that send nothing."""
-
-    def prepare(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None: ...
-
-    def send(
-        self,
-        servers: Sequence[VLLMControl],
-        description: Sequence[WeightInfo],
-        weights: Iterator[tuple[str, Tensor]],
-    ) -> None: ...
-
-    def reset(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 TransportFactory = Callable[[SyncSettings], Transport]
 TRANSPORTS = {
-    "disk": "maxent_grpo.rollout.weight_sync.transports:disk",
-    "gloo": "maxent_grpo.rollout.weight_sync.gloo:gloo",
-    "nccl": "maxent_grpo.rollout.weight_sync.transports:nccl",
-    "ipc": "maxent_grpo.rollout.weight_sync.transports:ipc",
+    "disk": "maxent_grpo.rollout.weight_sync.transports:DiskTransport",
+    "gloo": "maxent_grpo.rollout.weight_sync.gloo:GlooTransport",
+    "nccl": "maxent_grpo.rollout.weight_sync.transports:NCCLTransport",
+    "ipc": "maxent_grpo.rollout.weight_sync.transports:IPCTransport",
 }
 """``vllm_sync_backend`` → the `TransportFactory` behind it."""
 
@@ -119,10 +82,8 @@ class ServerWeightSync:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype
-        self._servers = list(servers)
-        self._transport = transport
-        self._patience = patience
-        self._is_sender = is_sender
+        self._servers, self._transport = list(servers), transport
+        self._patience, self._is_sender = patience, is_sender
 
     def sync(self, weights: Weights, version: str) -> None:
         stream = iter(weights)
@@ -141,12 +102,13 @@ class ServerWeightSync:
     ) -> None:
         on_all(self._servers, lambda server: server.wait_until_healthy(self._patience))
         self._transport.prepare(stream, version)
-        on_all(self._servers, VLLMControl.pause)
+        # Running requests finish, new ones are held back, and what was cached of the old weights is dropped.
+        post_all(self._servers, "/pause", params={"mode": "wait", "clear_cache": "true"})
         # Nothing resumes a server whose update broke off: it would generate from half-loaded weights.
         self._transport.send(self._servers, description, stream)
         on_all(self._servers, VLLMControl.reset_prefix_cache)
-        on_all(self._servers, lambda server: server.set_version(version))
-        on_all(self._servers, VLLMControl.resume)
+        post_all(self._servers, "/update_weight_version", json={"new_version": version})
+        post_all(self._servers, "/resume")
 
     def holds(self, version: str) -> bool:
         if not self._is_sender:
@@ -175,7 +137,7 @@ def server_weight_sync(
         RunError: they do not answer.
     """
     if not is_sender:
-        return ServerWeightSync([], NullTransport(), patience=0.0, is_sender=False)
+        return ServerWeightSync([], Transport(), patience=0.0, is_sender=False)
     servers = [VLLMControl(url, server.headers, server.secrets) for url in sync.urls or [server.base_url]]
     try:
         found = [one.settings() for one in servers]

@@ -3,29 +3,57 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.rollout.settings import SyncSettings
-from maxent_grpo.rollout.weight_sync.control import SyncFailed, VLLMControl, on_all
+from maxent_grpo.rollout.weight_sync.control import (
+    SyncFailed,
+    VLLMControl,
+    init_transfer,
+    post_all,
+    workers_before,
+)
 from maxent_grpo.rollout.weight_sync.weights import WeightInfo
 
 SHARD_BYTES = 2**30
 """Parameters held in memory before they are written: one file's worth."""
 
 
-class DiskTransport:
+class Transport:
+    """One way for weights to reach servers, used by the sending rank. This one does nothing: for the other ranks."""
+
+    def prepare(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None:
+        """Do what can be done while the servers still generate."""
+
+    def send(
+        self,
+        servers: Sequence[VLLMControl],
+        description: Sequence[WeightInfo],
+        weights: Iterator[tuple[str, Tensor]],
+    ) -> None:
+        """Load the weights into the paused servers."""
+
+    def reset(self) -> None:
+        """Forget connections: a server may have been started again."""
+
+    def close(self) -> None:
+        """Give up connections and files."""
+        self.reset()
+
+
+class DiskTransport(Transport):
     """Weights by a directory of safetensors that the servers load again: works everywhere, at the speed of the disk.
 
-    See `sync.Transport`. ``directory`` is one that the servers see under the same path."""
+    The servers see the directory under the same path.
+    """
 
-    def __init__(self, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        self._directory = directory.absolute()
+    def __init__(self, settings: SyncSettings, shard_bytes: int = SHARD_BYTES) -> None:
+        self._directory = Path(settings.directory).absolute()
         self._shard_bytes = shard_bytes
         self._written: Path | None = None
 
@@ -46,15 +74,11 @@ class DiskTransport:
         description: Sequence[WeightInfo],
         weights: Iterator[tuple[str, Tensor]],
     ) -> None:
-        assert self._written is not None, "prepare has written"
-        path = str(self._written)
-        on_all(servers, lambda server: server.rpc("reload_weights", weights_path=path))
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(self._written)}}
+        post_all(servers, "/collective_rpc", json=reload)
         for old in self._directory.glob("weights-*"):
             if old != self._written:
                 shutil.rmtree(old)
-
-    def reset(self) -> None:
-        """Do nothing: there is no connection."""
 
     def close(self) -> None:
         """Remove the files: the trained policy is saved elsewhere."""
@@ -77,32 +101,30 @@ def write_shards(weights: Iterator[tuple[str, Tensor]], directory: Path, shard_b
         save_file(held, directory / f"model-{files + 1:05d}.safetensors")
 
 
-class VLLMTransport:
-    """Weights by vLLM's own engines, NCCL to servers on other GPUs or CUDA IPC to one on the trainer's GPU.
+class NCCLTransport(Transport):
+    """Weights by vLLM's own engine for servers on other GPUs.
 
-    Written against vLLM 0.30 (`vllm/distributed/weight_transfer`); needs vLLM where training runs. See
-    `sync.Transport`. ``port`` of this machine is where NCCL's members meet.
+    Written against vLLM 0.30 (`vllm/distributed/weight_transfer`). ``settings.port`` of this machine is where the
+    group's members meet.
 
     Raises:
         UsageError: vLLM is not installed here.
     """
 
-    def __init__(self, way: Literal["nccl", "ipc"], port: int) -> None:
+    backend = "nccl"
+
+    def __init__(self, settings: SyncSettings) -> None:
         try:
             from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         except ImportError as error:
             raise UsageError(
-                f"vllm_sync_backend: {way} needs vLLM where training runs too: pip install 'maxent-grpo[vllm]'; or "
-                "use disk or gloo"
+                f"vllm_sync_backend: {self.backend} needs vLLM where training runs too: pip install "
+                "'maxent-grpo[vllm]'; or use disk or gloo"
             ) from error
         self._start = WeightTransferTrainerFactory.trainer_init
-        self._way = way
-        self._port = port
+        self._port = settings.port
         self._engine: Any = None
         self._source: Any = None
-
-    def prepare(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None:
-        """Do nothing: parameters are sent as they are gathered."""
 
     def send(
         self,
@@ -114,22 +136,18 @@ class VLLMTransport:
             if self._engine is None:
                 self._source = _source()
                 self._source.use(description, weights)
-                self._engine = self._start(
-                    self._init(servers), client=AllServers(servers), source=self._source
-                )
+                init = self.init_info(servers)
+                self._engine = self._start(init, client=AllServers(servers), source=self._source)
             self._source.use(description, weights)
             self._engine.send_weights()
         except RuntimeError as error:  # of NCCL, or of the rendezvous
             raise SyncFailed(f"a server broke off while it received weights: {error}") from error
 
-    def _init(self, servers: Sequence[VLLMControl]) -> Any:
-        if self._way == "ipc":
-            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-
-            return IPCTrainerInitInfo(rank=0, packed=True)
+    def init_info(self, servers: Sequence[VLLMControl]) -> Any:
+        """The trainer's place in the group, as vLLM's own class."""
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        size = 1 + sum(on_all(servers, VLLMControl.workers))
+        size = 1 + workers_before(servers)[-1]
         return NCCLTrainerInitInfo(servers[0].own_address(), self._port, size, rank=0)
 
     def reset(self) -> None:
@@ -141,6 +159,17 @@ class VLLMTransport:
             self._engine = None
 
 
+class IPCTransport(NCCLTransport):
+    """The same by CUDA IPC, to a server on the trainer's GPU."""
+
+    backend = "ipc"
+
+    def init_info(self, servers: Sequence[VLLMControl]) -> Any:
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        return IPCTrainerInitInfo(rank=0, packed=True)
+
+
 class AllServers:
     """vLLM's ``VLLMWeightSyncClient`` for several servers at once: in NCCL's group their workers follow one another."""
 
@@ -148,27 +177,20 @@ class AllServers:
         self._servers = list(servers)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        offsets = {server.url: offset for server, offset in zip(self._servers, self._offsets(), strict=True)}
-        on_all(
-            self._servers,
-            lambda server: server.init_weight_transfer_engine(with_offset(init_info, offsets[server.url])),
-        )
-
-    def _offsets(self) -> list[int]:
-        """Workers of the servers before each."""
-        return list(accumulate(on_all(self._servers, VLLMControl.workers)[:-1], initial=0))
+        before = workers_before(self._servers)[:-1]
+        init_transfer(self._servers, [with_offset(init_info, count) for count in before])
 
     def start_weight_update(self) -> None:
-        on_all(self._servers, VLLMControl.start_weight_update)
+        post_all(self._servers, "/start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:
         from vllm.distributed.weight_transfer.clients import _json_safe_update_payload
 
-        payload = _json_safe_update_payload(update_info)
-        on_all(self._servers, lambda server: server.update_weights(payload))
+        update = {"update_info": _json_safe_update_payload(update_info)}
+        post_all(self._servers, "/update_weights", json=update)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        on_all(self._servers, VLLMControl.finish_weight_update)
+        post_all(self._servers, "/finish_weight_update", json={})
 
 
 def with_offset(init_info: Mapping[str, Any], workers_before: int) -> dict[str, Any]:
@@ -194,18 +216,3 @@ def _source() -> Any:
             return self._weights
 
     return Source()
-
-
-def disk(settings: SyncSettings) -> DiskTransport:
-    """The transport of ``vllm_sync_backend: disk``."""
-    return DiskTransport(Path(settings.directory))
-
-
-def nccl(settings: SyncSettings) -> VLLMTransport:
-    """The transport of ``vllm_sync_backend: nccl``."""
-    return VLLMTransport("nccl", settings.port)
-
-
-def ipc(settings: SyncSettings) -> VLLMTransport:
-    """The transport of ``vllm_sync_backend: ipc``."""
-    return VLLMTransport("ipc", settings.port)
