@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_stand_in import Answer, Asked, serving
 
 from maxent_grpo.rollout.vllm.client_tag import with_tag
+from vllm_stand_in import Answer, Asked, serving
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "vllm_client_tag_smoke.py"
 
