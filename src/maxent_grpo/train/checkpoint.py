@@ -40,7 +40,7 @@ NAMES = {"replicated": "ddp, or of one process", "accelerate": "zero2 or zero3"}
 RESHARDABLE = frozenset({"replicated", "fsdp2", "accelerate"})
 """Kinds that resume on another number of ranks."""
 SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-"""What two configurations must agree in for one's weights to fit the other."""
+"""Settings in which two configurations must agree for one's weights to fit the other."""
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -69,10 +69,8 @@ def save_checkpoint(run: Run) -> Path:
             write_json(partial / "rollout.json", [asdict(group) for group in rollout])
         if run.buffer is not None:
             write_json(partial / BUFFER, run.buffer())
-        sizes = {
-            str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()
-        }
-        write_json(partial / MANIFEST, sizes)
+        files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        write_json(partial / MANIFEST, {str(p.relative_to(partial)): p.stat().st_size for p in files})
         for path in partial.rglob("*"):
             _flush(path)
         shutil.rmtree(final, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other: failures at the start, shares of the work, and whether they agree."""
+"""Messages between the processes of a run: failures at the start, shares of the work, and whether they agree."""
 
 import hashlib
 import json
@@ -86,17 +86,15 @@ def gathered(items: Sequence[Any], accelerator: Accelerator) -> list[Any]:
 
 def refuse_disagreement(accelerator: Accelerator, facts: dict[str, Any]) -> None:
     """Raise `RunError` where a fact differs between ranks. Each value is one that JSON can say."""
-    mine = {name: _digest(value) for name, value in facts.items()}
-    everyone = gathered([mine], accelerator)
-    for name in facts:
-        other = next(
-            (rank for rank, theirs in enumerate(everyone) if theirs[name] != everyone[0][name]), None
-        )
-        if other is not None:
-            raise RunError(
-                f"ranks 0 and {other} started with different {name}: give every machine the same recipe, code, data "
-                "and model files"
-            )
+    texts = {name: json.dumps(value, sort_keys=True, default=str) for name, value in facts.items()}
+    mine = {name: hashlib.blake2b(text.encode(), digest_size=16).digest() for name, text in texts.items()}
+    for rank, theirs in enumerate(everyone := gathered([mine], accelerator)):
+        for name in facts:
+            if theirs[name] != everyone[0][name]:
+                raise RunError(
+                    f"ranks 0 and {rank} started with different {name}: give every machine the same recipe, code, "
+                    "data and model files"
+                )
 
 
 @torch.no_grad()
@@ -109,9 +107,3 @@ def parameter_checksum(model: nn.Module) -> str:
         bits = torch.hash_tensor(values).view(torch.int64).item()
         digest.update(repr((name, tuple(values.shape), [float(n).hex() for n in numbers], bits)).encode())
     return digest.hexdigest()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.blake2b(
-        json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16
-    ).hexdigest()

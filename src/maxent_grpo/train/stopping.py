@@ -28,7 +28,7 @@ class Stopped(RunError):
 
 
 def stop_asked(output_dir: Path, accelerator: Accelerator) -> bool:
-    """Whether the first rank sees the file now; all ranks get its answer."""
+    """True if the first rank sees the file now; all ranks get its answer."""
     seen = accelerator.is_main_process and (output_dir / STOP_FILE).exists()
     return any(gathered([seen], accelerator))
 
@@ -58,7 +58,7 @@ def stopping_on_signal(output_dir: Path) -> Iterator[None]:
 
 
 def stopped(output_dir: Path, accelerator: Accelerator, step: int) -> Stopped:
-    """What to raise once the checkpoint of ``step`` is there; the request is answered and removed."""
+    """The error to raise once the checkpoint of ``step`` is there; the request is answered and removed."""
     forget_request(output_dir, accelerator)
     return Stopped(
         f"stopped after step {step}, as {output_dir / STOP_FILE} asked; resume_from_checkpoint=true goes on"

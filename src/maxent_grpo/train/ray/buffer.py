@@ -27,7 +27,7 @@ Payload = TypeVar("Payload")
 
 @dataclass(frozen=True)
 class Bounds:
-    """What limits the buffer."""
+    """The limits of the buffer."""
 
     groups_per_rollout: int  # R: what the learner takes at once
     steps_per_rollout: int  # k: the optimiser steps that it makes of them
@@ -65,7 +65,7 @@ class Counts:
 
 @dataclass
 class GroupBuffer(Generic[Payload]):
-    """See the module. ``next_version`` is the learner's version when it next takes groups."""
+    """The account of every prompt. ``next_version`` is the learner's version when it next takes groups."""
 
     bounds: Bounds
     next_version: int = 0
@@ -152,7 +152,7 @@ class GroupBuffer(Generic[Payload]):
         return {f"buffer/{name}": float(value) for name, value in (fill | counts).items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds: everything but ``next_version``, which follows from the learner's position.
+        """The state for a checkpoint: everything but ``next_version``, which follows from the learner's position.
 
         What is being sampled now will have to be sampled again: it waits in the restored buffer.
         """

@@ -377,7 +377,7 @@ def _wait_for(calls: Sequence[Any], what: str, timeout: float) -> None:
 
 
 def _results(calls: Sequence[Any], what: str, timeout: float) -> list[Any]:
-    """What all ``calls`` gave. Raises `WorkerLostError` where a worker is gone or overdue."""
+    """The results of all ``calls``. Raises `WorkerLostError` where a worker is gone or overdue."""
     _wait_for(calls, what, timeout)
     reasons: list[RayError] = []
     results = []

@@ -1,1 +1,1 @@
-"""How ranks hold the policy: whole (`replicated`), or in shards (`fsdp2`, `zero`)."""
+"""Ways in which ranks hold the policy: whole (`replicated`), or in shards (`fsdp2`, `zero`)."""

@@ -127,7 +127,7 @@ class ZeroStrategy(Strategy):
         return WHOLE
 
     def _save_natively(self, directory: Path) -> str | None:
-        """Why it failed on this rank, in a line. Whatever DeepSpeed meets here ends in a line of ours."""
+        """The reason why it failed on this rank, if it did: one line of ours, whatever DeepSpeed meets here."""
         try:
             self._engine.save_checkpoint(str(directory), tag=TAG)
         except Exception as error:  # noqa: BLE001  told to the other ranks, and raised or survived by `save`
