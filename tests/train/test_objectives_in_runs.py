@@ -172,7 +172,7 @@ def test_a_resumed_run_with_dynamic_sampling_is_the_uninterrupted_one(configure,
     [
         ({"objective": "flowrl", "beta": 0.1}, "beta: FlowRL has the reference in its target"),
         ({"objective": "pass_at_k", "pass_k": 5}, "pass_k: 5 is above num_generations=4"),
-        ({"advantage": "loo"}, "advantage: 'loo' is not one of centred, rloo, maxrl"),
+        ({"advantage": "loo"}, "advantage: 'loo' is not one of centered, rloo, maxrl"),
         (
             {"loss_type": "cispo"},
             "epsilon_high: under cispo it caps the ratio itself, and 0.2 is not above 1",

@@ -108,7 +108,7 @@ def test_weights_are_synced_at_the_interval(
 def test_importance_weights_are_on_where_vllm_samples_tokens(configure: Callable[..., RunConfig]) -> None:
     def cap(**settings: Any) -> float | None:
         command = "train-maxent" if "maxent_loss" in settings else "train-baseline"
-        return objective_spec(configure(command, **settings).training).tis_cap
+        return objective_spec(configure(command, **settings).training)["tis_cap"]
 
     assert cap() is None
     assert cap(use_vllm=True) == VLLM_TIS_CAP
