@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from maxent_grpo.controllers.beta import next_beta
 from maxent_grpo.controllers.controller import Controllers, Measurement
+from maxent_grpo.controllers.feedback import next_beta
 from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
 
 SETTINGS = ControllerSettings(tau=0.1, beta=0.5, kl_target=0.07, kl_horizon=500, kl_ctl_step_size=1.0)

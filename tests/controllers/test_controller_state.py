@@ -7,7 +7,7 @@ import torch
 
 from maxent_grpo.controllers.controller import Controllers, Measurement
 from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
-from maxent_grpo.controllers.state_file import read_state, write_state
+from maxent_grpo.controllers.state import read_state, write_state
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.weights import closed_form_weights
 from maxent_grpo.observe.definitions import definitions

@@ -3,8 +3,8 @@
 import pytest
 
 from maxent_grpo.controllers.controller import Controllers, Measurement
-from maxent_grpo.controllers.entropy import EntropySettings, kl_factor, next_coef
-from maxent_grpo.controllers.settings import ControllerSettings
+from maxent_grpo.controllers.feedback import kl_factor, next_coef
+from maxent_grpo.controllers.settings import ControllerSettings, EntropySettings
 
 ADAPTIVE = EntropySettings(adaptive=True, coef=0.01, coef_max=0.02, coef_delta=0.005, target=0.2)
 

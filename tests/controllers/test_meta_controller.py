@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.controllers.controller import Controllers, Measurement
-from maxent_grpo.controllers.meta import MetaState, Potential, meta_update, path_gradient
-from maxent_grpo.controllers.meta_optimizer import Moments, descend
+from maxent_grpo.controllers.meta import MetaState, Moments, Potential, descend, meta_update, path_gradient
 from maxent_grpo.controllers.settings import SMALLEST_TAU, ControllerSettings, MetaSettings
 from maxent_grpo.objectives.weights import closed_form_weights, weight_entropy
 from maxent_grpo.observe.definitions import definitions

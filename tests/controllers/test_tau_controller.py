@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from maxent_grpo.controllers.controller import Controllers, Measurement
+from maxent_grpo.controllers.feedback import entropy_target, next_tau
 from maxent_grpo.controllers.settings import SMALLEST_TAU, ControllerSettings
-from maxent_grpo.controllers.tau import entropy_target, next_tau
 from maxent_grpo.objectives.weights import closed_form_weights, weight_entropy
 
 

@@ -6,7 +6,8 @@ import math
 import pytest
 
 import runs
-from maxent_grpo.controllers.entropy import EntropySettings, kl_factor
+from maxent_grpo.controllers.feedback import kl_factor
+from maxent_grpo.controllers.settings import EntropySettings
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.objectives.catalog import CATALOG
 from maxent_grpo.train import drivers

@@ -228,7 +228,9 @@ def test_staleness_and_its_correction_have_values_where_they_are_unset(configure
     engines = {"driver": "async", "use_vllm": True}
     assert filled(**engines) == (1, 2.0)
     assert filled(**engines, max_staleness=0) == (0, None)
-    assert objective_spec(configure_tiny("run", **engines, max_staleness=0).training)["tis_cap"] == VLLM_TIS_CAP
+    assert (
+        objective_spec(configure_tiny("run", **engines, max_staleness=0).training)["tis_cap"] == VLLM_TIS_CAP
+    )
 
 
 def test_more_processes_than_one_are_refused(configure_tiny, monkeypatch):

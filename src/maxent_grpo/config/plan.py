@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from maxent_grpo.controllers.entropy import EntropySettings
-from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
+from maxent_grpo.controllers.settings import ControllerSettings, EntropySettings, MetaSettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
 from maxent_grpo.objectives.components import MAXENT, NUMBERS

@@ -8,12 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from maxent_grpo.controllers.beta import next_beta
-from maxent_grpo.controllers.entropy import EntropyState, after, applied_coef
+from maxent_grpo.controllers.feedback import (
+    EntropyState,
+    applied_coef,
+    entropy_target,
+    next_beta,
+    next_ema,
+    next_entropy_state,
+    next_tau,
+)
 from maxent_grpo.controllers.meta import Potential, WeightsOf, meta_update
 from maxent_grpo.controllers.settings import ControllerSettings
-from maxent_grpo.controllers.snapshot import ControllerState, from_json, from_numbers, to_json, to_numbers
-from maxent_grpo.controllers.tau import entropy_target, next_ema, next_tau
+from maxent_grpo.controllers.state import ControllerState, from_json, from_numbers, to_json, to_numbers
 from maxent_grpo.types import Knobs
 
 
@@ -21,12 +27,18 @@ from maxent_grpo.types import Knobs
 class Measurement:
     """What one optimiser step tells the controllers: means over all groups of all ranks."""
 
-    step: int  # optimiser steps completed, this one included
-    kl: float | None  # nats; None where the step measured none
-    weight_entropy: float | None  # nats; None where the objective has no weights
-    lr_scale: float  # learning rate now / base learning rate
-    weights: WeightsOf | None = None  # of the step's groups, captured tensors made outside inference mode
-    entropy: float | None = None  # mean token entropy of the policy, nats; None where the step measured none
+    step: int
+    """Optimiser steps completed, this one included."""
+    kl: float | None
+    """Nats; None where the step measured none."""
+    weight_entropy: float | None
+    """Nats; None where the objective has no weights."""
+    lr_scale: float
+    """Learning rate now / base learning rate."""
+    weights: WeightsOf | None = None
+    """Of the step's groups, captured tensors made outside inference mode."""
+    entropy: float | None = None
+    """Mean token entropy of the policy, nats; None where the step measured none."""
 
     def without_non_finite(self) -> tuple["Measurement", int]:
         """The measurement with None for what is NaN or infinite, and how often that was."""
@@ -76,7 +88,7 @@ class Controllers:
         if seen.weight_entropy is not None:
             state = replace(state, entropy_ema=next_ema(state.entropy_ema, seen.weight_entropy))
         if state.entropy is not None:
-            entropy = after(state.entropy, seen.entropy, seen.kl, self.settings.entropy)
+            entropy = next_entropy_state(state.entropy, seen.entropy, seen.kl, self.settings.entropy)
             state = replace(state, entropy=entropy)
         metrics: dict[str, float] = {}
         if self.settings.meta.enabled:

@@ -43,12 +43,45 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from maxent_grpo.controllers.meta_optimizer import Moments, descend
 from maxent_grpo.controllers.settings import ControllerSettings
 from maxent_grpo.objectives.weights import weight_entropy
 
 WeightsOf = Callable[[Tensor, Tensor], Tensor]
 """(τ, β), float64 scalars → w [P, G], differentiable in both."""
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPSILON = 1e-8
+WEIGHT_DECAY = 0.01
+"""Of adamw, as torch.optim.AdamW has it."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Adam's running moments of one knob's gradient."""
+
+    first: float = 0.0
+    second: float = 0.0
+    count: int = 0
+    """Updates behind them."""
+
+
+def descend(
+    value: float, gradient: float, rate: float, optimizer: str, moments: Moments
+) -> tuple[float, Moments]:
+    """``value`` after one step against ``gradient``; sgd leaves the moments alone.
+
+    Adam: Kingma & Ba 2015 (arXiv:1412.6980, algorithm 1). AdamW: Loshchilov & Hutter 2019 (arXiv:1711.05101).
+    """
+    if optimizer == "sgd":
+        return value - rate * gradient, moments
+    count = moments.count + 1
+    first = ADAM_BETAS[0] * moments.first + (1 - ADAM_BETAS[0]) * gradient
+    second = ADAM_BETAS[1] * moments.second + (1 - ADAM_BETAS[1]) * gradient**2
+    if optimizer == "adamw":
+        value -= rate * WEIGHT_DECAY * value
+    first_unbiased = first / (1 - ADAM_BETAS[0] ** count)
+    second_unbiased = second / (1 - ADAM_BETAS[1] ** count)
+    step = rate * first_unbiased / (math.sqrt(second_unbiased) + ADAM_EPSILON)
+    return value - step, Moments(first, second, count)
 
 
 @dataclass(frozen=True)
@@ -67,11 +100,14 @@ class Potential:
 
     tau: float
     beta: float
-    entropy: float | None = None  # measured H
+    entropy: float | None = None
+    """Measured H."""
     target_entropy: float | None = None
-    kl: float | None = None  # measured KL
+    kl: float | None = None
+    """Measured KL."""
     target_kl: float | None = None
-    weights: WeightsOf | None = None  # None: unit response of H to τ
+    weights: WeightsOf | None = None
+    """None: unit response of H to τ."""
 
     @property
     def has_entropy(self) -> bool:
@@ -104,7 +140,8 @@ class Gradient:
     beta: float
     tau_curvature: float
     beta_curvature: float
-    potential: float  # Φ there
+    potential: float
+    """Φ there."""
 
     @property
     def finite(self) -> bool:
@@ -118,7 +155,8 @@ class Move:
 
     tau: float
     beta: float
-    start: Gradient  # at the knobs that the step used
+    start: Gradient
+    """At the knobs that the step used."""
     tau_projected: bool
     beta_projected: bool
     state: MetaState

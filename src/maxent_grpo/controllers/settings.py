@@ -1,10 +1,8 @@
-"""What the controllers are told before the run: plain numbers, checked once."""
+"""Settings of the controllers: plain numbers, checked once."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-
-from maxent_grpo.controllers.entropy import EntropySettings
 
 METHOD_ALIASES = {
     "analytic_grad": "analytic",
@@ -40,16 +38,24 @@ class MetaSettings:
     """
 
     enabled: bool = False
-    method: str = "analytic"  # one of METHODS, or an alias
+    method: str = "analytic"
+    """One of METHODS, or an alias."""
     lr: float = 0.0
-    tau_lr: float = 0.0  # 0: lr
-    beta_lr: float = 0.0  # 0: lr
-    beta_grad_clip: float = 0.0  # bound on |β gradient|; 0: none
-    update_interval: int = 1  # optimiser steps between two updates
-    objective: str = "potential"  # a label kept in the state file: the potential is what is optimised
-    analytic_steps: int = 1  # steps per update of method analytic
+    tau_lr: float = 0.0
+    """0: lr."""
+    beta_lr: float = 0.0
+    """0: lr."""
+    beta_grad_clip: float = 0.0
+    """bound on |β gradient|; 0: none."""
+    update_interval: int = 1
+    """Optimiser steps between two updates."""
+    objective: str = "potential"
+    """A label kept in the state file: the potential is what is optimised."""
+    analytic_steps: int = 1
+    """Steps per update of method analytic."""
     optimizer: str = "sgd"
-    truncation_steps: int = 1  # inner updates that truncated_backprop unrolls
+    truncation_steps: int = 1
+    """Inner updates that truncated_backprop unrolls."""
     use_hessian: bool = False
 
     def __post_init__(self) -> None:
@@ -76,6 +82,41 @@ class MetaSettings:
 
 
 @dataclass(frozen=True)
+class EntropySettings:
+    """What adapts the coefficient. Raises ``ValueError`` on values that contradict each other."""
+
+    adaptive: bool = False
+    """Step the coefficient towards the target."""
+    coef: float = 0.0
+    """At the start; the constant where not adaptive."""
+    coef_min: float = 0.0
+    coef_max: float = 1.0
+    coef_delta: float = 0.005
+    """How far one optimiser step moves it."""
+    target: float = 0.2
+    """Mean token entropy in nats."""
+    kl_threshold: float | None = None
+    """Nats per token; None: the KL changes nothing."""
+    kl_gain: float = 1.0
+    kl_trust_zone: bool = False
+    """No bonus at all above the threshold, instead of less."""
+
+    def __post_init__(self) -> None:
+        if self.adaptive and not self.coef_min <= self.coef <= self.coef_max:
+            raise ValueError(
+                f"entropy.coef {self.coef} is outside entropy.coef_min={self.coef_min} … "
+                f"entropy.coef_max={self.coef_max}"
+            )
+        if self.kl_threshold is not None and self.kl_threshold <= 0:
+            raise ValueError(f"entropy.kl_threshold {self.kl_threshold} must be above 0")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the coefficient is not simply constant."""
+        return self.adaptive or self.kl_threshold is not None
+
+
+@dataclass(frozen=True)
 class ControllerSettings:
     """Initial τ and β, and what adapts them. Entropies in nats, horizons and warm-ups in optimiser steps.
 
@@ -89,13 +130,17 @@ class ControllerSettings:
     kl_horizon: float = 0.0
     kl_ctl_step_size: float = 0.0
     target_weight_entropy: float | None = None
-    target_weight_entropy_start: float | None = None  # with _final: a target that moves linearly
+    target_weight_entropy_start: float | None = None
+    """With _final: a target that moves linearly."""
     target_weight_entropy_final: float | None = None
-    target_weight_entropy_horizon: int = 0  # steps from start to final; 0: final at once
+    target_weight_entropy_horizon: int = 0
+    """Steps from start to final; 0: final at once."""
     tau_lr: float = 0.0
     tau_min: float = 0.0
-    tau_max: float = 0.0  # 0: unbounded
-    tau_warmup_steps: int = -1  # τ is held for so many steps; -1: for lr_warmup_steps
+    tau_max: float = 0.0
+    """0: unbounded."""
+    tau_warmup_steps: int = -1
+    """Τ is held for so many steps; -1: for lr_warmup_steps."""
     lr_warmup_steps: int = 0
     meta: MetaSettings = field(default_factory=MetaSettings)
     entropy: EntropySettings = field(default_factory=EntropySettings)

@@ -26,7 +26,7 @@ from maxent_grpo.config.run_settings import (
     SeedSettings,
 )
 from maxent_grpo.controllers.controller import Controllers
-from maxent_grpo.controllers.state_file import read_state
+from maxent_grpo.controllers.state import read_state
 from maxent_grpo.data.mixture import load_mixture
 from maxent_grpo.data.prompts import PromptSettings, SeedPrompts, build_prompts
 from maxent_grpo.data.sources import load_rows

@@ -23,7 +23,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.config.environment import SKIP, SOURCE, CheckpointSettings
-from maxent_grpo.controllers.state_file import read_state, write_state
+from maxent_grpo.controllers.state import read_state, write_state
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.adapters import is_adapted
 from maxent_grpo.models.saved_files import BESIDE_THE_WEIGHTS

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from maxent_grpo.config.run_settings import RecordSettings
-from maxent_grpo.controllers.state_file import write_state
+from maxent_grpo.controllers.state import write_state
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe import names
 from maxent_grpo.observe.console import Progress, Ticker

@@ -22,7 +22,7 @@ from maxent_grpo.config.plan import controller_settings, objective_spec
 from maxent_grpo.config.schema import GRPOConfig
 from maxent_grpo.controllers.controller import Controllers, Measurement
 from maxent_grpo.controllers.settings import ControllerSettings
-from maxent_grpo.controllers.state_file import read_state, write_state
+from maxent_grpo.controllers.state import read_state, write_state
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.advantages import dr_grpo
 from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec, build_objective

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 
-from maxent_grpo.controllers.beta import next_beta
+from maxent_grpo.controllers.feedback import next_beta, next_ema, next_tau
 from maxent_grpo.controllers.settings import METHOD_ALIASES, SMALLEST_TAU
-from maxent_grpo.controllers.snapshot import META_VERSION
-from maxent_grpo.controllers.state_file import read_state, write_state
-from maxent_grpo.controllers.tau import next_ema, next_tau
+from maxent_grpo.controllers.state import META_VERSION, read_state, write_state
 from maxent_grpo.errors import UsageError
 from maxent_grpo.rewards.maxent.settings import (
     ControllerMetaSettings,

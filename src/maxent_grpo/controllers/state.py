@@ -1,15 +1,17 @@
-"""The controllers' state, and its two plain forms: JSON for the disk, numbers for a broadcast."""
+"""The state of the controllers, and its plain forms: a JSON file, and numbers for a broadcast."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-from maxent_grpo.controllers.entropy import EntropyState
-from maxent_grpo.controllers.meta import MetaState
-from maxent_grpo.controllers.meta_optimizer import Moments
+from maxent_grpo.controllers.feedback import EntropyState
+from maxent_grpo.controllers.meta import MetaState, Moments
 from maxent_grpo.controllers.settings import ControllerSettings, MetaSettings
 from maxent_grpo.errors import UsageError
+from maxent_grpo.files import replace_file
 
 META_VERSION = 1
 
@@ -30,10 +32,13 @@ class ControllerState:
 
     tau: float
     beta: float
-    tau_log: float | None = None  # what the τ controller integrates; derived from tau where not given
-    entropy_ema: float | None = None  # nats; None until an entropy was measured
+    tau_log: float | None = None
+    """What the τ controller integrates; derived from tau where not given."""
+    entropy_ema: float | None = None
+    """Nats; None until an entropy was measured."""
     meta: MetaState = field(default_factory=MetaState)
-    entropy: EntropyState | None = None  # None where the coefficient of the token entropy is constant
+    entropy: EntropyState | None = None
+    """None where the coefficient of the token entropy is constant."""
 
     def __post_init__(self) -> None:
         if self.tau_log is None:
@@ -157,29 +162,48 @@ def _number(plain: dict[str, Any], key: str, source: str, least: float = -math.i
 
 
 def to_numbers(state: ControllerState) -> list[float]:
-    """The state in a fixed order; an optional value is two numbers, 1 and the value, or 0 and 0."""
-    numbers = [state.tau, state.beta]
-    for optional in (state.tau_log, state.entropy_ema):
-        numbers += [0.0, 0.0] if optional is None else [1.0, optional]
-    numbers += [state.meta.last_tau_grad, state.meta.last_beta_grad]
-    for moments in (state.meta.tau_moments, state.meta.beta_moments):
-        numbers += [moments.first, moments.second, float(moments.count)]
-    entropy = state.entropy
-    for optional in (None, None, None) if entropy is None else (entropy.coef, entropy.entropy, entropy.kl):
-        numbers += [0.0, 0.0] if optional is None else [1.0, optional]
-    return numbers
+    """The state in a fixed order, each value as two numbers: 1 and the value, or 0 and 0 for None."""
+    meta, entropy = state.meta, state.entropy
+    values: list[float | None] = [state.tau, state.beta, state.tau_log, state.entropy_ema]
+    values += [
+        meta.last_tau_grad,
+        meta.last_beta_grad,
+        *astuple(meta.tau_moments),
+        *astuple(meta.beta_moments),
+    ]
+    values += (None, None, None) if entropy is None else astuple(entropy)
+    return [number for value in values for number in ((0.0, 0.0) if value is None else (1.0, float(value)))]
 
 
 def from_numbers(numbers: Sequence[float]) -> ControllerState:
     """The inverse of `to_numbers`. Raises ``ValueError`` on another length."""
-    *head, has_coef, coef, has_entropy, entropy, has_kl, kl = numbers
-    tau, beta, has_log, tau_log, has_ema, ema, tau_grad, beta_grad, t1, t2, tn, b1, b2, bn = head
-    last = EntropyState(coef, entropy if has_entropy else None, kl if has_kl else None)
-    return ControllerState(
-        tau=tau,
-        beta=beta,
-        tau_log=tau_log if has_log else None,
-        entropy_ema=ema if has_ema else None,
-        meta=MetaState(tau_grad, beta_grad, Moments(t1, t2, int(tn)), Moments(b1, b2, int(bn))),
-        entropy=last if has_coef else None,
-    )
+    values = [
+        value if is_there else None for is_there, value in zip(numbers[::2], numbers[1::2], strict=True)
+    ]
+    tau, beta, tau_log, ema, tau_grad, beta_grad, t1, t2, tn, b1, b2, bn, coef, entropy, kl = values
+    meta = MetaState(tau_grad, beta_grad, Moments(t1, t2, int(tn)), Moments(b1, b2, int(bn)))  # type: ignore[arg-type]
+    last = None if coef is None else EntropyState(coef, entropy, kl)
+    return ControllerState(tau, beta, tau_log, ema, meta, last)  # type: ignore[arg-type]
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Replace ``path`` by ``state`` as JSON, all or nothing: a reader sees the old file or the new one.
+
+    Raises ``ValueError`` if the state holds a number that JSON has no word for (NaN, infinity).
+    """
+    replace_file(path, json.dumps(state, indent=2, allow_nan=False) + "\n")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state that `write_state` left at ``path``. Raises `UsageError` if it is missing or broken."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no controller state there; name an existing file or checkpoint") from None
+    except ValueError as error:  # JSON and UTF-8 decoding alike
+        raise UsageError(f"{path}: not JSON ({error}); restore it from a checkpoint, or delete it") from None
+    if not isinstance(state, dict):
+        raise UsageError(
+            f"{path}: holds a {type(state).__name__}, not an object; restore it from a checkpoint"
+        )
+    return state
