@@ -26,7 +26,7 @@ def test_the_demo_trains_both_methods_and_compares_them(tmp_path, capsys):
 
 
 def test_a_failing_arm_is_told_with_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "METHODS", {"Dr. GRPO": ("train-nowhere", "baseline", "grpo")})
+    monkeypatch.setattr(demo, "METHODS", {"Dr. GRPO": ("train-nowhere", "grpo")})
     with pytest.raises(RunError, match=r"Dr\. GRPO failed: .*Unsupported command: train-nowhere.*train\.log"):
         demo.run_demo({"steps": 2, "output_dir": str(tmp_path / "demo")})
 

@@ -1,7 +1,6 @@
 """The demo: Dr. GRPO and MaxEnt-GRPO on graph colouring, same prompts and seeds, side by side, then compared.
 
-Each method is an ordinary run in a process of its own; this module starts them, reads their files while they work, and
-reports. It knows nothing that a user's own two runs would not leave behind.
+Each method is an ordinary run in a process of its own, whose files are read while it works.
 """
 
 import os
@@ -12,18 +11,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from maxent_grpo.config.shipped import shipped
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe import names
 from maxent_grpo.observe.report import SummaryTable, write_report
 
-METHODS = {
-    "Dr. GRPO": ("train-baseline", "baseline", "grpo"),
-    "MaxEnt-GRPO": ("train-maxent", "maxent", "maxent-grpo"),
-}
-"""Label → command, section of the command, folder of the recipe."""
+METHODS = {"Dr. GRPO": ("train-baseline", "grpo"), "MaxEnt-GRPO": ("train-maxent", "maxent-grpo")}
+"""Label → command, folder of the recipe."""
 
 MEASURES = ("mean_at_8", "pass_at_8", "distinct_at_8", "coverage_at_8")
 DEFAULTS: dict[str, Any] = {"steps": 100, "seed": 0, "output_dir": "var/demo"}
@@ -40,23 +37,34 @@ SHOWN = (
 
 
 @dataclass
-class Arm:
+class DemoRun:
     """One method's run, as seen from outside."""
 
     label: str
     directory: Path
     process: subprocess.Popen[bytes]
-    log: IO[bytes]
     started: float
 
-    def latest(self) -> dict[str, Any]:
-        """The newest value of every metric so far."""
-        merged: dict[str, Any] = {}
+    def cells(self, steps: int) -> list[str]:
+        """Step, the newest value of every shown metric, and the time left."""
+        latest: dict[str, Any] = {}
         for file in (names.METRICS_FILE, names.TIMINGS_FILE):
             path = self.directory / file
             for record in JsonlFile.read(path) if path.is_file() else []:
-                merged |= record
-        return merged
+                latest |= record
+        step = latest.get("step", 0)
+        elapsed = time.monotonic() - self.started
+        left = f"{elapsed / step * (steps - step):.0f} s" if step else "starting"
+        values = [latest.get(name) for _, name in SHOWN]
+        return [f"{step}/{steps}", *("–" if v is None else f"{v:.4g}" for v in values), left]
+
+    def works(self) -> bool:
+        """Whether it is under way. Raises `RunError` where it failed."""
+        log = self.directory / "train.log"
+        if self.process.poll() not in (None, 0):
+            lines = log.read_text(errors="replace").strip().splitlines()
+            raise RunError(f"{self.label} failed: {lines[-1] if lines else 'no output'} (log: {log})")
+        return self.process.returncode is None
 
 
 def run_demo(options: Mapping[str, Any]) -> None:
@@ -80,12 +88,17 @@ def run_demo(options: Mapping[str, Any]) -> None:
         f"each, same prompts and seed. Files: {directory}/",
         flush=True,
     )
-    arms = [start_arm(label, directory, steps, settings["seed"]) for label in METHODS]
-    watch(arms, steps)
-    table = comparison(arms)
-    print_table(table)
+    runs = [start_run(label, directory, steps, settings["seed"]) for label in METHODS]
+    try:
+        watch(runs, steps)
+    finally:
+        for run in runs:
+            run.process.kill()
+            run.process.wait()
+    table = comparison(runs)
+    show_table(table.columns, table.rows, table.caption)
     report = write_report(
-        [(arm.label, arm.directory) for arm in arms],
+        [(run.label, run.directory) for run in runs],
         directory,
         title="Graph colouring: Dr. GRPO against MaxEnt-GRPO",
         table=table,
@@ -95,104 +108,75 @@ def run_demo(options: Mapping[str, Any]) -> None:
     print(f"report  {report.html}")
 
 
-def start_arm(label: str, directory: Path, steps: int, seed: int) -> Arm:
+def start_run(label: str, directory: Path, steps: int, seed: int) -> DemoRun:
     """Start one method's training command, on its share of the cores."""
-    command, section, folder = METHODS[label]
+    command, folder = METHODS[label]
     output_dir = directory / folder
     shutil.rmtree(output_dir, ignore_errors=True)
     output_dir.mkdir(parents=True)
-    recipe = _recipes() / folder / "config_graph_coloring.yaml"
-    arguments = [
-        f"command={command}",
-        f"{section}.recipe={recipe}",
-        f"{section}.training.output_dir={output_dir}",
-        f"{section}.training.max_steps={steps}",
-        f"{section}.training.seed={seed}",
-        f"{section}.training.disable_tqdm=true",
-    ]
+    settings = {
+        "command": command,
+        f"{command.removeprefix('train-')}.recipe": shipped(
+            f"configs/recipes/tiny/{folder}/config_graph_coloring.yaml"
+        ),
+        "training.output_dir": output_dir,
+        "training.max_steps": steps,
+        "training.seed": seed,
+        "training.disable_tqdm": "true",
+    }
     threads = max(1, (os.cpu_count() or 1) // len(METHODS))
-    log = (output_dir / "train.log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "maxent_grpo.cli.main", *arguments],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
-    )
-    return Arm(label, output_dir, process, log, time.monotonic())
+    with (output_dir / "train.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "maxent_grpo.cli.main",
+                *(f"{key}={value}" for key, value in settings.items()),
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+        )
+    return DemoRun(label, output_dir, process, time.monotonic())
 
 
-def watch(arms: Sequence[Arm], steps: int) -> None:
-    """Show progress until every run has ended; stop them all if one fails or the user interrupts."""
+def watch(runs: Sequence[DemoRun], steps: int) -> None:
+    """Show progress until every run has ended: a live table on a terminal, else a line per run now and then."""
     from rich.console import Console
     from rich.live import Live
-
-    console = Console()
-    try:
-        if console.is_terminal:
-            with Live(console=console, refresh_per_second=4) as live:
-                while _running(arms):
-                    live.update(_progress_table(arms, steps))
-                    time.sleep(0.5)
-                live.update(_progress_table(arms, steps))
-        else:
-            while _running(arms):
-                time.sleep(10)
-                for arm in arms:
-                    print(_progress_line(arm, steps), flush=True)
-    finally:
-        for arm in arms:
-            arm.process.kill()
-            arm.process.wait()
-            arm.log.close()
-
-
-def _running(arms: Sequence[Arm]) -> bool:
-    for arm in arms:
-        if arm.process.poll() not in (None, 0):
-            lines = (arm.directory / "train.log").read_text(errors="replace").strip().splitlines()
-            raise RunError(
-                f"{arm.label} failed: {lines[-1] if lines else 'no output'} (log: {arm.directory}/train.log)"
-            )
-    return any(arm.process.poll() is None for arm in arms)
-
-
-def _cells(arm: Arm, steps: int) -> list[str]:
-    latest = arm.latest()
-    step = latest.get("step", 0)
-    elapsed = time.monotonic() - arm.started
-    left = f"{elapsed / step * (steps - step):.0f} s" if step else "starting"
-    values = [latest.get(name) for _, name in SHOWN]
-    return [f"{step}/{steps}", *("–" if v is None else f"{v:.4g}" for v in values), left]
-
-
-def _progress_table(arms: Sequence[Arm], steps: int) -> Any:
     from rich.table import Table
 
-    table = Table("method", "step", *(heading for heading, _ in SHOWN), "left")
-    for arm in arms:
-        table.add_row(arm.label, *_cells(arm, steps))
-    return table
+    def progress() -> Table:
+        table = Table("method", "step", *(heading for heading, _ in SHOWN), "left")
+        for run in runs:
+            table.add_row(run.label, *run.cells(steps))
+        return table
+
+    console = Console()
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4) as live:
+            while sum(run.works() for run in runs):
+                live.update(progress())
+                time.sleep(0.5)
+            live.update(progress())
+        return
+    while sum(run.works() for run in runs):
+        time.sleep(10)
+        for run in runs:
+            step, *values, left = run.cells(steps)
+            shown = "  ".join(f"{heading} {value}" for (heading, _), value in zip(SHOWN, values, strict=True))
+            print(f"{run.label:12} {step:>8}  {shown}  left {left}", flush=True)
 
 
-def _progress_line(arm: Arm, steps: int) -> str:
-    step, *values, left = _cells(arm, steps)
-    shown = "  ".join(f"{heading} {value}" for (heading, _), value in zip(SHOWN, values, strict=True))
-    return f"{arm.label:12} {step:>8}  {shown}  left {left}"
-
-
-def comparison(arms: Sequence[Arm]) -> SummaryTable:
+def comparison(runs: Sequence[DemoRun]) -> SummaryTable:
     """Each measure before and after training, with its standard error over prompts."""
     rows = []
-    for arm in arms:
-        evaluated = [
-            r for r in JsonlFile.read(arm.directory / names.METRICS_FILE) if f"eval/{MEASURES[0]}" in r
-        ]
-        for when, record in (
-            ("before", evaluated[0]),
-            ("after", evaluated[-1]),
-        ):
+    for run in runs:
+        records = JsonlFile.read(run.directory / names.METRICS_FILE)
+        evaluated = [record for record in records if f"eval/{MEASURES[0]}" in record]
+        for when, record in (("before", evaluated[0]), ("after", evaluated[-1])):
             cells = [f"{record[f'eval/{m}']:.3f}±{record[f'eval/{m}_se']:.3f}" for m in MEASURES]
-            rows.append((arm.label, when, *cells))
+            rows.append((run.label, when, *cells))
     columns = ("method", "", *(m.replace("_at_", "@") for m in MEASURES))
     caption = (
         "Held-out prompts, 8 samples each at temperature 1, the same draws in every row; ± is the standard error over "
@@ -201,22 +185,12 @@ def comparison(arms: Sequence[Arm]) -> SummaryTable:
     return SummaryTable(columns, tuple(rows), caption)
 
 
-def print_table(summary: SummaryTable) -> None:
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*summary.columns, box=SIMPLE, pad_edge=False)
-    for row in summary.rows:
+    table = Table(*columns, box=SIMPLE, pad_edge=False)
+    for row in rows:
         table.add_row(*row)
-    Console().print(table, summary.caption, sep="")
-
-
-def _recipes() -> Path:
-    """The tiny recipes of the checkout that this package runs from."""
-    folder = Path(__file__).resolve().parents[3] / "configs" / "recipes" / "tiny"
-    if not folder.is_dir():
-        raise UsageError(
-            f"the demo reads its recipes from a checkout of the project, and {folder} is not there"
-        )
-    return folder
+    Console().print(table, caption, sep="")

@@ -22,6 +22,7 @@ from maxent_grpo import __version__
 from maxent_grpo.config.loading import RunConfig, resolve, resolved, write_resolved
 from maxent_grpo.config.records import SAME_RESULTS
 from maxent_grpo.config.run_settings import data_settings, model_source
+from maxent_grpo.config.shipped import shipped
 from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.files import replace_file
 from maxent_grpo.models.loading import load_tokenizer
@@ -33,7 +34,6 @@ from maxent_grpo.types import Prompt
 Identity = Mapping[str, Any]
 """What makes a run the run that it is, as plain values by name: equal identities, equal runs."""
 
-CHECKOUT = Path(__file__).resolve().parents[3]
 IDENTITY, RECIPE, LOG, LOCK = "cell.json", "recipe.yaml", "study.log", ".study.lock"
 EVALUATION, DURATIONS = "evaluation.parquet", "durations.json"
 IDENTITY_KEY = b"maxent_grpo.evaluation"
@@ -127,9 +127,7 @@ def config_of(plan: StudyPlan, run: StudyRun) -> RunConfig:
     }
     given = {**plan.budget.overrides, **run.task.overrides, **run.arm.overrides, **decided}
     environ = {name: value for name, value in os.environ.items() if name != "GRPO_RECIPE"}
-    recipe = Path(run.arm.recipe.replace("{task}", run.task.name)).expanduser()
-    if not recipe.is_file() and (CHECKOUT / recipe).is_file():
-        recipe = CHECKOUT / recipe
+    recipe = shipped(run.arm.recipe.replace("{task}", run.task.name))
     try:
         config = resolve(run.arm.command, recipe, {"flat": given}, environ).built()
     except UsageError as error:
