@@ -60,6 +60,9 @@ class ObjectiveSpec:
     def __hash__(self) -> int:
         return hash(tuple(self[name] for name in NUMBERS))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _spec_of, (dict(self.settings),)
+
     def __repr__(self) -> str:
         return f"ObjectiveSpec({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
 
@@ -90,6 +93,11 @@ class ObjectiveSpec:
     def has_own_scale(self) -> bool:
         """Whether its advantages carry their published scale: ``scale_rewards`` must be ``none``."""
         return self.has("own scale", ADVANTAGE)
+
+
+def _spec_of(settings: Mapping[str, Any]) -> ObjectiveSpec:
+    """Unpickles: workers in other processes get settings whole."""
+    return ObjectiveSpec(**settings)
 
 
 def build_objective(spec: ObjectiveSpec, **changes: Any) -> "Objective":
