@@ -10,9 +10,9 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from maxent_grpo.errors import RunError, UsageError
 
@@ -80,7 +80,7 @@ class JsonlFile:
         return [record for _, record in _step_lines(path)]
 
 
-class RowFile(JsonlFile):
+class RowFile(JsonlFile, AbstractContextManager["RowFile"]):
     """One JSON object per row of work, each on the disk before it counts, and never two writers in one file.
 
     ``NAME.fingerprint.json`` beside ``NAME.jsonl`` holds what the lines depend on: they are reused only where all of
@@ -114,12 +114,7 @@ class RowFile(JsonlFile):
                 f"{path}: another process is writing it: wait for that one, or set another {elsewhere}"
             ) from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()  # which also gives the lock back
 
     def begin(self, fingerprint: Fingerprint, resume: bool) -> None:
@@ -171,7 +166,7 @@ class RowFile(JsonlFile):
 
 
 def fingerprint_path(path: Path) -> Path:
-    """Where the fingerprint of the row file ``path`` lies."""
+    """The file beside the row file ``path`` that holds its fingerprint."""
     return path.with_suffix(".fingerprint.json")
 
 

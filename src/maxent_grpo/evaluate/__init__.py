@@ -1,1 +1,1 @@
-"""What a policy finds when it is asked several times: accuracy, and how many different right answers."""
+"""Evaluation: accuracy, and the number of different right answers when a policy is asked several times."""

@@ -91,7 +91,7 @@ def messages_of(question: Question, system_prompt: str | None) -> list[dict[str,
 
 
 def prompt_fingerprint(spec: InferenceModelSpec, system_prompt: str | None) -> dict[str, str | None]:
-    """What of a prompt does not come from the data set or the model's own files, long texts as digests."""
+    """The part of a prompt that comes neither from the data set nor from the model's files, texts as digests."""
     return {
         "system_prompt": _digest(system_prompt),
         "chat_template": _digest(spec.chat_template),

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import yaml
 
-from maxent_grpo.config.records import convert, field_types
 from maxent_grpo.data.sources import FILE_BUILDERS, TASK_PREFIX, load_rows
 from maxent_grpo.errors import UsageError, did_you_mean
+from maxent_grpo.evaluate.settings import read_fields
 from maxent_grpo.rewards.math import check_golds
 from maxent_grpo.tasks.answers import extract_answer
 
@@ -91,7 +91,7 @@ def resolve_benchmark(name: str, overrides: Mapping[str, Any]) -> Benchmark:
     Raises:
         UsageError: an unknown preset or field, or a value of the wrong type.
     """
-    changes = _checked(overrides)
+    changes = read_fields(Benchmark, overrides, "inference.eval", _OVERRIDE_ALIASES, _OVERRIDABLE)
     key = name.strip().lower().replace("-", "_")
     key = ALIASES.get(key, key)
     data = changes.get("dataset_name")
@@ -110,23 +110,6 @@ def resolve_benchmark(name: str, overrides: Mapping[str, Any]) -> Benchmark:
         # What the preset says about its own source does not hold for a file.
         changes = {"split": "train", "dataset_config": None} | changes
     return replace(benchmark, **changes)
-
-
-def _checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    types = field_types(Benchmark)
-    changes: dict[str, Any] = {}
-    for given, value in overrides.items():
-        key = _OVERRIDE_ALIASES.get(given, given)
-        if key not in _OVERRIDABLE:
-            hint = did_you_mean(str(given), _OVERRIDABLE)
-            raise UsageError(f"inference.eval.{given}: unknown{hint}; it takes {', '.join(_OVERRIDABLE)}")
-        if key in changes:
-            raise UsageError(f"inference.eval.{given} and inference.eval.{key} are both given: keep one")
-        try:
-            changes[key] = convert(value, types[key])
-        except ValueError as error:
-            raise UsageError(f"inference.eval.{given}={value}: {error}") from error
-    return changes
 
 
 def load_questions(benchmark: Benchmark) -> list[Question]:

@@ -6,9 +6,9 @@ kept.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from maxent_grpo.errors import RunError
 from maxent_grpo.evaluate.backends import FORMAT, QUESTION, messages_of, plain_template
@@ -19,7 +19,7 @@ from maxent_grpo.generate.client import FIRST_PAUSE, Client, Endpoint, Reply, Re
 from maxent_grpo.randomness import integer_seed
 
 
-class EndpointBackend:
+class EndpointBackend(AbstractContextManager["EndpointBackend"]):
     """A server with OpenAI's protocol. Its key is read from the variable ``api_key_env`` and shown nowhere."""
 
     def __init__(
@@ -28,28 +28,16 @@ class EndpointBackend:
         self._spec = spec
         self._system_prompt = system_prompt
         self._template = plain_template(spec)
+        patience = (spec.concurrency, spec.request_timeout, spec.max_retries, first_pause)
         self._client = Client(
-            Endpoint(
-                str(spec.base_url),
-                spec.model_name_or_path,
-                spec.api_key_env,
-                spec.concurrency,
-                spec.request_timeout,
-                spec.max_retries,
-                first_pause,
-            )
+            Endpoint(str(spec.base_url), spec.model_name_or_path, spec.api_key_env, *patience)
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Connections live as long as one call of `sample`."""
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
-        """What an endpoint serves cannot be seen: the name that is asked for, and ``revision`` as given."""
+        """The name that is asked for, and ``revision`` as given: what an endpoint serves cannot be seen."""
         return {
             "model": {"served_name": self._spec.model_name_or_path, "revision": self._spec.revision},
             "backend": {"kind": self._spec.backend, "format": FORMAT},
@@ -58,35 +46,20 @@ class EndpointBackend:
     def sample(
         self, questions: Sequence[Question], *, seed: int, temperature: float, num_generations: int
     ) -> Iterator[Samples]:
-        jobs = (
-            (
-                (question, g),
-                self._body(question, temperature, integer_seed(seed, "endpoint", question.index, g)),
-            )
-            for question in questions
-            for g in range(num_generations)
-        )
+        def body(question: Question, g: int) -> dict[str, Any]:
+            return self._body(question, temperature, integer_seed(seed, "endpoint", question.index, g))
+
+        jobs = (((question, g), body(question, g)) for question in questions for g in range(num_generations))
         replies: dict[int, dict[int, Reply]] = defaultdict(dict)
         for (question, g), outcome in self._client.outcomes(jobs):
             if isinstance(outcome, RequestFailed):
-                kept = (
-                    "; what was answered is kept: start the same command again once the server is well"
-                    if outcome.passing
-                    else ""
-                )
-                raise RunError(f"{outcome}{kept}") from outcome
+                kept = "; what was answered is kept: start the same command again once the server is well"
+                raise RunError(f"{outcome}{kept if outcome.passing else ''}") from outcome
             replies[question.index][g] = outcome
             if len(replies[question.index]) == num_generations:
-                yield self._samples(question, replies.pop(question.index))
-
-    def _samples(self, question: Question, replies: Mapping[int, Reply]) -> Samples:
-        ordered = [replies[g] for g in sorted(replies)]
-        return Samples(
-            question.index,
-            self._prompt_text(question),
-            tuple(reply.text for reply in ordered),
-            tuple(reply.finish_reason for reply in ordered),
-        )
+                ordered = [reply for _, reply in sorted(replies.pop(question.index).items())]
+                texts, reasons = zip(*((reply.text, reply.finish_reason) for reply in ordered), strict=True)
+                yield Samples(question.index, self._prompt_text(question), texts, reasons)
 
     def _prompt_text(self, question: Question) -> str:
         if self._template is not None:

@@ -35,7 +35,7 @@ class Grader(Protocol):
     """Judges the completions of one question."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides its verdicts; saved scores are reused only under the same. JSON values."""
+        """All that decides its verdicts, JSON values: saved scores are reused only under the same."""
         ...
 
     def judge(self, question: Question, completions: Sequence[str]) -> list[Grade]:
@@ -56,11 +56,11 @@ class TaskGrader:
     def judge(self, question: Question, completions: Sequence[str]) -> list[Grade]:
         assert question.task is not None
         assert question.facts is not None
-        judged = []
-        for text in completions:
-            verdict = grade_response(question.task, text, question.facts)
-            judged.append(Grade(RIGHT * verdict.correct, extract_answer(text), verdict.mode))
-        return judged
+        verdicts = [grade_response(question.task, text, question.facts) for text in completions]
+        return [
+            Grade(RIGHT * verdict.correct, extract_answer(text), verdict.mode)
+            for text, verdict in zip(completions, verdicts, strict=True)
+        ]
 
     def close(self) -> None:
         """Nothing to release."""
@@ -87,23 +87,20 @@ class MathGrader:
             "answer": [question.gold] * size,
             "policy": [self._policy.as_dict()] * size,
         }
-        scored = self._isolation.submit(
-            GRADED, arguments, [slice(0, size)], CallContext(is_eval=True)
-        ).scores()
+        call = self._isolation.submit(GRADED, arguments, [slice(0, size)], CallContext(is_eval=True))
+        scored = call.scores()
         self.lost += len(scored.errors)
-        judged = []
-        for text, score in zip(completions, scored.values, strict=True):
-            found = extract(text, self._policy)
-            judged.append(Grade(RIGHT * (score == 1.0), None if found is None else found.answer))
-        return judged
+        found = [extract(text, self._policy) for text in completions]
+        return [
+            Grade(RIGHT * (score == 1.0), None if answer is None else answer.answer)
+            for answer, score in zip(found, scored.values, strict=True)
+        ]
 
     def close(self) -> None:
         """End the workers, and say how many verdicts were lost."""
         self._isolation.close()
         if self.lost:
-            logger.warning(
-                "%d completions scored 0 because their verdict took too long or crashed", self.lost
-            )
+            logger.warning("%d completions scored 0: their verdict took too long or crashed", self.lost)
 
 
 def grader_for(benchmark: Benchmark) -> Grader:

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ UNCLIPPED = 2**31
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
-class LocalBackend:
+class LocalBackend(AbstractContextManager["LocalBackend"]):
     """A Transformers model and the package's own sampler; one uniform per token, keyed by the sample.
 
     A completion is therefore the same whatever the batch size, and whatever was asked before.
@@ -38,12 +38,7 @@ class LocalBackend:
         self._spec = spec
         self._system_prompt = system_prompt
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Let go of the model, so that the next one has the memory."""
         for name in ("_model", "_tokenizer"):
             self.__dict__.pop(name, None)
@@ -90,10 +85,8 @@ class LocalBackend:
     @cached_property
     def _model(self) -> PreTrainedModel:
         model = load_policy(self._source).eval()
-        spread = (
-            self._spec.device is None and self._spec.device_map == "auto" and torch.cuda.device_count() > 1
-        )
-        if spread:
+        spread = self._spec.device is None and self._spec.device_map == "auto"
+        if spread and torch.cuda.device_count() > 1:
             from accelerate import dispatch_model, infer_auto_device_map
 
             blocks = getattr(model, "_no_split_modules", None) or []
@@ -159,11 +152,8 @@ def prompts_of(
     """One prompt per question, in order; ``Prompt.index`` is the question's. Nothing is clipped or left out."""
     template = plain_template(spec)
     if template is not None:
-        texts = [template.replace(QUESTION, question.text) for question in questions]
-        return [
-            Prompt(question.index, text, tuple(tokenizer(text)["input_ids"]), {})
-            for question, text in zip(questions, texts, strict=True)
-        ]
+        texts = [(q.index, template.replace(QUESTION, q.text)) for q in questions]
+        return [Prompt(index, text, tuple(tokenizer(text)["input_ids"]), {}) for index, text in texts]
     settings = PromptSettings(
         system_prompt=system_prompt, chat_template=spec.chat_template, max_prompt_chars=UNCLIPPED
     )
@@ -178,14 +168,13 @@ def directory_digest(directory: Path) -> str:
 
     Raises `UsageError` where there are no weights.
     """
-    if not any(path for pattern in _WEIGHTS for path in directory.glob(pattern)):
+    if not any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
         raise UsageError(
             f"model_name_or_path: {directory} holds no weights ({' or '.join(_WEIGHTS)}): "
             "give the folder of a saved model"
         )
-    names = sorted(
-        {path.name for pattern in (*_WEIGHTS, *BESIDE_THE_WEIGHTS) for path in directory.glob(pattern)}
-    )
+    patterns = (*_WEIGHTS, *BESIDE_THE_WEIGHTS)
+    names = sorted({path.name for pattern in patterns for path in directory.glob(pattern)})
     digest = hashlib.sha256()
     for name in names:
         stat = (directory / name).stat()

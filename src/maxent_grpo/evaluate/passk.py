@@ -37,7 +37,7 @@ class ScoredSamples:
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """Which samples are right, [P, n]."""
+        """True where a sample is right, [P, n]."""
         return self.scores >= RIGHT
 
 
@@ -71,7 +71,7 @@ def avg_at(samples: ScoredSamples, k: int) -> Floats:
 
 
 def distinct_at(samples: ScoredSamples, k: int) -> Floats:
-    """How many different right answers the first k samples hold, [P]."""
+    """Different right answers among the first k samples, [P]."""
     assert samples.modes is not None
     assert samples.mode_counts is not None
     right = samples.right[:, :k]

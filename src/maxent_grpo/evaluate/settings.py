@@ -6,7 +6,7 @@
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -246,12 +246,12 @@ def read_request(section: Mapping[str, Any]) -> EvaluationRequest:
     Raises:
         UsageError: an unknown key, a value of the wrong type, or a request that cannot be carried out.
     """
-    given = _read(EvaluationRequest, section, "inference", {"temperature": "temperatures"})
+    given = read_fields(EvaluationRequest, section, "inference", {"temperature": "temperatures"})
     listed = given.pop("models", ())
     models = tuple(_read_model(model, f"inference.models[{i}]") for i, model in enumerate(listed))
     if "artifacts" in given:
         given["artifacts"] = ArtifactSettings(
-            **_read(ArtifactSettings, given["artifacts"], "inference.artifacts")
+            **read_fields(ArtifactSettings, given["artifacts"], "inference.artifacts")
         )
     request = EvaluationRequest(models, **given)
     request.check()
@@ -271,23 +271,29 @@ def _read_model(model: Any, where: str) -> InferenceModelSpec:
             f"{where}.system_prompt_answer is not read: completions are sampled in one piece, with system_prompt; "
             "remove it"
         )
-    return InferenceModelSpec(**_read(InferenceModelSpec, settings, where))
+    return InferenceModelSpec(**read_fields(InferenceModelSpec, settings, where))
 
 
-def _read(
-    cls: type, section: Mapping[str, Any], where: str, aliases: Mapping[str, str] | None = None
+def read_fields(
+    cls: type,
+    section: Mapping[str, Any],
+    where: str,
+    aliases: Mapping[str, str] | None = None,
+    known: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The fields of ``cls`` that ``section`` gives, converted."""
-    declared = field_types(cls)
-    known, aliases = [item.name for item in fields(cls)], aliases or {}
+    """The fields of ``cls``, of ``known`` if given, that ``section`` sets, converted; ``aliases`` are further names.
+
+    Raises:
+        UsageError: an unknown key, a value of the wrong type, or two names of one field.
+    """
+    declared, aliases = field_types(cls), aliases or {}
+    known = known or [item.name for item in fields(cls)]
     values: dict[str, Any] = {}
     for key, value in section.items():
         name = aliases.get(key, key)
         if name not in known:
-            words = [*known, *aliases]
-            raise UsageError(
-                f"{where}.{key}: unknown{did_you_mean(str(key), words)}; it takes {', '.join(words)}"
-            )
+            hint = did_you_mean(str(key), [*known, *aliases])
+            raise UsageError(f"{where}.{key}: unknown{hint}; it takes {', '.join(known)}")
         if name in values:
             both = [f"{where}.{other}" for other in section if aliases.get(other, other) == name]
             raise UsageError(f"{' and '.join(both)} are both given: keep one")

@@ -42,10 +42,10 @@ LENGTH = 32768
 """Tokens of prompt and answer together, for models that reason at length."""
 
 INSTALL = "'lighteval==0.13.0' 'huggingface_hub<2' 'xxhash<4'"
-"""What pip is told. LightEval 0.13.0 bounds neither of the other two and does not run with their newest releases."""
+"""Arguments of pip. LightEval 0.13.0 bounds neither of the other two and does not run with their newest releases."""
 
 ANSWERS = "~/.cache/huggingface/lighteval"
-"""Where LightEval keeps the answers of models, by name and settings."""
+"""LightEval's cache of the answers of models, by name and settings."""
 
 SCRIPT = Path("ops/slurm/evaluate.slurm")
 RESULTS = Path("var/artifacts/lighteval")
@@ -134,7 +134,7 @@ def attention_heads(model: str, revision: str, *, trust_remote_code: bool) -> in
 
 
 def gpu_flags(gpus: int, style: str) -> list[str]:
-    """How a site's Slurm wants to be asked for GPUs (``SLURM_GPU_FLAG_STYLE``). Raises `UsageError`."""
+    """The flags by which a site's Slurm is asked for GPUs (``SLURM_GPU_FLAG_STYLE``). Raises `UsageError`."""
     flags = {"none": [], "gpus": [f"--gpus={gpus}"], "gres": [f"--gres=gpu:{gpus}"]}
     if style not in flags:
         raise UsageError(f"SLURM_GPU_FLAG_STYLE={style}: one of {', '.join(flags)}")
@@ -297,7 +297,7 @@ def _refuse_missing_program(job: BenchmarkJob, where: Where) -> None:
 
 
 def results_folder(model: str, revision: str, benchmark: str) -> Path:
-    """Where a job leaves its results."""
+    """The folder in which a job leaves its results."""
     return RESULTS.joinpath(*(file_name(part) for part in (model, revision, benchmark)))
 
 

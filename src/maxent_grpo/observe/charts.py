@@ -78,7 +78,7 @@ def styled_figure(width: float, height: float, path: Path) -> Iterator["Figure"]
 
 
 def smoothing_window(points: int) -> int:
-    """How many neighbouring steps a smoothed value averages: a tenth of the run, one step for a short run."""
+    """The neighboring steps that a smoothed value averages: a tenth of the run, one step for a short run."""
     return 1 if points < 12 else 2 * max(1, points // 20) + 1
 
 

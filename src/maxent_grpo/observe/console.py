@@ -68,7 +68,7 @@ TIME_WIDTH: Final = 5
 
 
 def is_live(stream: TextIO) -> bool:
-    """Whether ``stream`` is a terminal that can redraw: control codes go nowhere else."""
+    """True for a terminal that can redraw: control codes go nowhere else."""
     if not stream.isatty():
         return False
     from rich.console import Console

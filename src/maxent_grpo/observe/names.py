@@ -32,7 +32,7 @@ _HARMLESS = re.compile(r"(^|[^a-z])(bos|eos|pad|unk|sep|cls|mask)_token$|per(_\w
 
 
 def is_secret(key: str) -> bool:
-    """Whether a setting called ``key`` holds a secret, as far as its name tells."""
+    """True where a setting called ``key`` holds a secret, as far as its name tells."""
     name = key.lower().replace("-", "_")
     return bool(_SECRET.search(name)) and not _HARMLESS.search(name)
 

@@ -24,7 +24,7 @@ COMPARISON_LIMIT: Final = 6  # panels of a comparison
 
 @dataclass(frozen=True)
 class CurveSpec:
-    """What to draw of the metrics whose whole name matches ``metric``, as a line, points or a target."""
+    """The metrics whose whole name matches ``metric``, drawn as a line, points or a target."""
 
     metric: str
     label: str = ""
@@ -57,7 +57,7 @@ class PanelSpec:
     curves: tuple[CurveSpec, ...]
 
     def has_data(self, run: RunFiles) -> bool:
-        """Whether there is more to draw than a target."""
+        """True where there is more to draw than a target."""
         return any(curve.found(run) for curve in self.curves if curve.style != "target")
 
 
@@ -205,7 +205,7 @@ def _label_steps(axes: "Axes") -> None:
 
 
 def _reading(ks: set[int]) -> str:
-    """How to read the marks. Lines and points count different numbers of completions, and say so."""
+    """A legend of the marks. Lines and points count different numbers of completions, and say so."""
     lines = "Lines: training groups, all G completions, smoothed over faint single steps; last value at the right."
     if not ks:
         return lines

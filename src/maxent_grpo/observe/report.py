@@ -113,7 +113,7 @@ def render_page(template: Path, **values: Any) -> str:
 
 
 def _facts(runs: Sequence[tuple[str, RunFiles]]) -> SummaryTable:
-    """What was run: a row per fact of the headers, a column per run."""
+    """The runs: a row per fact of the headers, a column per run."""
     keys = dict.fromkeys(
         key for _, run in runs for key in without_secrets(run.header) if key.startswith("run/")
     )

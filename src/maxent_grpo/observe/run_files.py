@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 HEADER_KEYS = ("run/git_sha", "run/recipe_path")
-"""What line 1 must say, so that runs can be told apart."""
+"""Keys that line 1 must have, so that runs can be told apart."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def find_records(patterns: Sequence[str], root: Path) -> list[Path]:
 def record_problems(
     path: Path, required: Sequence[str], *, header: Sequence[str] = HEADER_KEYS, allowed: Sequence[str] = ()
 ) -> list[str]:
-    """What is wrong with the records at ``path``, one line each; none: nothing.
+    """The faults of the records at ``path``, one line each.
 
     A metric that was NaN or infinite when it was logged is ``null`` in the file (`files.strict_json`).
 
