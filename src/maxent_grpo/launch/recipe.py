@@ -1,14 +1,11 @@
 """The facts of a recipe that a launcher needs before anything starts. The trainer checks the rest, and all of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from maxent_grpo.config.loading import read_recipe
+from maxent_grpo.config.trl_settings import TRL_DEFAULTS
 from maxent_grpo.errors import UsageError
 from maxent_grpo.launch.allocation import Sampling
 from maxent_grpo.launch.flags import Values, flag_value
@@ -70,7 +67,8 @@ def read_facts(path: Path, words: Sequence[str], mode: str | None = None) -> Rec
     Raises:
         UsageError: for a file that is no recipe, or one that names no model or no output directory.
     """
-    settings = _flat(path)
+    sections, _ = read_recipe(path, str(path))
+    settings = {name: value for section in sections.values() for name, value in section.items()}
 
     def value(name: str) -> str | None:
         given = flag_value(words, name)
@@ -82,7 +80,7 @@ def read_facts(path: Path, words: Sequence[str], mode: str | None = None) -> Rec
     sampling: Sampling = "in-process"
     server = None
     if (value("use_vllm") or "false").lower() == "true":
-        chosen = flag_value(words, "vllm_mode") or mode or value("vllm_mode") or _default_mode()
+        chosen = flag_value(words, "vllm_mode") or mode or value("vllm_mode") or TRL_DEFAULTS["vllm_mode"]
         if chosen not in ("server", "colocate"):
             raise UsageError(f"vllm_mode={chosen}: server or colocate")
         sampling = "server" if chosen == "server" else "colocate"
@@ -93,21 +91,3 @@ def read_facts(path: Path, words: Sequence[str], mode: str | None = None) -> Rec
     accumulation = int(value("gradient_accumulation_steps") or 1)
     revision = value("model_revision")
     return RecipeFacts(path, model, revision, Path(output_dir), sampling, server, accumulation)
-
-
-def _flat(path: Path) -> Mapping[str, Any]:
-    """Settings by name, whether the file is flat or has sections."""
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a recipe ({' '.join(str(error).split())})") from error
-    if not isinstance(tree, dict):
-        raise UsageError(f"{path}: a recipe is a mapping of settings (key: value)")
-    sections = [tree[name] for name in ("script", "training", "model") if isinstance(tree.get(name), dict)]
-    return {str(k): v for part in [tree, *sections] for k, v in part.items()}
-
-
-def _default_mode() -> str:
-    from maxent_grpo.config.trl_settings import TRL_DEFAULTS
-
-    return str(TRL_DEFAULTS["vllm_mode"])
