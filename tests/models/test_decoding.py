@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from maxent_grpo.models.decoding import ExpandedDecoding, SharedPromptDecoding, start_decoding
-from maxent_grpo.models.logps import left_padded
+from maxent_grpo.models.packing import left_padded
 
 PROMPTS = [(5, 6, 7, 8, 9, 10, 11), (12, 13), (20, 21, 22, 23)]
 GROUP, ROOM = 3, 4

@@ -7,8 +7,7 @@ import torch
 import transformers
 
 from maxent_grpo.models import prefix_attention
-from maxent_grpo.models.logps import left_padded
-from maxent_grpo.models.packing import cheapest_cuts, pack
+from maxent_grpo.models.packing import cheapest_cuts, left_padded, pack
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.types import Batch
 
@@ -276,10 +275,11 @@ def test_lora_adapters_take_part(policy):
 def test_batch_parts_are_trimmed_and_add_up_to_the_whole(policy):
     batch, forward = make_batch(extra_left=3, extra_right=5), PolicyForward(policy)
     whole = forward(batch)[0].sum()
-    parts = [forward(part)[0].sum() for part in batch.split(1)]
-    assert [p.prompt_ids.shape[1] for p in batch.split(1)] == [7, 2, 4]
-    assert [p.completion_ids.shape[1] for p in batch.split(1)] == [3, 5, 3]
-    torch.testing.assert_close(torch.stack(parts).sum(), whole, rtol=1e-5, atol=1e-5)
+    parts = [batch.select([group]) for group in range(3)]
+    assert [p.prompt_ids.shape[1] for p in parts] == [7, 2, 4]
+    assert [p.completion_ids.shape[1] for p in parts] == [3, 5, 3]
+    sums = torch.stack([forward(part)[0].sum() for part in parts])
+    torch.testing.assert_close(sums.sum(), whole, rtol=1e-5, atol=1e-5)
     assert batch.group_tokens.tolist() == [7 + 4, 2 + 7, 4 + 5]
 
 
@@ -299,7 +299,7 @@ def test_selected_groups_bring_their_prompt_variants_along():
         prompt_of=torch.cat([order, order + 3]),
     )
     twice = replace(twice, prompt_ids=twice.prompt_ids + 10 * (torch.arange(6) >= 3).long()[:, None])
-    for part in (*twice.split(1), twice.select([1])):
+    for part in (twice.select([0]), twice.select([1])):
         torch.testing.assert_close(part.prompt_rows, order)
     swapped = twice.select([1, 0])
     torch.testing.assert_close(swapped.prompt_rows, torch.cat([order, order + 3]))

@@ -13,8 +13,7 @@ import runs
 from maxent_grpo.config.environment import MODE
 from maxent_grpo.config.loading import RunConfig, resolve, resolved
 from maxent_grpo.errors import RunError
-from maxent_grpo.models.adapters import is_adapted
-from maxent_grpo.models.loading import load_tokenizer
+from maxent_grpo.models.loading import is_adapted, load_tokenizer
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.samplers import SAMPLERS, SamplerParts
 from maxent_grpo.train.build import Given, start_accelerator, training_prompts

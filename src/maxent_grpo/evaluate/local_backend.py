@@ -17,8 +17,7 @@ from maxent_grpo.evaluate.backends import FORMAT, QUESTION, plain_template
 from maxent_grpo.evaluate.benchmarks import Question
 from maxent_grpo.evaluate.records import Samples
 from maxent_grpo.evaluate.settings import InferenceModelSpec
-from maxent_grpo.models.loading import ModelSource, load_policy, load_tokenizer
-from maxent_grpo.models.saved_files import BESIDE_THE_WEIGHTS
+from maxent_grpo.models.loading import BESIDE_THE_WEIGHTS, ModelSource, load_policy, load_tokenizer
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.types import Prompt

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from maxent_grpo.models.logps import read_prompts
-
 ATTENTION = "maxent_grpo_shared_prompt"
 
 
@@ -44,8 +42,23 @@ def start_decoding(
     return logits.repeat_interleave(group, dim=0), kind(model, prompts, mask, group, room)
 
 
+def read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache]:
+    """Run left-padded prompts ``ids`` [P, L]: the logits after each prompt [P, V], and the cache."""
+    out = model(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=(mask.long().cumsum(dim=1) - 1).clamp(
+            min=0
+        ),  # of real tokens: left padding changes nothing
+        past_key_values=DynamicCache(config=model.config),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return out.logits[:, -1], out.past_key_values
+
+
 def shares_prompts(model: PreTrainedModel, prompts: DynamicCache) -> bool:
-    """Whether the model's attention is softmax(scale·q·k) over the whole context in every layer, and replaceable."""
+    """True if every layer's attention is softmax(scale·q·k) over the whole context, and can be replaced."""
     config = model.config.get_text_config()
     whole_context = all(type(layer) is DynamicLayer for layer in prompts.layers)
     plain_scores = getattr(config, "attn_logit_softcapping", None) is None
@@ -88,9 +101,8 @@ class SharedPromptDecoding:
     ) -> None:
         self.model, self.written = model, 0
         self.rows = RowsOfPrompts(mask.shape[0], group, mask)
-        self.layers = [
-            GroupLayer(layer, group, room) for layer in prompts.layers if isinstance(layer, DynamicLayer)
-        ]
+        layers = [layer for layer in prompts.layers if isinstance(layer, DynamicLayer)]
+        self.layers = [GroupLayer(layer, group, room) for layer in layers]
         self.cache = Cache(layers=[*self.layers])
         self.prompt_lengths = mask.sum(dim=1).repeat_interleave(group)
 
@@ -115,7 +127,7 @@ class SharedPromptDecoding:
 
 
 class RowsOfPrompts:
-    """Which rows continue which prompt. Rows are sorted by prompt; the grid [P, width] has a slot for each."""
+    """The prompt that each row continues. Rows are sorted by prompt; the grid [P, width] has a slot for each."""
 
     def __init__(self, prompts: int, group: int, mask: Tensor) -> None:
         self.prompt_of = torch.arange(prompts, device=mask.device).repeat_interleave(group)
@@ -179,9 +191,8 @@ class GroupLayer(DynamicLayer):
         self.row_keys[: self.count, :, self.written] = key_states[:, :, 0]
         self.row_values[: self.count, :, self.written] = value_states[:, :, 0]
         self.written += 1
-        return self.row_keys[: self.count, :, : self.written], self.row_values[
-            : self.count, :, : self.written
-        ]
+        own = (slice(self.count), slice(None), slice(self.written))
+        return self.row_keys[own], self.row_values[own]
 
     def keep(self, rows: Tensor, prompts: Tensor) -> None:
         self.count = rows.shape[0]
@@ -217,11 +228,8 @@ def shared_prompt_attention(
     Raises:
         NotImplementedError: the layer asks for something else than plain attention.
     """
-    asked = [
-        name
-        for name in ("sliding_window", "softcap", "s_aux", "position_bias")
-        if others.get(name) is not None
-    ]
+    refused = ("sliding_window", "softcap", "s_aux", "position_bias")
+    asked = [name for name in refused if others.get(name) is not None]
     if asked or dropout:
         raise NotImplementedError(f"shared-prompt decoding has no {', '.join(asked) or 'dropout'}")
     prompt, rows = group_layers[module.layer_idx], rows_of_prompts  # type: ignore[index]

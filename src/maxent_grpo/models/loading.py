@@ -1,25 +1,36 @@
-"""Where a policy comes from: a hub id, a local directory, or the policy that the package ships."""
+"""Policies from a hub id, a local directory or this package, and LoRA adapters on them (by PEFT, saved alone)."""
 
 import copy
+import importlib.util
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+ADAPTER_FILE = "adapter_model.safetensors"
 BUNDLED = {"bundled:tiny-policy": bundled_policy_path}
+BESIDE_THE_WEIGHTS = (
+    "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "chat_template*",
+)  # fmt: skip
+"""Patterns of what `save_pretrained` writes beside the weights, and what answers depend on besides them."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What `load_policy` needs to know."""
+    """The place of a policy, and how it is loaded."""
 
     name_or_path: str
     revision: str | None = None
@@ -107,6 +118,41 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
             "the model names no end-of-sequence token: every completion runs to its full length", stacklevel=2
         )
     return tuple(sorted(ids))
+
+
+def is_adapted(model: Any) -> bool:
+    """True if the model carries a PEFT adapter. Does not import PEFT, which is optional."""
+    return hasattr(model, "peft_config")
+
+
+def with_adapter(model: PreTrainedModel, settings: "ModelConfig") -> PreTrainedModel:
+    """``model`` with the fresh LoRA adapter of TRL's settings (``use_peft``, ``lora_…``); only that is trained.
+
+    Raises:
+        UsageError: PEFT is not installed, or the settings do not fit the model.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError("use_peft: needs the package peft: pip install 'maxent-grpo[peft]'")
+    from peft import get_peft_model
+    from trl import get_peft_config
+
+    try:
+        # An adapter around the model, which Transformers' types do not know; with use_peft there are settings.
+        return get_peft_model(model, get_peft_config(settings))  # type: ignore[arg-type, return-value]
+    except ValueError as error:
+        raise UsageError(f"use_peft: {' '.join(str(error).split())}; check lora_target_modules") from error
+
+
+def load_adapter(model: PreTrainedModel, directory: Path) -> None:
+    """Put the adapter saved in ``directory`` into ``model``. Raises `UsageError` where none is there."""
+    from peft import set_peft_model_state_dict
+
+    path = directory / ADAPTER_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"use_peft: {directory} holds no adapter (no {ADAPTER_FILE}); resume without use_peft"
+        )
+    set_peft_model_state_dict(model, load_file(path))
 
 
 def _not_found(source: ModelSource, error: OSError) -> str:

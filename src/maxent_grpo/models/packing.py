@@ -27,11 +27,16 @@ class Bucket:
 
     count: int
     width: int
-    start: int | None  # they lie side by side in the packed row from here on, without padding: a view will do
-    index: Tensor | None  # [count, width] places in the packed row; padding repeats its sequence's last token
-    padding: Tensor | None  # [count, width] bool
-    inside: Tensor | None  # the real tokens' places in the flattened bucket
-    outside: Tensor | None  # and in the packed row
+    start: int | None
+    """They lie side by side in the packed row from here on, without padding: a view will do."""
+    index: Tensor | None
+    """[count, width] places in the packed row; padding repeats its sequence's last token."""
+    padding: Tensor | None
+    """[count, width] bool"""
+    inside: Tensor | None
+    """The real tokens' places in the flattened bucket,"""
+    outside: Tensor | None
+    """and in the packed row."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,15 @@ class Prefix:
 class Packing:
     """`Batch` → ``N`` packed tokens: the prompts, then the completions sorted by prompt and length."""
 
-    ids: Tensor  # [N]
-    positions: Tensor  # [N] position within prompt + completion
+    ids: Tensor
+    """[N]"""
+    positions: Tensor
+    """[N] position within prompt + completion."""
     prompts: tuple[Bucket, ...]
     completions: tuple[Bucket, ...]
     prefixes: tuple[Prefix, ...]
-    predicting: (
-        Tensor  # [M] for each token that the policy wrote, row by row: the packed token that predicts it
-    )
+    predicting: Tensor
+    """[M] for each token that the policy wrote, row by row: the packed token that predicts it."""
 
 
 def pack(batch: Batch) -> Packing:
@@ -62,11 +68,7 @@ def pack(batch: Batch) -> Packing:
     prompt_lengths = batch.prompt_mask.sum(dim=1)
     prompt_of = batch.prompt_rows
     lengths = (batch.read_mask.sum(dim=1) - 1).clamp(min=0)
-    prompts, rows, owner = (
-        prompt_lengths.tolist(),
-        lengths.tolist(),
-        prompt_of.tolist(),
-    )  # one wait for the device
+    prompts, rows, owner = prompt_lengths.tolist(), lengths.tolist(), prompt_of.tolist()
     order = sorted(range(len(rows)), key=lambda row: (owner[row], rows[row]))
 
     prompt_starts = _starts(prompts)
@@ -103,6 +105,14 @@ def pack(batch: Batch) -> Packing:
     )
 
 
+def left_padded(sequences: list[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, [N, longest], padded on the left."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.tensor([[pad_id] * (width - len(s)) + list(s) for s in sequences], dtype=torch.long)
+    mask = torch.tensor([[False] * (width - len(s)) + [True] * len(s) for s in sequences])
+    return ids, mask
+
+
 def _starts(lengths: list[int]) -> list[int]:
     starts, end = [], 0
     for length in lengths:
@@ -121,9 +131,8 @@ def _buckets(lengths: list[int], starts: list[int], device: torch.device) -> tup
         first += size
         width = lengths[members[-1]]
         beginnings = [starts[i] for i in members]
-        if beginnings == list(range(beginnings[0], beginnings[0] + size * width, width)) and all(
-            lengths[i] == width for i in members
-        ):
+        side_by_side = beginnings == list(range(beginnings[0], beginnings[0] + size * width, width))
+        if side_by_side and all(lengths[i] == width for i in members):
             buckets.append(Bucket(size, width, beginnings[0], None, None, None, None))
             continue
         steps = torch.arange(width)

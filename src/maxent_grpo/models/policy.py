@@ -21,13 +21,17 @@ from transformers import PreTrainedModel
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.lm_head import EntropyMode, LogitScale, logps_of_logits, token_logps
-from maxent_grpo.models.logps import left_padded
-from maxent_grpo.models.packing import Packing, pack
+from maxent_grpo.models.packing import Packing, left_padded, pack
 from maxent_grpo.models.prefix_attention import IMPLEMENTATION
 from maxent_grpo.types import Batch
 
 Pool = Literal["none", "mean", "last"]
 Shortcut = Literal["packed", "head"]
+COSTS: dict[Shortcut, str] = {
+    "packed": "each prompt runs once per completion, with padding",
+    "head": "its logits are held in memory as a whole",
+}
+"""The price of a shortcut that does not serve."""
 
 
 class PolicyForward(nn.Module):
@@ -99,11 +103,13 @@ class PolicyForward(nn.Module):
         return _padded_again(logps, mask), entropy_rows, vectors, seeds
 
     def _packed(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """For each token that the policy wrote, where its prediction is in the model's output; and the input."""
+        """The place in the model's output that predicts each token that the policy wrote; and the model's input."""
         packing = pack(batch)
         # Four dimensions tell Transformers to build no mask: the packing says what attends to what.
         no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.ids.device)
-        return packing.predicting, _inputs(packing.ids[None], packing.positions[None], no_mask, packing)
+        return packing.predicting, _inputs(
+            packing.ids[None], packing.positions[None], no_mask, packing=packing
+        )
 
     def _padded(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The same, every row by itself: prompt, completion, and padding on the right."""
@@ -127,9 +133,8 @@ class PolicyForward(nn.Module):
         expected = self(batch)[0]
         if "packed" not in self.obstacles:
             model.set_attn_implementation(IMPLEMENTATION)
-        tolerance = (
-            1e-3 if torch.finfo(model.dtype).bits >= 32 else 0.1
-        )  # of rounding; a wrong formula is far off
+        # Of rounding; a wrong formula is far off.
+        tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 0.1
         serving: set[Shortcut] = set()
         shortcuts: tuple[Shortcut, ...] = ("packed", "head")
         for shortcut in shortcuts:
@@ -143,11 +148,7 @@ class PolicyForward(nn.Module):
                 self.obstacles[shortcut] = f"its log-probs differ by {error:.2g} from the model's own forward"
         self.shortcuts = frozenset(serving)
         for shortcut, reason in self.obstacles.items():
-            cost = {
-                "packed": "each prompt runs once per completion, with padding",
-                "head": "its logits are held in memory as a whole",
-            }[shortcut]
-            warnings.warn(f"{type(model).__name__}: {cost}, as {reason}", stacklevel=3)
+            warnings.warn(f"{type(model).__name__}: {COSTS[shortcut]}, as {reason}", stacklevel=3)
         model.train(was_training)
 
 
@@ -177,7 +178,8 @@ class AdapterOff(nn.Module):
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The model's repeated blocks, by the class names that the architecture says must not be split.
 
-    Raises `UsageError` where it names none: sharding would gather the whole model at once.
+    Raises:
+        UsageError: it names none; sharding would gather the whole model at once.
     """
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
@@ -215,7 +217,7 @@ def probe_batch(model: Any) -> Batch:
 
 
 def _obstacles(model: Any) -> dict[Shortcut, str]:
-    """What rules a shortcut out beforehand."""
+    """Reasons that rule a shortcut out beforehand."""
     config = model.config.get_text_config()
     obstacles: dict[Shortcut, str] = {}
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -236,11 +238,9 @@ def _obstacles(model: Any) -> dict[Shortcut, str]:
     return obstacles
 
 
-def _inputs(
-    ids: Tensor, position_ids: Tensor, mask: Tensor, packing: Packing | None = None
-) -> dict[str, Any]:
-    inputs = {"input_ids": ids, "position_ids": position_ids, "attention_mask": mask, "use_cache": False}
-    return inputs if packing is None else inputs | {"packing": packing}
+def _inputs(ids: Tensor, position_ids: Tensor, mask: Tensor, **packing: Packing) -> dict[str, Any]:
+    given = {"input_ids": ids, "position_ids": position_ids, "attention_mask": mask, "use_cache": False}
+    return given | packing
 
 
 def _padded_again(values: Tensor, mask: Tensor) -> Tensor:

@@ -96,9 +96,8 @@ class _PrefixAttention(torch.autograd.Function):
         for bucket in (*packing.prompts, *packing.completions):
             states = [_heads_first(_take(x, bucket)) for x in (grad, q, k, v, out)]
             bucket_lse = _take(lse, bucket)
-            if (
-                bucket.padding is not None
-            ):  # an infinite normaliser makes its attention, and so its gradient, 0
+            if bucket.padding is not None:
+                # An infinite normaliser makes its attention, and so its gradient, 0.
                 bucket_lse = bucket_lse.masked_fill(bucket.padding.unsqueeze(-1), torch.inf)
             parts = _flash_backward(*states, bucket_lse.transpose(1, 2), 0.0, True, scale=ctx.scale)
             for total, part in zip((dq, dk, dv), parts, strict=True):
@@ -123,9 +122,8 @@ def expanded_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale:
         own_q, own_k, own_v = (_heads_first(_take(x, bucket)) for x in (q, k, v))
         part = scaled_dot_product_attention(own_q, own_k, own_v, is_causal=True, scale=scale).transpose(1, 2)
         out = _with(out, part, bucket)
-    prompt_of = torch.zeros(
-        q.shape[0], 2, dtype=torch.long, device=q.device
-    )  # first token and length of its prompt
+    # First token and length of its prompt.
+    prompt_of = torch.zeros(q.shape[0], 2, dtype=torch.long, device=q.device)
     for prefix in packing.prefixes:
         prompt_of[prefix.rows, 0] = prefix.prompt.start
         prompt_of[prefix.rows, 1] = prefix.prompt.stop - prefix.prompt.start

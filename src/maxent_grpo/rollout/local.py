@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from maxent_grpo.errors import RunError
 from maxent_grpo.models.decoding import start_decoding
 from maxent_grpo.models.loading import stop_token_ids
-from maxent_grpo.models.logps import left_padded
+from maxent_grpo.models.packing import left_padded
 from maxent_grpo.randomness import KeyPart, uniforms
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.rollout.token_sampling import draw_tokens

@@ -33,8 +33,14 @@ from maxent_grpo.data.sources import load_rows
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.training import Evaluation
-from maxent_grpo.models.adapters import with_adapter
-from maxent_grpo.models.loading import ModelSource, frozen_copy, load_policy, load_tokenizer, with_pad_token
+from maxent_grpo.models.loading import (
+    ModelSource,
+    frozen_copy,
+    load_policy,
+    load_tokenizer,
+    with_adapter,
+    with_pad_token,
+)
 from maxent_grpo.models.policy import AdapterOff, PolicyForward
 from maxent_grpo.objectives.catalog import build_objective
 from maxent_grpo.randomness import integer_seed

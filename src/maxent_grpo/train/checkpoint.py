@@ -25,8 +25,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from maxent_grpo.config.environment import SKIP, SOURCE, CheckpointSettings
 from maxent_grpo.controllers.state import read_state, write_state
 from maxent_grpo.errors import UsageError
-from maxent_grpo.models.adapters import is_adapted
-from maxent_grpo.models.saved_files import BESIDE_THE_WEIGHTS
+from maxent_grpo.models.loading import BESIDE_THE_WEIGHTS, is_adapted
 from maxent_grpo.train.ranks import gathered, own_part
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.strategies.replicated import write_json

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from maxent_grpo.models.logps import left_padded
+from maxent_grpo.models.packing import left_padded
 from maxent_grpo.objectives.advantages import RIGHT
 from maxent_grpo.tasks.registry import answer_clusters, mode_count
 from maxent_grpo.types import Batch, Group, Prompt

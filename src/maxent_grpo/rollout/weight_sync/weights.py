@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.models.adapters import is_adapted
+from maxent_grpo.models.loading import is_adapted
 
 Value = TypeVar("Value")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.config.run_settings import NativeSettings
-from maxent_grpo.models.adapters import with_adapter
+from maxent_grpo.models.loading import with_adapter
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.rewards.isolation import Isolation
 from maxent_grpo.rewards.scoring import Scorer, group_metrics

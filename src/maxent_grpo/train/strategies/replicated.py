@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from maxent_grpo.models.adapters import is_adapted, load_adapter
+from maxent_grpo.models.loading import is_adapted, load_adapter
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train.strategies.fsdp2 import SHARDS, load_sharded
 from maxent_grpo.train.strategies.strategy import OptimizerFactory, Strategy
