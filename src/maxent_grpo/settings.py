@@ -11,8 +11,8 @@ A setting is declared once, beside what it feeds, as a dataclass field::
 `settings_of` collects the records of a class; validation, help, documentation and routing derive from them.
 """
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from functools import partial
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -95,6 +95,17 @@ def setting(default: Any, help_text: str, **facts: Any) -> Any:
 
 native = partial(setting, route="native")
 """A setting that TRL's trainer would ignore, and which is refused there."""
+
+
+def group_of(name: str, records: Iterable[Setting]) -> type:
+    """A dataclass whose fields are ``records``."""
+    made = []
+    for record in records:
+        facts = {
+            f.name: getattr(record, f.name) for f in fields(Setting) if f.name not in ("default", "help")
+        }
+        made.append((record.name, record.type, setting(record.default, record.help, **facts)))
+    return make_dataclass(name, made)
 
 
 def settings_of(group: type, **facts: Any) -> tuple[Setting, ...]:

@@ -6,57 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from maxent_grpo.config.records import fed
 from maxent_grpo.controllers.settings import ControllerSettings, EntropySettings, MetaSettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
 from maxent_grpo.objectives.components import MAXENT, NUMBERS
 
-META_KEYS = {
-    "enabled": "controller_meta_enabled",
-    "method": "controller_meta_method",
-    "lr": "controller_meta_lr",
-    "tau_lr": "controller_meta_tau_lr",
-    "beta_lr": "controller_meta_beta_lr",
-    "beta_grad_clip": "controller_meta_beta_grad_clip",
-    "update_interval": "controller_meta_update_interval",
-    "objective": "controller_meta_objective",
-    "analytic_steps": "controller_meta_analytic_steps",
-    "optimizer": "controller_meta_optimizer",
-    "truncation_steps": "controller_meta_truncation_steps",
-    "use_hessian": "controller_meta_use_hessian",
-}
-"""`MetaSettings` field → setting."""
-
-CONTROLLER_KEYS = {
-    "tau": "maxent_tau",
-    "beta": "beta",
-    "kl_target": "kl_target",
-    "kl_horizon": "kl_horizon",
-    "kl_ctl_step_size": "kl_ctl_step_size",
-    "target_weight_entropy": "maxent_target_weight_entropy",
-    "target_weight_entropy_start": "maxent_target_weight_entropy_start",
-    "target_weight_entropy_final": "maxent_target_weight_entropy_final",
-    "target_weight_entropy_horizon": "maxent_target_weight_entropy_horizon",
-    "tau_lr": "maxent_tau_lr",
-    "tau_min": "maxent_tau_min",
-    "tau_max": "maxent_tau_max",
-    "tau_warmup_steps": "maxent_tau_warmup_steps",
-}
-"""`ControllerSettings` field → setting."""
-
-
-ENTROPY_KEYS = {
-    "adaptive": "use_adaptive_entropy",
-    "coef": "entropy_coef",
-    "coef_min": "entropy_coef_min",
-    "coef_max": "entropy_coef_max",
-    "coef_delta": "entropy_coef_delta",
-    "target": "entropy_target",
-    "kl_threshold": "entropy_kl_threshold",
-    "kl_gain": "entropy_kl_gain",
-    "kl_trust_zone": "entropy_kl_trust_zone",
-}
-"""`EntropySettings` field → setting."""
+META_KEYS, CONTROLLER_KEYS, ENTROPY_KEYS = map(fed, ("meta", "controllers", "entropy"))
+"""Field of `MetaSettings`, `ControllerSettings` and `EntropySettings` → the setting that feeds it."""
 
 VLLM_TIS_CAP = 2.0
 """Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy RL training"."""

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, InstanceOf, Strict, TypeAdapter, Va
 
 from maxent_grpo.config.settings import ScriptFields, TrainingFields
 from maxent_grpo.config.trl_settings import trl_fields
+from maxent_grpo.objectives.components import SYNONYMS
 from maxent_grpo.settings import Setting, settings_of
 
 _TRL_SCRIPT: Any = trl_fields("script")
@@ -82,18 +83,27 @@ def without_null(record: Setting) -> Setting:
 
 def parse(record: Setting, value: Any) -> Any:
     """``value`` as the setting declares it. Raises ``ValueError`` with ``name: value`` and what is expected."""
+    kind = chosen_type(record)
+    if record.choices and isinstance(value, str):
+        value = SYNONYMS.get(value, value)
     try:
-        return _adapter(record.type, record.ge, record.gt, record.le, record.lt).validate_python(value)
+        return _adapter(kind, record.ge, record.gt, record.le, record.lt).validate_python(value)
     except ValidationError as error:
         kinds = {problem["type"] for problem in error.errors()}
     if any(kind.startswith(("greater_than", "less_than")) for kind in kinds):
-        shown = _adapter(record.type).validate_python(value)
+        shown = _adapter(kind).validate_python(value)
         raise ValueError(f"{record.name}: {shown} must be {record.range}") from None
-    expected = describe(record.type)
+    expected = describe(kind)
     hint = ""
     if isinstance(value, bool) and "true" not in expected:
         hint = " (YAML reads a bare yes, no, on or off as true or false: quote it)"
     raise ValueError(f"{record.name}: {value!r} is not {expected}{hint}")
+
+
+def chosen_type(record: Setting) -> Any:
+    """The record's type, with its choices in place of any text."""
+    members = [Literal[record.choices] if record.choices and m is str else m for m in _members(record.type)]
+    return Union[tuple(members)]  # noqa: UP007  made at run time
 
 
 def convert(value: Any, annotation: Any) -> Any:

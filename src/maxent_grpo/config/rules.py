@@ -29,7 +29,7 @@ from maxent_grpo.config.records import (
 from maxent_grpo.config.trl_settings import TRL_DEFAULTS
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
-from maxent_grpo.objectives.components import ADVANTAGES, MAXENT, NUMBERS, OWN_SCALE, SYNONYMS
+from maxent_grpo.objectives.components import ADVANTAGES, MAXENT, NUMBERS, OWN_SCALE
 from maxent_grpo.settings import Setting
 
 Route = Literal["native", "trl"]
@@ -211,11 +211,9 @@ def _fill_from_objective(training: Any) -> None:
     training.train_grpo_objective = is_grpo
     if isinstance(training.scale_rewards, bool):
         training.scale_rewards = "group" if training.scale_rewards else "none"
-    if training.advantage is not None:
-        training.advantage = SYNONYMS.get(training.advantage, training.advantage)
-        own_scale = training.advantage in ADVANTAGES and ADVANTAGES[training.advantage].traits & OWN_SCALE
-        if training.scale_rewards is None and own_scale:
-            training.scale_rewards = "none"
+    own_scale = training.advantage in ADVANTAGES and ADVANTAGES[training.advantage].traits & OWN_SCALE
+    if training.scale_rewards is None and own_scale:
+        training.scale_rewards = "none"
     for number in NUMBERS.values():
         record = number.setting
         if record is None or record.unset != OWN_VALUE or (record.topic == MAXENT and is_grpo):

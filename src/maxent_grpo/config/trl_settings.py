@@ -5,9 +5,10 @@ wait for torch. A setting that would be ignored is refused where it differs from
 """
 
 import json
-from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from maxent_grpo.settings import Setting, group_of
 
 ROWS: dict[str, list[tuple[str, str, Any, str]]] = json.loads(
     Path(__file__).with_name("trl_fields.json").read_text(encoding="utf-8")
@@ -147,15 +148,17 @@ def _facts(section: str, name: str) -> dict[str, Any]:
 
 def trl_fields(section: str) -> Any:
     """A dataclass with TRL's fields of a section, which are all `Setting` records."""
-    made = [
+    return group_of(
+        f"TRL{section.capitalize()}",
         (
-            name,
-            eval(kind, {"Any": Any, "Literal": Literal}),  # our own file
-            field(
-                metadata={"help": help_text, "setting": _facts(section, name)},
-                **({"default_factory": list} if default == [] else {"default": default}),
-            ),
-        )
-        for name, kind, default, help_text in ROWS[section]
-    ]
-    return make_dataclass(f"TRL{section.capitalize()}", made, namespace={"__doc__": "TRL's own."})
+            # The types are expressions of a file of this package.
+            Setting(
+                name,
+                eval(kind, {"Any": Any, "Literal": Literal}),
+                default,
+                help_text,
+                **_facts(section, name),
+            )
+            for name, kind, default, help_text in ROWS[section]
+        ),
+    )

@@ -11,8 +11,8 @@ from maxent_grpo.objectives.composition import Choice, Component, Every, Number,
 from maxent_grpo.settings import Setting
 
 TRAINED, MAXENT, DIVERGENCES = "What is trained", "MaxEnt over the group", "Divergences and corrections"
-INGREDIENTS = "Advantages, surrogates, regularisers: docs/paper_index.md says which paper is which"
-INFO_SEED = "Seeded prompts, and the loss that tells their completions apart"
+INGREDIENTS = "Advantages, surrogates, regularisers"
+INFO_SEED = "InfoSeed"
 
 
 def own(name: str, kind: Any, default: Any, text: str, topic: str = INGREDIENTS, **facts: Any) -> Number:
