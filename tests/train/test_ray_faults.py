@@ -123,7 +123,8 @@ def test_workers_that_are_struck_at_work_lose_no_prompt(
     for role, call in (("rollout_workers", "RolloutWorker.sample"), ("learners", "LearnerWorker.learn")):
         struck = sum(count for name, count in blows.items() if name.endswith(call))
         assert last[f"train/buffer/{role}_replaced"] == struck
-    assert last["train/buffer/lost"] > 0
+    if PLANS[plan][-1][1] == "RolloutWorker.sample":  # a learner that goes back forgets what was lost since
+        assert last["train/buffer/lost"] > 0
     assert last["train/buffer/policy_age_max"] <= STALENESS
 
 

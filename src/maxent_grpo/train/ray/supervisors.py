@@ -340,9 +340,9 @@ class LearnerSupervisor:
 
     def _newest_checkpoint(self) -> Path | None:
         """Of this run's own: an output directory may hold later ones of a history that was given up."""
-        found, newest = (
-            checkpoints(self._config.settings.output.directory),
+        newest, found = (
             self._rollouts.buffer.next_version,
+            checkpoints(self._config.settings.output.directory),
         )
         own = [path for path in found if int(path.name.rpartition("-")[2]) <= newest]
         return own[-1] if own else self._first_checkpoint
