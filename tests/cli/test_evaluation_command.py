@@ -29,7 +29,7 @@ def composed(line: str) -> Composed:
 def test_the_promised_line_is_understood(command):
     request = read_request(composed(PROMISED.replace("math-eval", command)), "math-eval")
     assert request.command == command
-    evaluation = read_evaluation(request.inference)
+    evaluation = read_evaluation(request.section)
     assert evaluation.models[0].model_name_or_path == "od2961/Qwen2.5-1.5B-Open-R1-GRPO-math-v1"
     assert (evaluation.seeds, evaluation.temperatures) == ((0, 1, 2, 3, 4), (0.6,))
 

@@ -38,8 +38,8 @@ def test_a_named_command_wins_over_the_wrappers() -> None:
 
 
 def test_report_and_demo_take_their_own_keys() -> None:
-    assert read_request(_typed({"command": "report", "run": "var/x"}), None).run == "var/x"
-    assert read_request(_typed({"command": "demo", "demo": {"steps": 3}}), None).demo == {"steps": 3}
+    assert read_request(_typed({"command": "report", "run": "var/x"}), None).section == {"run": "var/x"}
+    assert read_request(_typed({"command": "demo", "demo": {"steps": 3}}), None).section == {"steps": 3}
 
 
 @pytest.mark.parametrize(

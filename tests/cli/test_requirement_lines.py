@@ -9,8 +9,7 @@ import pytest
 
 from composed import jobs_of
 from maxent_grpo.cli.compose import Composed
-from maxent_grpo.cli.request import Request, read_request
-from maxent_grpo.cli.start import resolve_job
+from maxent_grpo.cli.request import Request, read_request, resolve_job
 from maxent_grpo.config.loading import RunConfig
 
 SCRIPTS = {

@@ -94,7 +94,7 @@ def evaluated(command: str, directory: Path) -> None:
 
 
 def evaluation_of(arguments: list[str]) -> EvaluationRequest:
-    return read_evaluation(read_request(jobs_of(arguments)[0], "math-eval").inference)
+    return read_evaluation(read_request(jobs_of(arguments)[0], "math-eval").section)
 
 
 def studied(command: str, directory: Path) -> None:

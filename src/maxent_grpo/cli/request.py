@@ -1,4 +1,4 @@
-"""The root tree of a command, checked: which command, which recipe, which overrides.
+"""The root tree of a command, checked: which command, which recipe, which overrides; then as a configuration.
 
 The tree: ``command``; ``dry_run``; one section per training command (``baseline``, ``maxent``,
 ``infoseed``), each with ``recipe``, ``script``, ``training`` and ``model``; the last three also bare, for
@@ -8,14 +8,22 @@ alone, as in a recipe; the names of TorchRL's scripts (`config.torchrl_names`); 
 would not read is refused.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import sys
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.cli.arguments import TRAIN
 from maxent_grpo.cli.compose import Composed
 from maxent_grpo.config import torchrl_names
+from maxent_grpo.config.shipped import shipped
+from maxent_grpo.config.torchrl_names import Claim, translated
 from maxent_grpo.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from maxent_grpo.config.loading import RunConfig
 
 SECTIONS = {"train-baseline": "baseline", "train-maxent": "maxent", "train-infoseed": "infoseed"}
 """Training command → its section of the tree."""
@@ -23,16 +31,22 @@ SECTIONS = {"train-baseline": "baseline", "train-maxent": "maxent", "train-infos
 EVALUATIONS = ("math-eval", "inference", "math_eval")
 """Three names of one command."""
 
-COMMANDS = (*SECTIONS, TRAIN, *EVALUATIONS, "generate", "report", "demo", "study")
 GROUPS = ("script", "training", "model")
-_OWNERS = {
-    "run": "report",
-    "demo": "demo",
-    "inference": "math-eval",
-    "study": "study",
-    "generate": "generate",
+_READ_BY = {
+    "run": ("report",),
+    "demo": ("demo",),
+    "inference": EVALUATIONS,
+    "study": ("study",),
+    "generate": ("generate",),
 }
-_OTHER_KEYS = ("command", "dry_run", *_OWNERS)
+"""Key → the commands that read it, and no other key."""
+
+COMMANDS = (*SECTIONS, TRAIN, *EVALUATIONS, "generate", "report", "demo", "study")
+TEMPLATES = {
+    command: f"configs/recipes/Qwen2.5-1.5B-Instruct/{folder}/config_math.yaml"
+    for command, folder in zip(SECTIONS, ("grpo", "maxent-grpo", "infoseed"), strict=True)
+}
+"""Command → the recipe that it starts from when neither a recipe nor a model is named."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +54,14 @@ class Request:
     """What one job is asked to do."""
 
     command: str
+    section: Mapping[str, Any] = field(default_factory=dict)
+    """What a command that does not train reads: ``run`` of report, what stands under ``demo``, ``generate.args`` …"""
     recipe: str | None = None
-    overrides: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=dict
-    )  # group, or "flat" → name → value
-    dialect: Mapping[str, Any] = field(default_factory=dict)  # settings by TorchRL's names, dotted
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Group, or "flat" → name → value."""
+    dialect: Mapping[str, Any] = field(default_factory=dict)
+    """Settings by TorchRL's names, dotted."""
     dry_run: bool = False
-    run: str = ""  # run directory that report reads
-    demo: Mapping[str, Any] = field(default_factory=dict)
-    inference: Mapping[str, Any] = field(default_factory=dict)
-    study: Mapping[str, Any] = field(default_factory=dict)
-    generate: Mapping[str, Any] = field(default_factory=dict)  # what stands under generate.args
 
 
 def read_request(composed: Composed, default_command: str | None) -> Request:
@@ -62,36 +73,31 @@ def read_request(composed: Composed, default_command: str | None) -> Request:
     Raises:
         UsageError: for a missing or unknown command, a key that nothing reads, or a setting given twice.
     """
-    tree = composed.tree
-    command = _command(composed, default_command)
-    if command == "report":
-        _refuse_others(tree, command, {"command", "run"})
+    tree, command = composed.tree, _command(composed, default_command)
+    key = next((key for key, commands in _READ_BY.items() if command in commands), None)
+    if key is None:
+        return _training_request(composed, command)
+    unread = sorted(tree.keys() - {"command", key})
+    if unread:
+        wanted = "run=DIR" if key == "run" else f"{key}.KEY=VALUE"
+        raise UsageError(f"{unread[0]} is not read by {command}, which takes {wanted}")
+    if key == "run":
         if not isinstance(tree.get("run"), str):
             raise UsageError("report needs the run directory: run=DIR")
-        return Request(command, run=tree["run"])
-    if command == "demo":
-        _refuse_others(tree, command, {"command", "demo"})
-        return Request(command, demo=_mapping(tree.get("demo"), "demo"))
-    if command in EVALUATIONS:
-        _refuse_others(tree, command, {"command", "inference"})
-        return Request(command, inference=_mapping(tree.get("inference"), "inference"))
-    if command == "study":
-        _refuse_others(tree, command, {"command", "study"})
-        return Request(command, study=_mapping(tree.get("study"), "study"))
-    if command == "generate":
-        _refuse_others(tree, command, {"command", "generate"})
-        section = _mapping(tree.get("generate"), "generate")
-        for key in section.keys() - {"args"}:
-            raise UsageError(f"generate.{key}: unknown key; write generate.args.{key}")
-        return Request(command, generate=_mapping(section.get("args"), "generate.args"))
-    return _training_request(composed, command)
+        return Request(command, {"run": tree["run"]})
+    section = _mapping(tree.get(key), key)
+    if key == "generate":
+        for other in section.keys() - {"args"}:
+            raise UsageError(f"generate.{other}: unknown key; write generate.args.{other}")
+        section = _mapping(section.get("args"), "generate.args")
+    return Request(command, section)
 
 
 def _training_request(composed: Composed, command: str) -> Request:
     tree, translatable = torchrl_names.split(composed.tree)
-    for key, owner in _OWNERS.items():
+    for key, commands in _READ_BY.items():
         if key in tree:
-            raise UsageError(f"{key} is not read by {command}; it belongs to command={owner}")
+            raise UsageError(f"{key} is not read by {command}; it belongs to command={commands[0]}")
     _refuse_other_sections(composed, command)
     if command == TRAIN:
         name, section = TRAIN, {"recipe": tree.pop("recipe", None)}
@@ -109,7 +115,7 @@ def _training_request(composed: Composed, command: str) -> Request:
     if recipe is not None and not isinstance(recipe, str):
         raise UsageError(f"{name}.recipe={recipe}: a path is needed")
     overrides = _overrides(composed, tree, name, section)
-    return Request(command, recipe, overrides, translatable, dry_run)
+    return Request(command, {}, recipe, overrides, translatable, dry_run)
 
 
 def _command(composed: Composed, default_command: str | None) -> str:
@@ -132,7 +138,7 @@ def _overrides(
     composed: Composed, tree: Mapping[str, Any], name: str, section: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """``SECTION.GROUP.KEY`` under ``GROUP.KEY`` under ``KEY``; hiding a typed one is an error."""
-    known = {*_OTHER_KEYS, *SECTIONS.values(), *GROUPS}
+    known = {"command", "dry_run", *_READ_BY, *SECTIONS.values(), *GROUPS}
     flat = {key: value for key, value in tree.items() if key not in known}
     merged: dict[str, dict[str, Any]] = {"flat": flat}
     for group in GROUPS:
@@ -171,16 +177,83 @@ def _refuse_other_sections(composed: Composed, command: str) -> None:
             )
 
 
-def _refuse_others(tree: Mapping[str, Any], command: str, read: set[str]) -> None:
-    unread = sorted(tree.keys() - read)
-    if unread:
-        wanted = "run=DIR" if "run" in read else f"{(read - {'command'}).pop()}.KEY=VALUE"
-        raise UsageError(f"{unread[0]} is not read by {command}, which takes {wanted}")
-
-
 def _mapping(value: Any, name: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise UsageError(f"{name}={value}: settings are needed ({name}.KEY=VALUE)")
     return dict(value)
+
+
+def resolve_job(request: Request, composed: Composed, environ: MutableMapping[str, str]) -> "RunConfig":
+    """The typed configuration of one job. In a sweep each gets its own ``output_dir``, unless that varies."""
+    from maxent_grpo.config.loading import resolve
+
+    recipe = request.recipe or environ.get("GRPO_RECIPE") or template_of(request)
+    request = with_own_names(request, composed)
+    if request.command == TRAIN and recipe is None:
+        request = with_output_dir(request, composed, environ)
+        return resolve(request.command, recipe, request.overrides, environ)
+    config = resolve(request.command, recipe, request.overrides, environ)
+    if not composed.is_sweep or any(key.rpartition(".")[2] == "output_dir" for key in composed.swept):
+        return config
+    directory = str(Path(str(config.training.output_dir)) / composed.name)
+    # A setting given by name alone wins over its other spellings.
+    flat = {**request.overrides["flat"], "output_dir": directory}
+    return resolve(request.command, recipe, {**request.overrides, "flat": flat}, environ)
+
+
+def with_own_names(request: Request, composed: Composed) -> Request:
+    """The request with the names of TorchRL's scripts translated, as settings given by name alone."""
+    from maxent_grpo.config.records import ALIASES
+
+    if not request.dialect:
+        return request
+    own: dict[str, Claim] = {}
+    section = SECTIONS.get(request.command)
+    for group in (*GROUPS, "flat"):  # the last one wins
+        for key, value in request.overrides[group].items():
+            written = key if group == "flat" else f"{group}.{key}"
+            typed = not composed.given.isdisjoint({written, f"{section}.{written}"})
+            if value is not None:
+                own[ALIASES.get(key, key)] = Claim(written, value, typed, value)
+    settled = translated(request.dialect, own, composed.given)
+    kept = {
+        group: {key: value for key, value in settings.items() if ALIASES.get(key, key) not in settled}
+        for group, settings in request.overrides.items()
+    }
+    return replace(request, overrides={**kept, "flat": kept["flat"] | settled}, dialect={})
+
+
+def with_output_dir(request: Request, composed: Composed, environ: Mapping[str, str]) -> Request:
+    """The request with the directory of its own that a run has where none is named.
+
+    ``outputs/<date>/<time>``; in a sweep ``<the sweep's directory>/<what varies>``, or where one directory is named
+    for all jobs, ``<that>/<what varies>``.
+    """
+    flat = request.overrides["flat"]
+    named = {**request.overrides["training"], **flat}.get("output_dir")
+    varies = any(key.rpartition(".")[2] == "output_dir" for key in composed.swept)
+    if composed.is_sweep and not varies:
+        directory = Path(str(named or composed.sweep_dir)) / composed.name
+    elif named is not None:
+        return request
+    elif int(environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("output_dir: each process would name one after its own clock; set output_dir")
+    else:
+        directory = Path(datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S"))
+    overrides = {**request.overrides, "flat": {**flat, "output_dir": str(directory)}}
+    return replace(request, overrides=overrides)
+
+
+def template_of(request: Request) -> str | None:
+    """The recipe that a command starts from when nothing names a recipe or a model: the 1.5B mathematics recipe.
+
+    None where a model is named (then the overrides are the whole configuration).
+    """
+    named = {key for settings in request.overrides.values() for key in settings}
+    if request.command == TRAIN or "model_name_or_path" in named or "model.name" in request.dialect:
+        return None
+    template = shipped(TEMPLATES[request.command]).absolute()
+    print(f"no recipe and no model is named: starting from {template}", file=sys.stderr, flush=True)
+    return str(template)
