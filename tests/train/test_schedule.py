@@ -1,7 +1,7 @@
 import pytest
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.train.schedule import LearningRate
+from maxent_grpo.train.learner import LearningRate
 
 
 def factors(name: str, warmup: int, total: int, **options) -> list[float]:

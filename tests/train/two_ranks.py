@@ -9,11 +9,9 @@ import torch
 from accelerate import Accelerator
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.stats import extreme_stat, mean_stat
-from maxent_grpo.train.learner import Learner
-from maxent_grpo.train.meter import Meter
+from maxent_grpo.stats import Meter, extreme_stat, mean_stat
+from maxent_grpo.train.learner import Learner, LearningRate
 from maxent_grpo.train.ranks import gathered, on_first_rank, own_part, refuse_disagreement, together
-from maxent_grpo.train.schedule import LearningRate
 from maxent_grpo.train.strategies.replicated import Replicated
 from maxent_grpo.types import Batch, Signal
 

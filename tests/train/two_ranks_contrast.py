@@ -11,10 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from maxent_grpo.objectives.infoseed import InfoSeed, contrast_gradient
-from maxent_grpo.train.learner import Learner
+from maxent_grpo.train.learner import Learner, LearningRate
 from maxent_grpo.train.micro_batches import MicroBatch
-from maxent_grpo.train.pooled_states import PooledStates
-from maxent_grpo.train.schedule import LearningRate
+from maxent_grpo.train.seeds import PooledStates
 from maxent_grpo.types import Batch, Signal
 
 GROUPS, ORIGINALS, SEEDS, WIDTH = 2, 1, 3, 5  # per rank

@@ -35,7 +35,7 @@ class Evaluation:
     prompts_per_batch: int
     greedy: bool = False  # also one greedy completion per prompt
     seeds: SeedPrompts | None = None
-    """InfoSeed: the variants of the prompts, which `train.seed_evaluation` asks."""
+    """InfoSeed: the variants of the prompts, which `train.seeds` asks."""
 
     @property
     def passes(self) -> dict[str, SamplingSettings]:

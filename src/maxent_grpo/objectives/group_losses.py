@@ -13,7 +13,8 @@ from torch import Tensor
 
 from maxent_grpo.objectives.advantages import has_spread
 from maxent_grpo.objectives.corrections import sequence_ratio
-from maxent_grpo.objectives.reduce import LossInputs, sequence_scores
+from maxent_grpo.objectives.parts import LossInputs, PolicyLoss
+from maxent_grpo.objectives.reduce import sequence_scores
 from maxent_grpo.objectives.surrogates import Clip
 from maxent_grpo.objectives.weights import ClosedForm, scores_of_reference
 from maxent_grpo.stats import Metrics
@@ -94,12 +95,9 @@ def flow_advantages(scores: Tensor, log_target: Tensor, reference_scores: Tensor
     return -2.0 * flow_residuals(scores, log_target, reference_scores, torch.ones_like(scores))
 
 
-class GroupLoss:
+class GroupLoss(PolicyLoss):
     """A loss over whole groups. Its scores are the policy's log-probs of completions, per token or in all."""
 
-    has_weights: ClassVar[bool] = True
-    needs_answers: ClassVar[bool] = False
-    reads_logps: ClassVar[bool] = True
     skip_zero_spread: bool
     """Leave a group whose target has no spread without policy loss, as GRPO does a group with equal utilities. Its
     target says nothing about the task: the loss would only pull the policy's distribution over the group towards
@@ -110,9 +108,6 @@ class GroupLoss:
     def per_token(self) -> bool:
         """Whether scores are means over tokens instead of sums."""
         return True
-
-    def needs_reference(self, beta: float) -> bool:
-        return beta > 0
 
     def has_gradient(self, signal: Signal) -> Tensor:
         """The groups that have such a loss: [P] bool."""
@@ -145,6 +140,9 @@ class Listwise(GroupLoss):
     whatever their length, and so towards a uniform babbler."""
     skip_zero_spread: bool = True
 
+    has_weights: ClassVar[bool] = True
+    reads_logps: ClassVar[bool] = True
+
     @property
     def per_token(self) -> bool:
         return self.length_normalize_policy
@@ -175,7 +173,7 @@ class Likelihood(GroupLoss):
     target: ClosedForm = field(default_factory=ClosedForm)
     skip_zero_spread: bool = True
 
-    reads_logps: ClassVar[bool] = False
+    has_weights: ClassVar[bool] = True
 
     def signal(
         self, utilities: Tensor, advantages: Tensor, batch: Batch, knobs: Knobs
@@ -204,7 +202,7 @@ class Flow(GroupLoss):
     """Range of the importance ratio of completions that weighs the residuals."""
     skip_zero_spread: bool = True
 
-    has_weights: ClassVar[bool] = False
+    reads_logps: ClassVar[bool] = True
 
     def needs_reference(self, beta: float) -> bool:
         return True
@@ -221,9 +219,6 @@ class Flow(GroupLoss):
         first_order = flow_advantages(self.scores(batch.behaviour_logps, batch), log_target, reference)
         signal = Signal(advantages, None, log_target, reference)
         return self._silenced(signal, first_order), {}
-
-    def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
-        raise ValueError("policy_loss=flow has no candidate weights")
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         signal = inputs.signal

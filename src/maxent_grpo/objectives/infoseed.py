@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maxent_grpo.objectives.reduce import LossInputs, sequence_scores
+from maxent_grpo.objectives.parts import LossInputs, Penalty
+from maxent_grpo.objectives.reduce import sequence_scores
 from maxent_grpo.stats import Metrics, mean_stat, sum_stat
-from maxent_grpo.types import Knobs, Signal
+from maxent_grpo.types import Signal
 
 SeedLoss = Literal["infonce", "ce"]
 
@@ -118,7 +119,7 @@ def seed_distances(states: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InfoSeed:
+class InfoSeed(Penalty):
     """A micro-batch's share of ``λ·L_seed + α·(H_orig − H_seed)``, and of its metrics.
 
     The entropies are those of the policy's own softmax over the group's originals, and over its seeded completions,
@@ -140,12 +141,6 @@ class InfoSeed:
     def contrasts(self) -> bool:
         """Whether the loss contrasts completions of different groups, so that it needs all of them at once."""
         return self.loss_type == "infonce" and self.coefficient > 0
-
-    def needs_reference(self, beta: float) -> bool:
-        return False
-
-    def has_gradient(self, knobs: Knobs) -> bool:
-        return True
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         """The term, a scalar, and its metrics.

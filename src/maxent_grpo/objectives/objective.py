@@ -7,79 +7,18 @@ An `Objective` is a handful of values that carry their own numbers: `catalog` ma
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from maxent_grpo.objectives.advantages import GroupAdvantages, UtilityStd, utility_metrics
 from maxent_grpo.objectives.infoseed import InfoSeed
-from maxent_grpo.objectives.reduce import LossInputs, Reduction, sequence_mean
+from maxent_grpo.objectives.parts import LossInputs, Penalty, PolicyLoss, Shaping
+from maxent_grpo.objectives.reduce import Reduction, sequence_mean
 from maxent_grpo.objectives.regularizers import BehaviourKL, ReferenceKL, TokenEntropy
 from maxent_grpo.objectives.token_loss import TokenLoss
 from maxent_grpo.stats import Metrics, mean_stat, sum_stat
 from maxent_grpo.types import Batch, Denominators, Forward, Knobs, Signal
-
-
-class PolicyLoss(Protocol):
-    """What improves the policy: `token_loss.TokenLoss`, and the values of `group_losses`."""
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether it has candidate weights w(τ, β)."""
-
-    @property
-    def needs_answers(self) -> bool:
-        """Whether `Batch.answer_clusters` and `Batch.mode_counts` must be there."""
-
-    @property
-    def reads_logps(self) -> bool:
-        """Whether `signal` reads `Batch.behaviour_logps`."""
-
-    def needs_reference(self, beta: float) -> bool:
-        """Whether `Batch.reference_logps` must be there."""
-
-    def signal(
-        self, utilities: Tensor, advantages: Tensor, batch: Batch, knobs: Knobs
-    ) -> tuple[Signal, Metrics]:
-        """Shaped utilities and their advantages, both [P, G] → what the loss learns from."""
-
-    def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
-        """The candidate weights at other τ and β, differentiable in both: [P, G]."""
-
-    def has_gradient(self, signal: Signal) -> Tensor:
-        """Which groups can have a gradient: [P] bool. The loss of the others is constant."""
-
-    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
-        """A micro-batch's share, a scalar, and its metrics."""
-
-
-class Shaping(Protocol):
-    """A change of the utilities [P, G] before they become advantages or targets."""
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether it reads `Batch.reference_logps` at β > 0."""
-
-    @property
-    def reads_logps(self) -> bool:
-        """Whether it reads `Batch.behaviour_logps`."""
-
-    def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
-        """The utilities [P, G], changed."""
-
-
-class Penalty(Protocol):
-    """A term that is added to the policy loss."""
-
-    def needs_reference(self, beta: float) -> bool:
-        """Whether `Batch.reference_logps` must be there."""
-
-    def has_gradient(self, knobs: Knobs) -> bool:
-        """Whether it pulls at all: then at every group."""
-
-    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
-        """A micro-batch's share, a scalar, and its metrics."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +66,8 @@ class Objective:
 
     def needs_reference(self, beta: float) -> bool:
         """Whether `Batch.reference_logps` must be there for a step with this β."""
-        parts: tuple[PolicyLoss | Penalty, ...] = (self.policy_loss, *self.terms)
-        shaped = beta > 0 and any(shape.needs_reference for shape in self.shaping)
-        return shaped or any(part.needs_reference(beta) for part in parts)
+        parts: tuple[PolicyLoss | Shaping | Penalty, ...] = (self.policy_loss, *self.shaping, *self.terms)
+        return any(part.needs_reference(beta) for part in parts)
 
     @torch.no_grad()
     def signal(

@@ -6,53 +6,14 @@ read, NaN included, neither by the loss nor by its gradient.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from maxent_grpo.types import Batch, Denominators, Forward, Knobs, Signal
+from maxent_grpo.types import Denominators
 
 Reduction = Callable[[Tensor, Tensor, Denominators], Tensor]
 """Per-token values [B, T] (or [B, 1]), mask [B, T] → scalar."""
-
-
-@dataclass(frozen=True)
-class LossInputs:
-    """What the terms of a micro-batch's loss read."""
-
-    forward: Forward
-    batch: Batch
-    signal: Signal
-    knobs: Knobs
-    denominators: Denominators
-    reduction: Reduction
-
-    @property
-    def mask(self) -> Tensor:
-        """[B, T] bool"""
-        return self.batch.completion_mask
-
-    @property
-    def advantages(self) -> Tensor:
-        """[B]"""
-        return self.signal.advantages.flatten()
-
-    @property
-    def old_logps(self) -> Tensor:
-        """Log-probs [B, T] at the start of the rollout's updates: on-policy, the forward's own."""
-        if self.batch.old_logps is None:
-            return self.forward.logps.detach()
-        return self.batch.old_logps
-
-    @property
-    def zero(self) -> Tensor:
-        """The term that adds nothing: scalar."""
-        return self.forward.logps.new_zeros(())
-
-    def reduced(self, per_token: Tensor) -> Tensor:
-        """[B, T] or [B, 1] → a scalar, this micro-batch's share."""
-        return self.reduction(per_token, self.mask, self.denominators)
 
 
 def log_ratio(logps: Tensor, other_logps: Tensor, mask: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maxent_grpo.objectives.reduce import LossInputs, log_ratio, token_mean
+from maxent_grpo.objectives.parts import LossInputs, Penalty
+from maxent_grpo.objectives.reduce import log_ratio, token_mean
 from maxent_grpo.stats import Metrics, mean_stat, sum_stat
 from maxent_grpo.types import Denominators, Knobs
 
@@ -49,7 +50,7 @@ def entropy_bonus(entropy: Tensor, mask: Tensor, denominators: Denominators) -> 
 
 
 @dataclass(frozen=True)
-class ReferenceKL:
+class ReferenceKL(Penalty):
     """β·KL(policy ‖ reference), and the KL as measured wherever the reference was scored."""
 
     estimator: KLEstimator = k3
@@ -82,16 +83,13 @@ class ReferenceKL:
 
 
 @dataclass(frozen=True)
-class BehaviourKL:
+class BehaviourKL(Penalty):
     """A penalty on leaving the policy that sampled, and its KL as measured in any case."""
 
     coefficient: float = 0.0
     estimator: KLEstimator = k2
     """k2 by default: its gradient (log π − log μ)·∇log π is exactly zero on-policy and grows only linearly with the
     gap; k1 has no pull at all in expectation, and k3's explodes for tokens made unlikely."""
-
-    def needs_reference(self, beta: float) -> bool:
-        return False
 
     def has_gradient(self, knobs: Knobs) -> bool:
         return self.coefficient != 0.0
@@ -107,7 +105,7 @@ class BehaviourKL:
 
 
 @dataclass(frozen=True)
-class TokenEntropy:
+class TokenEntropy(Penalty):
     """Minus a bonus on the mean token entropy, which is measured wherever the forward computed it."""
 
     coefficient: float = 0.0
@@ -118,9 +116,6 @@ class TokenEntropy:
     @property
     def needs_entropy(self) -> bool:
         return self.coefficient != 0.0 or self.adaptive
-
-    def needs_reference(self, beta: float) -> bool:
-        return False
 
     def has_gradient(self, knobs: Knobs) -> bool:
         return self.needs_entropy

@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from maxent_grpo.objectives.reduce import LossInputs, log_ratio, row_means
+from maxent_grpo.objectives.parts import LossInputs, Penalty
+from maxent_grpo.objectives.reduce import log_ratio, row_means
 from maxent_grpo.objectives.surrogates import ClipEvents
 from maxent_grpo.stats import Metrics, mean_stat, sum_stat
-from maxent_grpo.types import Knobs
 
 
 def high_entropy(entropy: Tensor, mask: Tensor, group_size: int, share: float) -> Tensor:
@@ -138,17 +138,11 @@ class ClipCov:
 
 
 @dataclass(frozen=True)
-class KLCov:
+class KLCov(Penalty):
     """A penalty |log π/π_old| on the tokens of `kl_cov`."""
 
     share: float
     coefficient: float = 1.0
-
-    def needs_reference(self, beta: float) -> bool:
-        return False
-
-    def has_gradient(self, knobs: Knobs) -> bool:
-        return True
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         mask, size, logps = inputs.mask, inputs.batch.group_size, inputs.forward.logps

@@ -66,9 +66,7 @@ class SeedGRPO:
     length_normalize_logprobs: bool = True
     """Weigh completions by their log-prob per token."""
 
-    has_weights: ClassVar[bool] = False
     needs_answers: ClassVar[bool] = True
-    reads_logps: ClassVar[bool] = True
 
     def signal(self, advantages: Tensor, batch: Batch, knobs: Knobs) -> tuple[Signal, Metrics]:
         """The scaled advantages [P, G]."""
@@ -82,9 +80,6 @@ class SeedGRPO:
         scale = seed_scale(entropy, alpha)
         metrics = seed_metrics(entropy, scale, alpha, batch.group_size)
         return Signal(advantages * scale.unsqueeze(1)), metrics
-
-    def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
-        raise ValueError("SEED-GRPO has no candidate weights")
 
 
 def seed_metrics(entropy: Tensor, scale: Tensor, alpha: float, group_size: int) -> Metrics:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.objectives.advantages import has_spread
+from maxent_grpo.objectives.parts import Shaping
 from maxent_grpo.objectives.reduce import row_sums, sequence_scores
 from maxent_grpo.types import Batch, Knobs
 
@@ -90,13 +91,10 @@ def entropy_bonus(utilities: Tensor, logps: Tensor, mask: Tensor, coefficient: f
 
 
 @dataclass(frozen=True)
-class Unlikeliness:
+class Unlikeliness(Shaping):
     """`unlikeliness` of the completions under the policy that sampled them."""
 
     coefficient: float
-
-    reads_logps: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
 
     def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
         scores = sequence_scores(
@@ -106,7 +104,7 @@ class Unlikeliness:
 
 
 @dataclass(frozen=True)
-class SoftOverlong:
+class SoftOverlong(Shaping):
     """`soft_overlong` on top of the utilities."""
 
     buffer: int
@@ -114,7 +112,6 @@ class SoftOverlong:
     max_length: int
 
     reads_logps: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = False
 
     def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
         lengths = batch.lengths.view_as(utilities).to(utilities.dtype)
@@ -122,24 +119,21 @@ class SoftOverlong:
 
 
 @dataclass(frozen=True)
-class EntropyBonus:
+class EntropyBonus(Shaping):
     """`entropy_bonus` by the policy that sampled."""
 
     coefficient: float
-
-    reads_logps: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = False
 
     def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
         return entropy_bonus(utilities, batch.behaviour_logps, batch.completion_mask, self.coefficient)
 
 
 @dataclass(frozen=True)
-class KLInReward:
+class KLInReward(Shaping):
     """`kl_penalised` at the step's β."""
 
-    reads_logps: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    def needs_reference(self, beta: float) -> bool:
+        return beta > 0
 
     def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
         beta = knobs.beta

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.objectives.corrections import TruncatedImportance
-from maxent_grpo.objectives.reduce import LossInputs, log_ratio, row_sums
+from maxent_grpo.objectives.parts import LossInputs
+from maxent_grpo.objectives.reduce import log_ratio, row_sums
 
 
 class ClipEvents(NamedTuple):

@@ -2,55 +2,34 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from maxent_grpo.objectives.corrections import Ratio, TruncatedImportance, token_ratio
-from maxent_grpo.objectives.reduce import LossInputs
+from maxent_grpo.objectives.parts import LossInputs, PolicyLoss
 from maxent_grpo.objectives.selection import Selection
+from maxent_grpo.objectives.semantic import SeedGRPO
 from maxent_grpo.objectives.surrogates import Clip, ClipEvents, Surrogate
+from maxent_grpo.objectives.weights import Tilt
 from maxent_grpo.stats import Metrics, extreme_stat, mean_stat
 from maxent_grpo.types import Batch, Knobs, Signal
 
 
-class Reweighting(Protocol):
-    """What the advantages of whole groups are multiplied by."""
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether the factors are G times candidate weights w(τ, β)."""
-
-    @property
-    def needs_answers(self) -> bool:
-        """Whether it reads `Batch.answer_clusters` or `Batch.mode_counts`."""
-
-    @property
-    def reads_logps(self) -> bool:
-        """Whether it reads `Batch.behaviour_logps`."""
-
-    def signal(self, advantages: Tensor, batch: Batch, knobs: Knobs) -> tuple[Signal, Metrics]:
-        """Advantages [P, G] → the signal with theirs reweighted."""
-
-    def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
-        """The candidate weights at other τ and β."""
-
-
 @dataclass(frozen=True)
-class TokenLoss:
+class TokenLoss(PolicyLoss):
     """A surrogate of the importance ratio and the advantages, token by token: GRPO and its family."""
 
     surrogate: Surrogate = field(default_factory=Clip)
     ratio: Ratio = token_ratio
-    reweighting: Reweighting | None = None
+    reweighting: SeedGRPO | Tilt | None = None
     selection: tuple[Selection, ...] = ()
     """Which tokens carry the gradient: those that all of these keep."""
     correction: TruncatedImportance | None = None
 
     @property
     def has_weights(self) -> bool:
-        return self.reweighting is not None and self.reweighting.has_weights
+        return isinstance(self.reweighting, Tilt)
 
     @property
     def needs_answers(self) -> bool:
@@ -58,10 +37,7 @@ class TokenLoss:
 
     @property
     def reads_logps(self) -> bool:
-        return self.reweighting is not None and self.reweighting.reads_logps
-
-    def needs_reference(self, beta: float) -> bool:
-        return beta > 0 and self.has_weights
+        return isinstance(self.reweighting, SeedGRPO)
 
     def signal(
         self, utilities: Tensor, advantages: Tensor, batch: Batch, knobs: Knobs
@@ -72,7 +48,7 @@ class TokenLoss:
         return self.reweighting.signal(advantages, batch, knobs)
 
     def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
-        if self.reweighting is None:
+        if not isinstance(self.reweighting, Tilt):
             raise ValueError("policy_loss=clip has no candidate weights")
         return self.reweighting.weights(signal, tau, beta)
 

@@ -6,7 +6,7 @@ tensors, so that a controller can ask how w responds to them.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -195,9 +195,6 @@ class Tilt:
     length_normalize_ref: bool = False
     mode_adaptive: bool = False
     """τ_x = τ·`mode_adaptive_factor`, by the number of right answers of the prompt (`Batch.mode_counts`)."""
-
-    has_weights: ClassVar[bool] = True
-    reads_logps: ClassVar[bool] = False
 
     @property
     def needs_answers(self) -> bool:

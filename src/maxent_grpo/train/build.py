@@ -48,11 +48,10 @@ from maxent_grpo.rewards.isolation import Isolation
 from maxent_grpo.rewards.math import check_golds
 from maxent_grpo.rewards.registry import RewardFunction, load_rewards
 from maxent_grpo.rewards.scoring import Scorer
+from maxent_grpo.stats import Meter
 from maxent_grpo.train.checkpoint import find_source
-from maxent_grpo.train.learner import Learner, Reference, make_optimizer
-from maxent_grpo.train.meter import Meter
+from maxent_grpo.train.learner import Learner, LearningRate, Reference, make_optimizer
 from maxent_grpo.train.ranks import parameter_checksum, refuse_disagreement, together
-from maxent_grpo.train.schedule import LearningRate
 from maxent_grpo.train.state import Cadence, Run
 from maxent_grpo.train.strategies.fsdp2 import FullyShardedStrategy
 from maxent_grpo.train.strategies.replicated import Replicated

@@ -21,7 +21,7 @@ from maxent_grpo.stats import mean_stat
 from maxent_grpo.train.checkpoint import save_checkpoint
 from maxent_grpo.train.ranks import gathered, own_part, share
 from maxent_grpo.train.records import RunRecorder
-from maxent_grpo.train.seed_evaluation import evaluate_seeds
+from maxent_grpo.train.seeds import evaluate_seeds
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.step import step
 from maxent_grpo.train.stopping import forget_request, stop_asked, stopped

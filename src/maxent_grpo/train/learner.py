@@ -3,20 +3,22 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, get_scheduler
 
 from maxent_grpo.config.plan import BatchPlan
-from maxent_grpo.errors import RunError
+from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.models.lm_head import EntropyMode
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train.micro_batches import MicroBatch, scoring_batches
-from maxent_grpo.train.schedule import LearningRate
 from maxent_grpo.train.strategies.strategy import Strategy
 from maxent_grpo.types import Batch, Denominators, Forward, Signal
 
@@ -25,6 +27,42 @@ Reference = Callable[[Batch], tuple[Tensor, ...]]
 policy with its adapters switched off."""
 SAME_NORM = 1e-5
 """Ranks whose gradient norms differ relatively by more than this hold different gradients."""
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Transformers' schedule ``name``, shifted so that neither the first nor the last step has rate 0.
+
+    Transformers' schedules give warm-up step 0 the factor 0, and a decay's last step too; both would be wasted
+    rollouts here. Step s of N (counted from 0) therefore takes the factor of step s + 1 of a schedule of N + 1 steps.
+    """
+
+    base: float
+    name: str
+    warmup_steps: int
+    total_steps: int
+    options: dict[str, Any]
+
+    def factor(self, step: int) -> float:
+        """The rate of optimiser step ``step`` (from 0), divided by the base rate."""
+        return float(self._lambda(step + 1))
+
+    @cached_property
+    def _lambda(self) -> Any:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+        scheduler = get_scheduler(
+            self.name,
+            optimizer,
+            num_warmup_steps=self.warmup_steps,
+            num_training_steps=self.total_steps + 1,
+            scheduler_specific_kwargs=self.options or None,
+        )
+        if not isinstance(scheduler, LambdaLR):
+            raise UsageError(
+                f"lr_scheduler_type: {self.name!r} depends on more than the step; "
+                "use linear, cosine, constant, constant_with_warmup, polynomial or inverse_sqrt"
+            )
+        return scheduler.lr_lambdas[0]
 
 
 @dataclass(frozen=True)

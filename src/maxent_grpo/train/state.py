@@ -16,8 +16,8 @@ from maxent_grpo.evaluate.training import Evaluation
 from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
+from maxent_grpo.stats import Meter
 from maxent_grpo.train.learner import Learner, Reference
-from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.weight_sync import SamplerSync
 from maxent_grpo.types import Group
 

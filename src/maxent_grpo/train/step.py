@@ -11,7 +11,7 @@ from maxent_grpo.stats import Metrics
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.learner import with_reference
 from maxent_grpo.train.micro_batches import micro_batches
-from maxent_grpo.train.pooled_states import PooledStates
+from maxent_grpo.train.seeds import PooledStates
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.weight_sync import sampling_ratios
 from maxent_grpo.types import Batch, Forward, Group, Signal

@@ -27,10 +27,9 @@ from maxent_grpo.rollout.weight_sync.control import SyncFailed
 from maxent_grpo.rollout.weight_sync.sync import PRECISIONS, WeightSync
 from maxent_grpo.rollout.weight_sync.weights import PolicyWeights, Weights
 from maxent_grpo.rollout.wrappers import SamplerInParts
-from maxent_grpo.stats import Metrics, Stat, extreme_stat, mean_stat
+from maxent_grpo.stats import Meter, Metrics, Stat, extreme_stat, mean_stat
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.learner import Learner
-from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ranks import gathered, together
 from maxent_grpo.types import Batch, Group, Prompt
 

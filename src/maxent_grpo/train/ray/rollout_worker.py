@@ -19,6 +19,7 @@ from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import Sampler
 from maxent_grpo.rollout.samplers import SamplerParts
 from maxent_grpo.rollout.weight_sync.weights import PolicyWeights
+from maxent_grpo.stats import Meter
 from maxent_grpo.train.build import (
     load_model,
     make_seeds,
@@ -27,7 +28,6 @@ from maxent_grpo.train.build import (
     training_rewards,
 )
 from maxent_grpo.train.drivers import sample_rollouts
-from maxent_grpo.train.meter import Meter
 from maxent_grpo.train.ray.messages import SampledGroup, SampleTask, Weights, WorkerConfig
 from maxent_grpo.train.weight_sync import SamplerSync, configured, sampler_settings, synced
 from maxent_grpo.types import Batch, Prompt

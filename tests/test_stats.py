@@ -1,8 +1,7 @@
 import torch
 from accelerate import Accelerator
 
-from maxent_grpo.stats import Stat, extreme_stat, mean_stat
-from maxent_grpo.train.meter import Meter
+from maxent_grpo.stats import Meter, Stat, extreme_stat, mean_stat
 
 
 def test_means_are_weighted_and_extremes_compete_over_micro_batches():
