@@ -1,8 +1,7 @@
-"""The plain numbers that the rooms below are told: nothing under `config` sees a setting's name."""
+"""Batch plan, objective and controllers of a configuration: what is checked before anything heavy is imported."""
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,6 @@ from maxent_grpo.controllers.settings import ControllerSettings, EntropySettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
 from maxent_grpo.objectives.components import MAXENT, NUMBERS
-
-META_KEYS, CONTROLLER_KEYS, ENTROPY_KEYS = map(fed, ("meta", "controllers", "entropy"))
-"""Field of `MetaSettings`, `ControllerSettings` and `EntropySettings` → the setting that feeds it."""
 
 VLLM_TIS_CAP = 2.0
 """Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy RL training"."""
@@ -26,15 +22,23 @@ class BatchPlan:
     Batch sizes count the ``num_generations`` completions of each prompt; InfoSeed's seeded ones come on top.
     """
 
-    prompts_per_step: int  # over all processes
-    prompts_per_rollout: int  # over all processes
-    micro_groups: int  # whole groups in one forward and backward pass of one process
-    updates_per_rollout: int  # optimiser steps that one pass over a rollout takes
-    num_iterations: int  # passes over each rollout
-    micro_tokens: int | None = None  # real tokens in one forward and backward pass, instead of `micro_groups`
-    dynamic_sampling: bool = False  # whether groups with equal utilities are replaced before a step
-    sampling_rounds: int = 1  # how often prompts may be drawn for one rollout
-    ranks: int = 1  # processes
+    prompts_per_step: int
+    """Over all processes."""
+    prompts_per_rollout: int
+    """Over all processes."""
+    micro_groups: int
+    """Whole groups in one forward and backward pass of one process."""
+    updates_per_rollout: int
+    """Optimiser steps that one pass over a rollout takes."""
+    num_iterations: int
+    """Passes over each rollout."""
+    micro_tokens: int | None = None
+    """Real tokens in one forward and backward pass, instead of `micro_groups`."""
+    dynamic_sampling: bool = False
+    """Groups with equal utilities are replaced before a step."""
+    sampling_rounds: int = 1
+    """Times that prompts may be drawn for one rollout."""
+    ranks: int = 1
 
     @property
     def prompts_per_rank(self) -> int:
@@ -50,7 +54,8 @@ class BatchPlan:
 def batch_plan(training: Any, world_size: int) -> BatchPlan:
     """The plan of ``world_size`` processes.
 
-    Raises `UsageError` where a process's share of a step is not whole groups, or a rollout not whole steps.
+    Raises:
+        UsageError: a process's share of a step is not whole groups, or a rollout not whole steps.
     """
     group, accumulation = training.num_generations, training.gradient_accumulation_steps
     rows = training.per_device_train_batch_size * accumulation
@@ -90,7 +95,7 @@ def batch_plan(training: Any, world_size: int) -> BatchPlan:
 
 
 def objective_spec(training: Any) -> ObjectiveSpec:
-    """What the steps optimise. Raises `UsageError` on settings that contradict each other."""
+    """The objective of the steps. Raises `UsageError` on settings that contradict each other."""
     entry = find_objective(training.objective)
     changes = {}
     for name, number in NUMBERS.items():
@@ -121,28 +126,28 @@ def contrasts(training: Any) -> bool:
 
 
 def controller_settings(training: Any, total_steps: int) -> ControllerSettings:
-    """Where τ and β start and what moves them. Raises `UsageError` on settings that could move nothing."""
-    meta = {name: getattr(training, key) for name, key in META_KEYS.items()}
-    numbers = {name: getattr(training, key) for name, key in CONTROLLER_KEYS.items()}
-    numbers["lr_warmup_steps"] = warmup_steps(training.warmup_steps, total_steps)
-    entropy = {name: getattr(training, key) for name, key in ENTROPY_KEYS.items()}
-    return _as_usage_error(
-        lambda: ControllerSettings(**numbers, meta=MetaSettings(**meta), entropy=EntropySettings(**entropy))
-    )
+    """The start of τ and β, and what moves them. Raises `UsageError` on settings that could move nothing."""
+
+    def numbers(part: str) -> dict[str, Any]:
+        return {name: getattr(training, key) for name, key in fed(part).items()}
+
+    warmup = warmup_steps(training.warmup_steps, total_steps)
+    try:
+        meta, entropy = MetaSettings(**numbers("meta")), EntropySettings(**numbers("entropy"))
+        return ControllerSettings(
+            **numbers("controllers"), lr_warmup_steps=warmup, meta=meta, entropy=entropy
+        )
+    except (
+        ValueError
+    ) as error:  # the controllers name their own fields; a user knows the settings behind them
+        names = fed("controllers")
+        for part in ("meta", "entropy"):
+            names |= {f"{part}.{name}": key for name, key in fed(part).items()}
+        pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+        message = re.sub(rf"(?<![\w.])({pattern})(?![\w.])", lambda match: names[match.group()], str(error))
+        raise UsageError(re.sub(r"^meta is", "controller_meta_enabled is true:", message)) from error
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:
     """Optimiser steps of learning-rate warm-up; a ``warmup`` below 1 is a share of ``total_steps``."""
     return int(warmup) if warmup >= 1 else math.ceil(total_steps * warmup)
-
-
-def _as_usage_error(build: Callable[[], ControllerSettings]) -> ControllerSettings:
-    """The controllers name their own fields in errors; a user knows the settings behind them."""
-    try:
-        return build()
-    except ValueError as error:
-        names = {f"meta.{name}": key for name, key in META_KEYS.items()} | CONTROLLER_KEYS
-        names |= {f"entropy.{name}": key for name, key in ENTROPY_KEYS.items()}
-        pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-        message = re.sub(rf"(?<![\w.])({pattern})(?![\w.])", lambda match: names[match.group()], str(error))
-        raise UsageError(re.sub(r"^meta is", "controller_meta_enabled is true:", message)) from error

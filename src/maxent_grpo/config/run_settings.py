@@ -6,9 +6,9 @@ The command line, `GRPOTrainer`, Ray workers and studies share this one way from
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.optim import Optimizer
@@ -31,6 +31,15 @@ from maxent_grpo.rewards.isolation import IsolationSettings
 from maxent_grpo.rewards.registry import RewardOptions
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.rollout.settings import EngineSettings, SamplerSettings, SyncSettings
+
+
+Part = TypeVar("Part")
+
+
+def alike(part: type[Part], settings: Any, /, **derived: Any) -> Part:
+    """The part whose fields are the ``settings`` of the same name; others are ``derived`` or keep their defaults."""
+    names = [f.name for f in fields(part) if f.name not in derived and hasattr(settings, f.name)]  # type: ignore[arg-type]
+    return part(**{name: getattr(settings, name) for name in names}, **derived)
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,7 @@ class CadenceSettings:
     """Intervals in optimiser steps, or below 1 as a share of all; 0 is never."""
 
     max_steps: int
-    epochs: float
+    num_train_epochs: float
     """Passes over the prompts, where ``max_steps`` is not positive."""
     logging_steps: float
     save_steps: float
@@ -174,14 +183,14 @@ class OptimizerSettings:
     learning_rate: float
     schedule: str
     schedule_options: Mapping[str, Any]
-    warmup: float
+    warmup_steps: float
     """Optimiser steps; below 1 a share of all."""
     max_grad_norm: float
     distributed: str | None
 
-    def warmup_steps(self, total_steps: int) -> int:
+    def warmup(self, total_steps: int) -> int:
         """Optimiser steps of learning-rate warm-up."""
-        return warmup_steps(self.warmup, total_steps)
+        return warmup_steps(self.warmup_steps, total_steps)
 
 
 @dataclass(frozen=True)
@@ -393,13 +402,12 @@ def data_settings(config: RunConfig) -> DataSettings:
     script, training, retry = config.script, config.training, config.dataset_retry
 
     def prompts(prompt_column: str, solution_column: str) -> PromptSettings:
-        return PromptSettings(
+        return alike(
+            PromptSettings,
+            training,
             prompt_column=prompt_column,
             solution_column=solution_column,
-            system_prompt=training.system_prompt,
-            chat_template=training.chat_template,
             max_prompt_chars=config.max_prompt_chars,
-            max_prompt_length=training.max_prompt_length,
         )
 
     mixture, name = script.dataset_mixture, script.dataset_name
@@ -443,16 +451,12 @@ def reward_settings(config: RunConfig) -> RewardSettings:
     )
 
 
-def cadence_settings(training: GRPOConfig) -> CadenceSettings:
-    return CadenceSettings(
-        max_steps=training.max_steps,
-        epochs=training.num_train_epochs,
-        logging_steps=training.logging_steps,
+def cadence_settings(training: Any) -> CadenceSettings:
+    return alike(
+        CadenceSettings,
+        training,
         save_steps=training.save_steps if training.save_strategy == "steps" else 0,
-        save_total_limit=training.save_total_limit,
         eval_steps=(training.eval_steps or 0) if training.eval_strategy == "steps" else 0,
-        eval_on_start=training.eval_on_start,
-        max_nonfinite_steps=training.max_nonfinite_steps,
     )
 
 
@@ -461,16 +465,13 @@ def optimizer_settings(training: GRPOConfig) -> OptimizerSettings:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(training)
     except (ImportError, ValueError) as error:  # a package that is missing, or settings that contradict it
         raise UsageError(f"optim: {training.optim}: {' '.join(str(error).split())}") from error
-    return OptimizerSettings(
+    return alike(
+        OptimizerSettings,
+        training,
         kind=kind,
         options=options,
-        weight_decay=training.weight_decay,
-        learning_rate=training.learning_rate,
         schedule=str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)),
-        schedule_options=training.lr_scheduler_kwargs or {},  # type: ignore[arg-type]  # TRL parses texts
-        warmup=training.warmup_steps,
-        max_grad_norm=training.max_grad_norm,
-        distributed=training.distributed,
+        schedule_options=training.lr_scheduler_kwargs or {},
     )
 
 
@@ -485,31 +486,22 @@ def seed_settings(training: GRPOConfig) -> SeedSettings | None:
     )
 
 
-def sampling_settings(training: GRPOConfig) -> SamplingSettings:
+def sampling_settings(training: Any) -> SamplingSettings:
     """How training samples."""
-    return SamplingSettings(
-        num_generations=training.num_generations,
-        max_completion_length=training.max_completion_length,
-        temperature=training.temperature,
-        top_p=training.top_p,
-        top_k=training.top_k,
-        min_p=training.min_p,
-        stop=tuple(training.stop_sequences or ()),
-    )
+    return alike(SamplingSettings, training, stop=tuple(training.stop_sequences or ()))
 
 
-def evaluation_settings(training: GRPOConfig) -> EvaluationSettings:
+def evaluation_settings(training: Any) -> EvaluationSettings:
     """As in training, but with the evaluation's own temperature and truncation."""
     k = training.num_generations_eval or training.num_generations
     return EvaluationSettings(
-        sampling=SamplingSettings(
+        sampling=replace(
+            sampling_settings(training),
             num_generations=k,
-            max_completion_length=training.max_completion_length,
             temperature=training.eval_temperature,
             top_p=training.eval_top_p,
             top_k=training.eval_top_k,
             min_p=training.eval_min_p,
-            stop=tuple(training.stop_sequences or ()),
             for_learning=False,
         ),
         prompts_per_batch=max(1, training.per_device_eval_batch_size // k),

@@ -245,7 +245,7 @@ def make_seeds(
 def make_cadence(settings: CadenceSettings, plan: BatchPlan, prompt_count: int) -> Cadence:
     """Total steps (``max_steps``, else from the epochs) and intervals; a fraction is of the total."""
     steps_per_rollout = plan.updates_per_rollout * plan.num_iterations
-    rollouts = max(1, int(settings.epochs * prompt_count / plan.prompts_per_rollout))
+    rollouts = max(1, int(settings.num_train_epochs * prompt_count / plan.prompts_per_rollout))
     total = settings.max_steps if settings.max_steps > 0 else rollouts * steps_per_rollout
 
     def every(interval: float) -> int:
@@ -315,7 +315,7 @@ def make_learner(
         learning_rate=LearningRate(
             base=optimizer.learning_rate,
             name=optimizer.schedule,
-            warmup_steps=optimizer.warmup_steps(total_steps),
+            warmup_steps=optimizer.warmup(total_steps),
             total_steps=total_steps,
             options=dict(optimizer.schedule_options),
         ),
@@ -366,7 +366,7 @@ def make_seed_head(settings: NativeSettings, model: PreTrainedModel) -> nn.Linea
 
 def make_controllers(settings: NativeSettings, total_steps: int) -> Controllers:
     """Controllers at the first step, or with the state of another run, if one is named."""
-    warmup = settings.optimizer.warmup_steps(total_steps)
+    warmup = settings.optimizer.warmup(total_steps)
     controllers = Controllers.start(replace(settings.controllers, lr_warmup_steps=warmup))
     path = settings.controller_state
     if path is None:
