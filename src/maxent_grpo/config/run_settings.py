@@ -32,7 +32,6 @@ from maxent_grpo.rewards.registry import RewardOptions
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.rollout.settings import EngineSettings, SamplerSettings, SyncSettings
 
-
 Part = TypeVar("Part")
 
 
