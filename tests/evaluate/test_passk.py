@@ -1,5 +1,7 @@
 """pass@k and its relatives, against the plainest possible counting."""
 
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -83,3 +85,9 @@ def test_metrics_grow_with_k_as_they_must():
             assert (columns[name.format(smaller)] <= columns[name.format(larger)] + 1e-12).all()
     assert columns["pass_at_8"] == pytest.approx(columns["pass_at_8_unbiased"])
     assert "distinct_at_8" not in columns
+
+
+def test_counting_needs_no_torch():
+    code = "import sys, maxent_grpo.evaluate.passk; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"

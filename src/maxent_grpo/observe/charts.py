@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -101,19 +101,9 @@ def draw_line(axes: "Axes", series: Series, colour: str, raw_alpha: float = 0.28
 
 def draw_points(axes: "Axes", series: Series, colour: str) -> float:
     """Single measurements with standard errors. Returns the last value."""
-    axes.errorbar(
-        series.steps,
-        series.values,
-        yerr=series.errors,
-        fmt="o",
-        markersize=6,
-        color=colour,
-        markeredgecolor="white",
-        markeredgewidth=1.0,
-        elinewidth=1.3,
-        capsize=0,
-        zorder=4,
-    )
+    marker: dict[str, Any] = {"fmt": "o", "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 1.0}
+    lines: dict[str, Any] = {"yerr": series.errors, "elinewidth": 1.3, "capsize": 0}
+    axes.errorbar(series.steps, series.values, color=colour, zorder=4, **marker, **lines)
     return float(series.values[-1])
 
 
@@ -137,16 +127,9 @@ def label_ends(axes: "Axes", labels: Sequence[EndLabel], fontsize: float = 9) ->
         return
     low, high = axes.get_ylim()
     wanted = [(label.y - low) / (high - low) for label in kept]
+    style: dict[str, Any] = {"fontsize": fontsize, "va": "center", "transform": axes.transAxes}
     for label, height in zip(kept, moved_apart(wanted, LABEL_GAP), strict=True):
-        axes.text(
-            1.015,
-            height,
-            label.text,
-            color=label.colour,
-            fontsize=fontsize,
-            va="center",
-            transform=axes.transAxes,
-        )
+        axes.text(1.015, height, label.text, color=label.colour, **style)
 
 
 def moved_apart(heights: Sequence[float], gap: float) -> list[float]:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.tasks.answers import extract_answer
@@ -29,7 +29,9 @@ from maxent_grpo.tasks.expressions import (
     tree_key,
 )
 from maxent_grpo.tasks.task import CONTROL, WARM_START, WRONG, Facts, Problem, Verdict, draw, region
-from maxent_grpo.types import Prompt
+
+if TYPE_CHECKING:
+    from maxent_grpo.types import Prompt
 
 SMALLEST, LARGEST = 2, 12
 MODES = range(2, 9)  # how many modes a problem of the train and eval splits has
@@ -197,7 +199,7 @@ def _trees(numbers: Numbers) -> tuple[tuple[Expression, Fraction], ...]:
 class CountdownFeedback:
     """An environment (`rollout.environment`) over the rows of ``task:countdown``."""
 
-    def reply(self, prompt: Prompt, turns: Sequence[str]) -> Mapping[str, str] | None:
+    def reply(self, prompt: "Prompt", turns: Sequence[str]) -> Mapping[str, str] | None:
         """Nothing to add to a right answer; else a user's message that says what is wrong with the last one."""
         if prompt.columns.get("task") != Countdown.name:
             raise UsageError(
