@@ -212,8 +212,8 @@ def test_ranks_enter_the_batch_rules() -> None:
     training = config(num_generations=8, per_device_train_batch_size=8)
     training.generation_batch_size = training.steps_per_generation = None  # as before construction
     training.per_device_train_batch_size = 2
-    assert batch_problems(training, processes=4) == []
-    assert len(batch_problems(training, processes=3)) == 1
+    assert [*batch_problems(training, processes=4)] == []
+    assert len([*batch_problems(training, processes=3)]) == 1
 
 
 @pytest.mark.parametrize(

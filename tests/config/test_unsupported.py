@@ -3,8 +3,8 @@
 import pytest
 
 from maxent_grpo.config.records import RECORDS
-from maxent_grpo.config.rules import refuse_unsupported
 from maxent_grpo.config.schema import GRPOConfig
+from maxent_grpo.config.settle import refuse_unsupported
 from maxent_grpo.errors import UsageError
 
 

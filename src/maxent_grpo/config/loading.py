@@ -38,7 +38,7 @@ from maxent_grpo.config.records import (
     parse,
     section_of,
 )
-from maxent_grpo.config.rules import Route, refuse_unsupported, settle_light, settle_model, settle_script
+from maxent_grpo.config.settle import Route, refuse_unsupported, settle_light, settle_model, settle_script
 from maxent_grpo.config.shipped import shipped
 from maxent_grpo.config.vllm import server_settings
 from maxent_grpo.data.sources import RetryPolicy

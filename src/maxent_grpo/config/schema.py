@@ -12,7 +12,7 @@ from trl.scripts.utils import ScriptArguments
 from trl.trainer.grpo_config import GRPOConfig as TRLConfig
 from trl.trainer.model_config import ModelConfig
 
-from maxent_grpo.config import rules
+from maxent_grpo.config import settle
 from maxent_grpo.config.settings import ScriptFields, TrainingFields
 from maxent_grpo.errors import UsageError
 
@@ -24,7 +24,7 @@ class GRPOScriptArguments(ScriptFields, ScriptArguments):
     """Data and rewards. Raises `UsageError` on a value of the wrong type, or where no data is named."""
 
     def __post_init__(self) -> None:
-        rules.settle_script(self)
+        settle.settle_script(self)
 
 
 @dataclass
@@ -35,7 +35,7 @@ class GRPOConfig(TrainingFields, TRLConfig):  # type: ignore[misc]  # settings t
         return str(self)  # Transformers leaves tokens out of it
 
     def __post_init__(self) -> None:
-        rules.settle(self, os.environ)
+        settle.settle(self, os.environ)
         has_bf16_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.bf16 and not (self.use_cpu or has_bf16_gpu):
             raise UsageError(
@@ -48,4 +48,4 @@ class GRPOConfig(TrainingFields, TRLConfig):  # type: ignore[misc]  # settings t
         # A rule, a named file, or a package of Transformers.
         except (ValueError, OSError, ImportError) as error:
             raise UsageError(" ".join(str(error).split())) from error
-        rules.settle_staleness(self)
+        settle.settle_staleness(self)
