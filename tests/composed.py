@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from maxent_grpo.cli.arguments import sort_arguments
-from maxent_grpo.cli.compose import Composed, compose
+from maxent_grpo.cli.compose import Composed, compose, sort_arguments
 
 
 def jobs_of(arguments: Sequence[str]) -> list[Composed]:

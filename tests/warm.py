@@ -13,7 +13,7 @@ MODULES = [
     "peft",
     "torch.distributed.checkpoint._fsspec_filesystem",
     "maxent_grpo.cli.compose",
-    "maxent_grpo.cli.start",
+    "maxent_grpo.cli.main",
     "maxent_grpo.evaluate.math_eval",
     "maxent_grpo.train.strategies.fsdp2",
     "maxent_grpo.train.run",

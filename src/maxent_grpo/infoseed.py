@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from maxent_grpo.cli.flags import run_flags
+from maxent_grpo.cli.main import run_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:

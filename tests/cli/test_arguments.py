@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maxent_grpo.cli.arguments import sort_arguments
+from maxent_grpo.cli.compose import sort_arguments
 from maxent_grpo.errors import UsageError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from composed import jobs_of
-from maxent_grpo.cli.arguments import SHIPPED_PRESETS, training_arguments
+from maxent_grpo.cli.compose import SHIPPED_PRESETS, training_arguments
 from maxent_grpo.cli.request import read_request, resolve_job
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.config.plan import batch_plan

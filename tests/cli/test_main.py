@@ -32,7 +32,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunSettings]:
         return maxent_grpo.train.run.TrainResult(Path("run"), 0, {})
 
     monkeypatch.setattr(maxent_grpo.train.run, "train", train)
-    monkeypatch.setattr("maxent_grpo.cli.start.configure_logging", lambda level: None)
+    monkeypatch.setattr("maxent_grpo.cli.main.configure_logging", lambda level: None)
     return runs
 
 

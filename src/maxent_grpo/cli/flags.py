@@ -8,15 +8,12 @@ values for a list, JSON for a mapping.
 """
 
 import json
-import os
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from maxent_grpo.cli.boundary import ErrorContext, show
 from maxent_grpo.errors import UsageError
 
 Words = Mapping[str, tuple[str, ...]]
@@ -68,21 +65,9 @@ def split_flags(arguments: Sequence[str], stray: str) -> dict[str, tuple[str, ..
     return flags
 
 
-def run_flags(command: str, argv: Sequence[str] | None = None) -> int:
-    """Run a training command from TRL-style flags (``argv``, or the process's); returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in arguments or "-h" in arguments:
-        print(_HELP.format(command=command, module=_MODULES[command]))
-        return 0
-    with ErrorContext(command) as context:
-        from maxent_grpo.cli.start import start_training
-        from maxent_grpo.config.loading import resolve
-
-        settings = training_flags(arguments)
-        config, dry_run = settings.pop("config", None), settings.pop("dry_run", False)
-        context.recipe = config or os.environ.get("GRPO_RECIPE", "")
-        start_training(resolve(command, config, {"flat": settings}, os.environ), dry_run=dry_run)
-    return context.exit_code
+def training_help(command: str) -> str:
+    """How to start a training command by flags."""
+    return _HELP.format(command=command, module=_MODULES[command])
 
 
 def training_flags(arguments: Sequence[str]) -> dict[str, Any]:
@@ -156,18 +141,6 @@ def is_generation(arguments: Sequence[str]) -> bool:
     names = {"help", *(field.name for field in fields(GenerateSettings))}
     flags = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
     return "-h" in arguments or any(flag.replace("-", "_").removeprefix("no_") in names for flag in flags)
-
-
-def run_generation(arguments: Sequence[str]) -> int:
-    """Generate as dashed flags say; returns the exit code."""
-    if "--help" in arguments or "-h" in arguments:
-        show(generation_help())
-        return 0
-    with ErrorContext("generate") as context:
-        from maxent_grpo.cli.start import start_generation
-
-        start_generation(generation_flags(arguments), os.environ)
-    return context.exit_code
 
 
 def generation_flags(arguments: Sequence[str]) -> dict[str, Any]:

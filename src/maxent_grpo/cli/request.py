@@ -15,8 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maxent_grpo.cli.arguments import TRAIN
-from maxent_grpo.cli.compose import Composed
+from maxent_grpo.cli.compose import TRAIN, Composed
 from maxent_grpo.config import torchrl_names
 from maxent_grpo.config.shipped import shipped
 from maxent_grpo.config.torchrl_names import Claim, translated
