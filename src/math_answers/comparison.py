@@ -40,7 +40,7 @@ from math_answers.values import MAX_ITEMS, Same, distinct, every, matched, same_
 _SIGN_CHOICES = frozenset({"pm", "mp"})
 _NO_INTERVALS = frozenset({("(", ")"), ("{", "}"), ("<", ">")})
 _DOMAINS = frozenset({"mathbb R", "mathbb Z", "mathbb Q", "mathbb N", "mathbb C", "R", "Z", "Q", "N"})
-_MAX_SIGN_CHOICES = 4
+_MAX_REPEATED = 20  # answers among which repetitions are looked for
 
 
 def same(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | None:
@@ -234,11 +234,12 @@ def same_lists(pred: Expression, gold: Expression, policy: GraderPolicy, same: S
     sets = [isinstance(side, Bracketed) and side.opening == "{" for side in (pred, gold)]
     if any(sets):
         ours, theirs = distinct(ours, same), distinct(theirs, same)
-    elif len(ours) > len(theirs) > 1 and not ordered and policy.list_order == "free":
+    elif _MAX_REPEATED >= len(ours) > len(theirs) > 1 and not ordered and policy.list_order == "free":
         ours = distinct(ours, same)  # solutions with their multiplicity
     if len(ours) != len(theirs) or len(ours) > MAX_ITEMS:
         return False
     strict = policy.list_order == "strict" and not any(sets)
+    ours, theirs = _without_numbering(ours, theirs)
     names = [[head_of(item) for item in items] for items in (ours, theirs)]
     several = [_are_different(heads) for heads in names]
     if all(several):
@@ -260,6 +261,25 @@ def _joined_otherwise(pred: Expression, gold: Expression) -> bool:
             solutions = len(heads) == 1 and None not in heads
             return not (solutions or all(map(is_constant, items)))
     return False
+
+
+def _without_numbering(
+    ours: list[Expression], theirs: list[Expression]
+) -> tuple[list[Expression], list[Expression]]:
+    """x_1 = 1, x_2 = 2 as values, where the other side says x = 1, 2."""
+    names = [{_name(head_of(item)) for item in items} for items in (ours, theirs)]
+    bases = {name.partition("_")[0] for side in names for name in side} - {""}
+    if len(bases) == 1 and {""} not in names and any(side <= {*bases, ""} for side in names):
+        return [_value(item) for item in ours], [_value(item) for item in theirs]
+    return ours, theirs
+
+
+def _name(head: Expression | None) -> str:
+    return head.name if isinstance(head, Symbol) else ""
+
+
+def _value(item: Expression) -> Expression:
+    return item.sides[-1] if isinstance(item, Related) and head_of(item) is not None else item
 
 
 def _are_different(heads: list[Expression | None]) -> bool:

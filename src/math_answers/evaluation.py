@@ -13,12 +13,15 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 from math_answers.expressions import (
+    CONSTANTS,
     Apply,
     Bracketed,
     Expression,
     Number,
     Symbol,
     UnreadableError,
+    has_operation,
+    symbols,
 )
 
 Value: TypeAlias = Any
@@ -33,6 +36,7 @@ POSITIVE_POINTS = 3
 WHOLE_NUMBER_OPERATIONS = frozenset({"factorial", "binomial", "gcd", "lcm"})
 """Operations that are only compared at whole numbers."""
 
+_WHOLE_NUMBERS = "nkmijNKM"  # what names of whole numbers begin with
 _WHOLE_POINTS = 29  # a prime, so that steps of 11 reach them all
 _DIGITS = 40
 _AGREEMENT = 30  # digits that two inexact values must share
@@ -43,8 +47,8 @@ _MAX_INEXACT_FACTORIAL = 10_000_000
 _TRIGONOMETRIC = frozenset(["sin", "cos", "tan", "cot", "sec", "csc"])
 
 
-MAX_STEPS = 60_000
-"""Steps of evaluation in one comparison of two answers: no more than about a second of work."""
+MAX_STEPS = 30_000
+"""Steps of evaluation in one comparison of two answers: no more than about half a second of work."""
 
 
 class ExhaustedError(Exception):
@@ -227,6 +231,21 @@ def real(value: Value) -> Value | None:
     return value.real
 
 
+def points_for(*sides: Expression) -> tuple[list[dict[str, Fraction]], bool]:
+    """Points at which expressions are compared, and whether these are whole numbers because only those make sense."""
+    names = frozenset().union(*map(symbols, sides)) - CONSTANTS
+    whole, steps = (
+        any(has_operation(side, operations) for side in sides)
+        for operations in (WHOLE_NUMBER_OPERATIONS, STEPPED_OPERATIONS)
+    )
+    tried = points(names, whole)
+    if steps and not whole:
+        whole = all(name[:1] in _WHOLE_NUMBERS for name in names)
+        tried = points(names, True) + ([] if whole else tried)
+        tried += [{name: -value for name, value in point.items()} for point in tried[:4]]
+    return tried, whole
+
+
 def points(names: frozenset[str], whole: bool) -> list[dict[str, Fraction]]:
     """Points to try: the same for the same names. The first half has positive coordinates, the rest any sign.
 
@@ -246,7 +265,8 @@ def _coordinate(name: str, k: int) -> Fraction:
     signed = k - POSITIVE_POINTS  # of these the second has the other sign than the first
     negative = signed >= 0 and ((zlib.crc32(name.encode()) >> 9) + signed) % 2
     sign = -1 if negative else 1
-    return sign * Fraction(seed % 9973 + 700, (seed >> 8) % 997 + 3001)
+    # Below one at every other point, where high powers vanish beside what is added to them.
+    return sign * Fraction(seed % 9973 + 700, (seed >> 8) % 997 + (3001 if k % 2 else 40_009))
 
 
 def _whole_coordinate(name: str, k: int) -> int:

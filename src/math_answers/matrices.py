@@ -1,9 +1,20 @@
 """Matrices worked out: multiples, sums, products, powers, transposes and determinants of written ones."""
 
-from math_answers.evaluation import spend
-from math_answers.expressions import Apply, Expression, Listed, Matrix, Number, Symbol, mapped, parts
+from math_answers.evaluation import evaluate, is_exact, spend
+from math_answers.expressions import (
+    Apply,
+    Expression,
+    Listed,
+    Matrix,
+    Number,
+    Symbol,
+    UnreadableError,
+    mapped,
+    parts,
+    symbols,
+)
 
-_MAX_ENTRIES = 64
+_MAX_NODES = 4000  # of all entries of a product
 _MAX_DETERMINANT = 5
 _OPERATIONS = frozenset({"add", "mul", "neg", "pow", "det", "call", "inv"})
 
@@ -72,21 +83,32 @@ def _product(factors: tuple[Expression, ...]) -> Expression | None:
         if result is None:
             result = matrix
             continue
-        if len(result.rows[0]) != len(matrix.rows) or len(result.rows) * len(matrix.rows[0]) > _MAX_ENTRIES:
+        if len(result.rows[0]) != len(matrix.rows):
+            return None
+        largest = max(_size(entry) for side in (result, matrix) for entry in parts(side))
+        if len(result.rows) * len(matrix.rows[0]) * len(matrix.rows) * largest > _MAX_NODES:
             return None
         columns = list(zip(*matrix.rows, strict=True))
-        result = Matrix(
-            tuple(
-                tuple(
-                    Apply("add", tuple(Apply("mul", pair) for pair in zip(row, column, strict=True)))
-                    for column in columns
-                )
-                for row in result.rows
-            )
-        )
+        result = Matrix(tuple(tuple(_dot(row, column) for column in columns) for row in result.rows))
     if result is None or not scalars:
         return result
     return _each(result, lambda entry: Apply("mul", (*scalars, entry)))
+
+
+def _dot(row: tuple[Expression, ...], column: tuple[Expression, ...]) -> Expression:
+    total = Apply("add", tuple(Apply("mul", pair) for pair in zip(row, column, strict=True)))
+    if not symbols(total):
+        try:
+            value = evaluate(total, {})
+        except UnreadableError:
+            return total
+        if is_exact(value):
+            return Number(value)
+    return total
+
+
+def _size(expression: Expression) -> int:
+    return 1 + sum(map(_size, parts(expression)))
 
 
 def _determinant(matrix: Matrix) -> Expression | None:

@@ -7,11 +7,10 @@ both sides. What a name gives its value to counts: x = 3 is not y = 3.
 from fractions import Fraction
 
 from math_answers.evaluation import (
-    WHOLE_NUMBER_OPERATIONS,
     Value,
     agree,
     evaluate,
-    points,
+    points_for,
     quotient,
     real,
 )
@@ -26,7 +25,6 @@ from math_answers.expressions import (
     Related,
     Symbol,
     UnreadableError,
-    has_operation,
     parts,
     substituted,
     symbols,
@@ -63,6 +61,8 @@ def answer_in(claim: Expression | None, lenient: bool) -> Expression | None:
                 return left
             if is_constant(left) and same_numbers(left, right):
                 return right
+            if lenient and all(same_values(side, right, GraderPolicy()) for side in sides[:-1]):
+                return right  # one formula, written in several ways
     return None
 
 
@@ -369,7 +369,7 @@ def _proportional(pred: Related, gold: Related) -> Value | None:
         return None
     factor: Value = None
     agreeing = 0
-    for point in points(names, has_operation(ours, WHOLE_NUMBER_OPERATIONS)):
+    for point in points_for(ours, theirs)[0]:
         try:
             a, b = evaluate(ours, point), evaluate(theirs, point)
         except UnreadableError:

@@ -470,7 +470,7 @@ def _zeros(a: Polynomial) -> list[Value]:
         root: Value = real(evaluate(Apply("root", (Number(discriminant), Number(Fraction(2)))), {}))
         signed = [root, -root]
         return [(r - a[1]) / (2 * a[2]) if is_exact(r) else (r - _mpf(a[1])) / _mpf(2 * a[2]) for r in signed]
-    spend(2000)
+    spend(5000)
     try:
         roots = context().polyroots([_mpf(c) for c in reversed(a)], maxsteps=200, extraprec=200)
     except Exception as error:

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 
+from math_answers.units import is_known_unit
 from math_answers.words import unwrapped
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
@@ -185,7 +186,7 @@ _CURRENCY_BEHIND = re.compile(r"(?<=\d)\s*(€|£|¥|₹)")
 
 _REMARK = re.compile(
     r"(?:\\text\s*\{\s*)?[(\[]\s*(?:\\text\s*\{\s*)?(?:(about|approx\w*\.?|roughly|around|\\approx)|since|because"
-    r"|i\.?e\.?|note|by|using|see|after|rounded|exact(?:ly)? value|checked|only)(?![A-Za-z])"
+    r"|i\.?e\.?|note|by|using|see|after|rounded|exact(?:ly)? value|checked|only|constant)(?![A-Za-z])"
     r"(?P<rest>[^()]*(?:\([^()]*\)[^()]*)*)[)\]]\s*\}?[\s.]*\Z",
     re.IGNORECASE,
 )
@@ -201,9 +202,11 @@ _PERCENT = re.compile(
     r"\\?%|\\text\s*\{\s*(?:percent|pct|percentage|\\?%)\s*\}|(?<![A-Za-z])(?:percentage|percent|pct)(?![A-Za-z])"
 )
 _DEGREES = re.compile(
-    r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|deg\.?)\s*\}"
+    r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|deg\.?)\s*\}"
     r"|(?<=[\d\s})])(?:degrees?|deg)(?![A-Za-z])"
 )
+_AND_SO_ON = re.compile(r"(?<=\d)(?:\.\.\.+|…)")
+_UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}")
 _FRENCH_INTERVAL = re.compile(r"([\[\]])([^\[\]]*[,;][^\[\]]*)([\[\]])")
 _NON = re.compile(r"(?<![A-Za-z\\])non[- ](?=[\w\\$(])")
 _PERMILLE = re.compile(r"(?:\\text\s*\{\s*)?(?<![A-Za-z])(?:permille|per mille|per mil)(?![A-Za-z])\s*\}?")
@@ -211,7 +214,8 @@ _ORDINAL = re.compile(
     r"(?<=\d)(?:(?:st|nd|rd|th)(?![A-Za-z])|\s*\^\s*\{?\s*(?:\\text\s*\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}?(?![A-Za-z]))"
     r"|(?<=\d)\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}"
 )
-_BRACED_WORD = re.compile(r"(?<=[\d\s}])\{\s*([A-Za-z]{2,}|m)\s*\}(?=\s*\Z)")
+_BRACED_UNIT = re.compile(r"(?<=\d)\s*\{\s*([A-Za-z]+)\s*\}\s*\Z")
+_SOLE_GROUP = re.compile(r"\{((?:[^{}]|\{[^{}]*\})*)\}")
 _LEFT_BRACE_SYSTEM = re.compile(
     r"\\left\s*(?:\\\{|\\lbrace)\s*\\begin\s*\{(array|aligned|matrix|gathered)\}\s*(?:\{[^{}]*\})?(.*?)\\end\s*\{\1\}\s*\\right\s*\.",
     re.DOTALL,
@@ -229,6 +233,7 @@ def respell(text: str) -> str:
     text = unmarked(text)
     if "\n\n" in text:
         text = _listed_lines(text)
+    text = _AND_SO_ON.sub(r"\\ldots ", text)
     text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
     text = unicodedata.normalize("NFKC", text.translate(_SIGN_TABLE))
     if r"\begin" not in text:
@@ -243,14 +248,17 @@ def respell(text: str) -> str:
     text = _FONTS.sub(" ", _UPRIGHT.sub(r"\\text", text))
     text = _GLUED_DOUBLE_QUAD.sub(" ", text)
     text = _SPACES.sub(" ", text).strip()
+    while text.startswith("{") and r"\choose" not in text and (group := _SOLE_GROUP.fullmatch(text)):
+        text = group[1].strip()
     if "(" in text or "[" in text:
         text = _REMARK.sub(_without_remark, text)
     text = unwrapped(text)
-    if "]" in text and r"\sqrt[" not in text:
+    if ("[" in text or "]" in text) and r"\sqrt[" not in text:
         text = _FRENCH_INTERVAL.sub(_with_round_brackets, text)
+    text = _UNIT_FRACTION.sub(r"\\text{\1/\2}", text)
     text = _NON.sub(r"\\text{non} ", text)
     text = _DEGREES.sub(DEGREE, _PERCENT.sub(PERCENT, _PERMILLE.sub(r"\\permille ", text))).strip()
-    text = _BRACED_WORD.sub(r"\\text{ \1}", _ORDINAL.sub(r"\\text{ ordinal}", text))
+    text = _BRACED_UNIT.sub(_unit_of_group, _ORDINAL.sub(r"\\text{ ordinal}", text))
     text = _LEADING_EQUALS.sub("", text, count=1) if text.startswith(("=", r"\approx")) else text
     text = _ANNOUNCEMENT.sub("", text, count=1) if _ANNOUNCEMENT.match(text) else text
     text = _TEXT_CONNECTIVE.sub(lambda found: AND if found[1] in ("and", "&", r"\&") else OR, text)
@@ -288,6 +296,10 @@ def _listed_lines(text: str) -> str:
 def _with_round_brackets(found: re.Match[str]) -> str:
     """``]0, 1[`` as ``(0, 1)``."""
     return ("(" if found[1] == "]" else "[") + found[2] + (")" if found[3] == "[" else "]")
+
+
+def _unit_of_group(found: re.Match[str]) -> str:
+    return rf"\text{{ {found[1]}}}" if is_known_unit(found[1]) else found[0]
 
 
 def _priced(found: re.Match[str]) -> str:

@@ -10,14 +10,12 @@ from typing import TypeAlias
 
 from math_answers.evaluation import (
     POSITIVE_POINTS,
-    STEPPED_OPERATIONS,
-    WHOLE_NUMBER_OPERATIONS,
     Value,
     agree,
     distance,
     evaluate,
     is_exact,
-    points,
+    points_for,
     real,
     within,
 )
@@ -220,15 +218,7 @@ def _equal(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | N
         return False
     if len(names) > MAX_NAMES:
         return None
-    whole, steps = (
-        any(has_operation(side, operations) for side in (pred, gold))
-        for operations in (WHOLE_NUMBER_OPERATIONS, STEPPED_OPERATIONS)
-    )
-    tried = points(names, whole)
-    if steps and not whole:
-        whole = all(name[:1] in "nkmijNKM" for name in names)
-        tried = points(names, True) + (tried if not whole else [])
-        tried += [{name: -value for name, value in point.items()} for point in tried[:4]]
+    tried, whole = points_for(pred, gold)
     compared = one_sided = 0
     for k, point in enumerate(tried):
         real_only = k >= POSITIVE_POINTS and not whole

@@ -282,7 +282,7 @@ _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s*:\s*(?P<minute>(?P<padded>0\d)|[1-5]\d)(?:\s*:\s*(?P<second>[0-5]\d))?)?\s*"
     r"(?:(?P<half>[ap])\.?\s*m\.?|o'?clock|h(?:ou)?rs?|uhr)?(?:\s*(?:[a-z]{2,3}t|utc))?",
 )
-_PLAIN = re.compile(r"\\(?:text|circ|,|;|!|\s)|[{}~]")
+_PLAIN = re.compile(r"\\text\{ ordinal\}|\\(?:text|circ|,|;|!|\s)|[{}~]")
 
 
 def same_moment(pred: str, gold: str) -> bool | None:
