@@ -139,3 +139,30 @@ def test_what_is_secret_is_not_in_the_representation() -> None:
     assert "hunter" not in repr(found)
     assert found.endpoint == "http://host:1"
     assert {"hunter2", "hunter3", "hunter4", "me:hunter4", "bWU6aHVudGVyNA=="} == set(found.secrets)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("vllm_server", "server"), ("vllm_engine", "colocate"), ("local", None), ("my:make", None)],
+)
+def test_a_sampler_is_chosen_by_name(name: str, mode: str | None) -> None:
+    training = GRPOConfig(output_dir="x", use_cpu=True, sampler=name)
+    assert training.use_vllm is (mode is not None)
+    assert mode in (None, training.vllm_mode)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"sampler": "vllm_sever"},
+            r"^sampler: there is no 'vllm_sever' \(did you mean vllm_server\?\); known: local",
+        ),
+        ({"sampler": "vllm_engine", "vllm_mode": "server"}, "^sampler: vllm_engine is vllm_mode=colocate"),
+        ({"sampler": "local", "use_vllm": True}, "^sampler: local does without vLLM, and use_vllm is true"),
+        ({"vllm_sync_backend": "glue"}, r"^vllm_sync_backend: there is no 'glue'; .*your own: module:NAME"),
+    ],
+)
+def test_a_sampler_that_is_not_there_or_contradicts_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        GRPOConfig(output_dir="x", use_cpu=True, **given)

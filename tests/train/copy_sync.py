@@ -1,9 +1,12 @@
 """A weight sync to a copy of the model in this process, which can be made to fail."""
 
+import copy
 from typing import Any
 
 import torch
 
+from maxent_grpo.rollout.local import LocalSampler
+from maxent_grpo.rollout.samplers import SamplerParts
 from maxent_grpo.rollout.weight_sync.control import SyncFailed
 from maxent_grpo.rollout.weight_sync.weights import Weights
 
@@ -36,3 +39,11 @@ class CopySync:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def sampler_of_a_copy(parts: SamplerParts, **events: Any) -> tuple[LocalSampler, CopySync]:
+    """A sampler factory: a local sampler of a copy that begins with random weights."""
+    model = copy.deepcopy(parts.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return LocalSampler(model, parts.tokenizer), CopySync(model, **events)

@@ -1,6 +1,5 @@
 """A sampler with a copy of the weights: here a local one on a copy of the model, which a weight sync fills."""
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from copy_sync import CopySync
+from copy_sync import CopySync, sampler_of_a_copy
 from safetensors.torch import load_file
 
 from maxent_grpo.config.loading import RunConfig
@@ -28,11 +27,9 @@ def sample_from_a_copy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Co
         made: list[CopySync] = []
 
         def factory(parts: SamplerParts) -> tuple[LocalSampler, CopySync]:
-            model = copy.deepcopy(parts.model)
-            for parameter in model.parameters():
-                torch.nn.init.normal_(parameter)
-            made.append(CopySync(model, **events))
-            return LocalSampler(model, parts.tokenizer), made[0]
+            sampler, sync = sampler_of_a_copy(parts, **events)
+            made.append(sync)
+            return sampler, sync
 
         monkeypatch.setitem(SAMPLERS, "local", factory)
         return made
@@ -74,6 +71,19 @@ def test_a_synced_copy_and_the_learner_itself_train_the_same_policy(
             [0.0, 1.0, 0.0, 0.0] if name == "lost" else [0.0] * 4
         )
         assert sum(r["train/sampling/publishes"] for r in records(config)) == syncs
+
+
+def test_a_sampler_of_ones_own_is_named_by_the_recipe(
+    configure: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    local, own = (
+        configure(max_steps=3, output_dir=str(tmp_path / str(i)), sampler=name)
+        for i, name in enumerate(("local", "copy_sync:sampler_of_a_copy"))
+    )
+    train(local)
+    train(own)
+    assert same(learned(own), learned(local))
+    assert all(r["train/sampling/publishes"] == 1 for r in records(own))
 
 
 def test_a_sampler_with_other_weights_ends_the_run_before_it_learns(

@@ -523,7 +523,7 @@ def sampler_settings(config: RunConfig, environ: Mapping[str, str]) -> SamplerSe
         interval=training.vllm_sync_interval_steps if training.vllm_sync_weights else 0,
     )
     if not training.use_vllm:
-        return SamplerSettings(sync=sync)
+        return SamplerSettings(training.sampler or "local", sync=sync)
     if training.vllm_mode == "server":
         server = server_settings(training, training.world_size, training.process_index, environ)
         backfill = training.vllm_backfill_with_model

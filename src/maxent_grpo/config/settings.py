@@ -281,15 +281,17 @@ class TrackerFields:
 class VLLMFields:
     """Sampling with vLLM."""
 
+    sampler: str | None = native(None, "Sampler of training: local, vllm_server, vllm_engine, or module:NAME of "
+        "a sampler factory; unset: as use_vllm and vllm_mode say.")
     vllm_url: str | None = setting(None, "vLLM generate endpoint; with use_vllm in server mode it gives the "
         "server base URL, host and port.")
     vllm_sync_weights: bool = native(True, "Give the vLLM sampler the learner's weights; false: it samples "
         "from those that it was started with.")
     vllm_sync_interval_steps: int = native(1, "Optimiser steps between two such publications, ≥ 0; 0: never, "
         "as vllm_sync_weights=false.", ge=0)
-    vllm_sync_backend: Literal["auto", "disk", "gloo", "nccl", "ipc"] = native("auto",
-        "How weights reach a server: by files (disk), or the backend of its --weight-transfer-config; auto: "
-        "that backend, else disk.")
+    vllm_sync_backend: str = native("auto",
+        "How weights reach a server: by files (disk), or the backend of its --weight-transfer-config (gloo, nccl, "
+        "ipc), or module:NAME of a transport factory; auto: that backend, else disk.")
     vllm_sync_urls: list[str] = native([], "Base URLs of all servers behind a proxy, which all get the "
         "weights; empty: vllm_server_base_url alone.")
     vllm_sync_dir: str | None = native(None, "Directory for disk, under one path on trainer and servers; "

@@ -31,9 +31,11 @@ from maxent_grpo.config.rules import (
     worker_problems,
 )
 from maxent_grpo.config.trl_settings import TRL_DEFAULTS
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, did_you_mean
+from maxent_grpo.named import is_path
 from maxent_grpo.objectives.catalog import ObjectiveSpec, find_objective
 from maxent_grpo.objectives.components import ADVANTAGES, MAXENT, NUMBERS, OWN_SCALE
+from maxent_grpo.rollout.settings import SAMPLERS, TRANSPORTS
 from maxent_grpo.settings import Setting
 
 Route = Literal["native", "trl"]
@@ -61,6 +63,7 @@ def settle(training: Any, environ: Mapping[str, str]) -> None:
     Raises `UsageError` with every problem that was found.
     """
     parse_given(training, RECORDS["training"].values())
+    _settle_sampler(training)
     training.stop_sequences = _stop_sequences(training.stop_sequences)
     training.log_level = log_level(environ) or training.log_level
     training.distributed = training.distributed or launched_strategy(environ)
@@ -175,6 +178,27 @@ def refuse(problems: Iterable[str]) -> None:
     text = "; ".join(problems)
     if text:
         raise UsageError(text)
+
+
+def _settle_sampler(training: Any) -> None:
+    """``sampler`` chooses vLLM as ``use_vllm`` and ``vllm_mode`` do. Raises `UsageError` where they contradict it."""
+    name, backend = training.sampler, training.vllm_sync_backend
+    for key, given, known in (
+        ("sampler", name, [*SAMPLERS]),
+        ("vllm_sync_backend", backend, ["auto", *TRANSPORTS]),
+    ):
+        if given is not None and given not in known and not is_path(given):
+            hint = f"known: {', '.join(known)}; your own: module:NAME"
+            raise UsageError(f"{key}: there is no {given!r}{did_you_mean(given, known)}; {hint}")
+    mode = {"vllm_server": "server", "vllm_engine": "colocate"}.get(name)
+    if mode is not None and training.vllm_mode not in (mode, RECORDS["training"]["vllm_mode"].default):
+        raise UsageError(
+            f"sampler: {name} is vllm_mode={mode}, which is {training.vllm_mode}; drop one of them"
+        )
+    if mode is not None:
+        training.use_vllm, training.vllm_mode = True, mode
+    elif name is not None and training.use_vllm:
+        raise UsageError(f"sampler: {name} does without vLLM, and use_vllm is true; drop one of them")
 
 
 def _stop_sequences(value: list[str] | str | None) -> list[str] | None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from maxent_grpo.named import find_named
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
-from maxent_grpo.rollout.settings import SamplerSettings
+from maxent_grpo.rollout.settings import SAMPLERS, SamplerSettings
 from maxent_grpo.rollout.weight_sync.sync import WeightSync
 
 
@@ -46,14 +46,6 @@ SamplerFactory = Callable[[SamplerParts], tuple[Sampler, WeightSync | None]]
 def local_sampler(parts: SamplerParts) -> tuple[Sampler, None]:
     """The factory of ``sampler: local``."""
     return LocalSampler(parts.whole, parts.tokenizer, parts.autocast), None
-
-
-SAMPLERS = {
-    "local": local_sampler,
-    "vllm_server": "maxent_grpo.rollout.vllm.server:server_sampler",
-    "vllm_engine": "maxent_grpo.rollout.vllm.engine:engine_sampler",
-}
-"""Name → the `SamplerFactory`, or its path."""
 
 
 def make_sampler(parts: SamplerParts) -> tuple[Sampler, WeightSync | None]:

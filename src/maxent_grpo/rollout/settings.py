@@ -6,9 +6,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from maxent_grpo.rollout.vllm.client_tag import TagPolicy
-
+TagPolicy = Literal["strict", "lenient"]
 Api = Literal["auto", "openai", "generate", "trl"]
+SAMPLERS = {
+    "local": "maxent_grpo.rollout.samplers:local_sampler",
+    "vllm_server": "maxent_grpo.rollout.vllm.server:server_sampler",
+    "vllm_engine": "maxent_grpo.rollout.vllm.engine:engine_sampler",
+}
+"""Name of a sampler → its `samplers.SamplerFactory`."""
+TRANSPORTS = {
+    "disk": "maxent_grpo.rollout.weight_sync.transports:DiskTransport",
+    "gloo": "maxent_grpo.rollout.weight_sync.gloo:GlooTransport",
+    "nccl": "maxent_grpo.rollout.weight_sync.transports:NCCLTransport",
+    "ipc": "maxent_grpo.rollout.weight_sync.transports:IPCTransport",
+}
+"""``vllm_sync_backend`` → a function from `SyncSettings` to a transport."""
 
 
 @dataclass(frozen=True)

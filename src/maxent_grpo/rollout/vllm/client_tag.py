@@ -6,14 +6,16 @@ copying with `EchoMiddleware`:
 
     vllm serve MODEL --middleware maxent_grpo.rollout.vllm.client_tag.EchoMiddleware
 
-Standard library only: a server imports this module.
+Standard library only, and so is what it imports: a server imports this module.
 """
 
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from maxent_grpo.rollout.settings import TagPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +27,6 @@ PLACES = ("metadata", "meta", "context", "extra", "request")
 """Keys of a group under which a tag is looked for, besides the group itself."""
 DEEPEST = 5
 GROUP_KEYS = ("results", "choices")
-
-TagPolicy = Literal["strict", "lenient"]
 
 
 def derive_tag(explicit: str | None, rank: int, ranks: int, environ: Mapping[str, str]) -> str | None:

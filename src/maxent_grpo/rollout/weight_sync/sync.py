@@ -3,7 +3,7 @@
 vLLM servers are paused, updated and resumed; the way of the weights to them is a `Transport`'s business.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.named import find_named
-from maxent_grpo.rollout.settings import ServerSettings, SyncSettings
+from maxent_grpo.rollout.settings import TRANSPORTS, ServerSettings, SyncSettings
 from maxent_grpo.rollout.weight_sync.control import SyncFailed, VLLMControl, on_all, post_all
 from maxent_grpo.rollout.weight_sync.transports import Transport
 from maxent_grpo.rollout.weight_sync.weights import WeightInfo, Weights
@@ -50,16 +50,6 @@ class WeightSync(Protocol):
     def close(self) -> None:
         """Give up connections and files."""
         ...
-
-
-TransportFactory = Callable[[SyncSettings], Transport]
-TRANSPORTS = {
-    "disk": "maxent_grpo.rollout.weight_sync.transports:DiskTransport",
-    "gloo": "maxent_grpo.rollout.weight_sync.gloo:GlooTransport",
-    "nccl": "maxent_grpo.rollout.weight_sync.transports:NCCLTransport",
-    "ipc": "maxent_grpo.rollout.weight_sync.transports:IPCTransport",
-}
-"""``vllm_sync_backend`` → the `TransportFactory` behind it."""
 
 
 class ServerWeightSync:
@@ -149,7 +139,7 @@ def server_weight_sync(
     backend = _backend(sync.backend, started_with, servers[0].url if proxied else None, servers[0].url)
     if backend == "ipc" and ranks > 1:
         raise UsageError("vllm_sync_backend: ipc is for one trainer process; use nccl or disk")
-    make: TransportFactory = find_named("vllm_sync_backend", backend, TRANSPORTS, "a function", callable)
+    make = find_named("vllm_sync_backend", backend, TRANSPORTS, "a function", callable)
     dtypes = [getattr(torch, one["model_config"]["dtype"].removeprefix("torch.")) for one in found]
     return ServerWeightSync(
         servers,
