@@ -57,7 +57,12 @@ def test_the_wheel_carries_code_data_and_every_shipped_configuration(wheel):
         assert "maxent_grpo/shipped/prompts/math_system_prompt.txt" in names
         modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
         assert modules <= names
-        for name in ("py.typed", "tasks/tiny_policy_files/model.safetensors", "evaluate/completions.html"):
+        for name in (
+            "py.typed",
+            "tasks/tiny_policy_files/model.safetensors",
+            "observe/metrics.yaml",
+            "evaluate/completions.html",
+        ):
             assert f"maxent_grpo/{name}" in names
         assert "math_answers/py.typed" in names
         scripts = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()

@@ -98,45 +98,28 @@ class InferenceModelSpec:
 
     def check(self, where: str) -> None:
         """Raise `UsageError`, its message starting with ``where``, for a setting that cannot work."""
-        problems = [
-            (not self.model_name_or_path.strip(), "model_name_or_path is empty"),
-            (self.max_new_tokens < 1, f"max_new_tokens={self.max_new_tokens}: at least 1"),
-            (self.batch_size < 1, f"batch_size={self.batch_size}: at least 1"),
-            (not 0 < self.top_p <= 1, f"top_p={self.top_p}: above 0 and at most 1"),
-            (self.concurrency < 1, f"concurrency={self.concurrency}: at least 1"),
-            (self.request_timeout <= 0, f"request_timeout={self.request_timeout}: above 0 seconds"),
-            (self.max_retries < 0, f"max_retries={self.max_retries}: 0 or more"),
-            (
-                self.system_prompt is not None and self.system_prompt_file is not None,
-                "system_prompt and system_prompt_file are both given: keep one",
-            ),
-            (
-                self.prompt_template is not None and self.chat_template is not None,
-                "prompt_template replaces the chat, so chat_template would not be read: keep one",
-            ),
-            (
-                self.backend == "openai" and not self.base_url,
-                "backend=openai needs base_url (http://HOST:PORT/v1)",
-            ),
-            (
-                self.backend == "local" and self.base_url is not None,
-                "base_url is read by backend=openai only",
-            ),
-            (
-                self.base_url is not None and not re.match(r"https?://[^/]", self.base_url),
-                f"base_url={self.base_url}: it starts with http:// or https://",
-            ),
-            *(
-                (True, f"generation_kwargs.{key}: unknown; it takes {', '.join(GENERATION_KEYS)}")
-                for key in self.generation_kwargs
-                if key not in GENERATION_KEYS
-            ),
-            (
-                self.system_prompt_file is not None and not Path(self.system_prompt_file).expanduser().is_file(),
-                f"system_prompt_file={self.system_prompt_file}: there is no such file",
-            ),
-        ]  # fmt: skip
-        for wrong, message in problems:
+        system, file, url = self.system_prompt, self.system_prompt_file, self.base_url
+        both_templates = self.prompt_template is not None and self.chat_template is not None
+        missing_file = file is not None and not Path(file).expanduser().is_file()
+        no_url = url is not None and not re.match(r"https?://[^/]", url)
+        unread = [key for key in self.generation_kwargs if key not in GENERATION_KEYS]
+        problems = {
+            "model_name_or_path is empty": not self.model_name_or_path.strip(),
+            f"max_new_tokens={self.max_new_tokens}: at least 1": self.max_new_tokens < 1,
+            f"batch_size={self.batch_size}: at least 1": self.batch_size < 1,
+            f"top_p={self.top_p}: above 0 and at most 1": not 0 < self.top_p <= 1,
+            f"concurrency={self.concurrency}: at least 1": self.concurrency < 1,
+            f"request_timeout={self.request_timeout}: above 0 seconds": self.request_timeout <= 0,
+            f"max_retries={self.max_retries}: 0 or more": self.max_retries < 0,
+            "system_prompt and system_prompt_file are both given: keep one": None not in (system, file),
+            "prompt_template replaces the chat, so chat_template would not be read: keep one": both_templates,
+            "backend=openai needs base_url (http://HOST:PORT/v1)": self.backend == "openai" and not url,
+            "base_url is read by backend=openai only": self.backend == "local" and url is not None,
+            f"base_url={url}: it starts with http:// or https://": no_url,
+            f"generation_kwargs.{', '.join(unread)}: unknown; it takes {', '.join(GENERATION_KEYS)}": unread,
+            f"system_prompt_file={file}: there is no such file": missing_file,
+        }
+        for message, wrong in problems.items():
             if wrong:
                 raise UsageError(f"{where}: {message}")
         if self.backend not in BACKENDS:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from maxent_grpo.errors import RunError, UsageError
 
 Where = Literal["slurm", "local"]
-Backend = Literal["vllm", "accelerate"]
+Engine = Literal["vllm", "accelerate"]
 
 TASKS = {
     "math_500": ("lighteval", "math_500"),
@@ -150,7 +150,7 @@ def plan_benchmark_jobs(
     system_prompt: str | None = None,
     num_gpus: int | None = None,
     where: Where = "slurm",
-    backend: Backend = "vllm",
+    backend: Engine = "vllm",
     extra: Sequence[str] = (),
     environ: Mapping[str, str],
 ) -> list[BenchmarkJob]:
@@ -236,7 +236,7 @@ def lighteval_command(
     revision: str,
     output: Path,
     *,
-    backend: Backend = "vllm",
+    backend: Engine = "vllm",
     trust_remote_code: bool = False,
     system_prompt: str | None = None,
     parallel: bool = False,
