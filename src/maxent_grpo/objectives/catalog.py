@@ -5,7 +5,6 @@
 """
 
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.errors import UsageError, did_you_mean
@@ -41,11 +40,10 @@ class ObjectiveSpec:
                    for name in settings if name not in NUMBERS]  # fmt: skip
         if unknown:
             raise UsageError("; ".join(unknown))
-        known = {
+        self.settings: Mapping[str, Any] = {
             name: SYNONYMS.get(value, value) if isinstance(value, str) else value
             for name, value in settings.items()
         }
-        self.settings: Mapping[str, Any] = MappingProxyType(known)
         problems = [*out_of_range(self.settings)] or [*contradictions(self)]
         if problems:
             raise UsageError("; ".join(problems))
@@ -59,9 +57,6 @@ class ObjectiveSpec:
 
     def __hash__(self) -> int:
         return hash(tuple(self[name] for name in NUMBERS))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _spec_of, (dict(self.settings),)
 
     def __repr__(self) -> str:
         return f"ObjectiveSpec({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
@@ -93,11 +88,6 @@ class ObjectiveSpec:
     def has_own_scale(self) -> bool:
         """Whether its advantages carry their published scale: ``scale_rewards`` must be ``none``."""
         return self.has("own scale", ADVANTAGE)
-
-
-def _spec_of(settings: Mapping[str, Any]) -> ObjectiveSpec:
-    """Unpickles: workers in other processes get settings whole."""
-    return ObjectiveSpec(**settings)
 
 
 def build_objective(spec: ObjectiveSpec, **changes: Any) -> "Objective":
