@@ -84,11 +84,6 @@ class ObjectiveSpec:
         """The same with another policy loss, where one is given."""
         return "tokens" in POLICY_LOSS.options[policy_loss].traits if policy_loss else self.has_tokens
 
-    @property
-    def has_own_scale(self) -> bool:
-        """Whether its advantages carry their published scale: ``scale_rewards`` must be ``none``."""
-        return self.has("own scale", ADVANTAGE)
-
 
 def build_objective(spec: ObjectiveSpec, **changes: Any) -> "Objective":
     """The objective at work, of a composition and changes of its flat settings.
@@ -127,6 +122,7 @@ def out_of_range(settings: Mapping[str, Any]) -> Iterator[str]:
 
 def contradictions(spec: ObjectiveSpec) -> Iterator[str]:
     """What makes no sense together, each ``setting: why, and what to do``."""
+    yield from OBJECTIVE.problems(spec.__getitem__)
     loss, surrogate = spec["policy_loss"], SURROGATE.chosen(spec.__getitem__)
     named = spec["surrogate"] or surrogate_of_loss_type(spec.__getitem__)
     yield from _advantage_contradictions(spec)
@@ -142,25 +138,8 @@ def contradictions(spec: ObjectiveSpec) -> Iterator[str]:
         isinstance(surrogate, Component) and "delta" in surrogate.arguments
     ):
         yield "delta: caps the ratio of the clipped surrogate only; unset it"
-    if named == "cispo":
-        cap = spec["epsilon"] if spec["epsilon_high"] is None else spec["epsilon_high"]
-        if cap <= 1.0:
-            yield f"epsilon_high: under cispo it caps the ratio itself, and {cap} is not above 1; use 4 to 5"
-    if named == "vespo" and spec["importance_sampling_level"] != "token":
-        yield "importance_sampling_level: vespo weighs whole completions by itself; use token"
-    if named == "vespo" and spec["tis_cap"] is not None and spec["tis_level"] != "token":
-        yield "tis_level: vespo weighs whole completions by itself; use token"
-    longest, buffer = spec["max_completion_length"], spec["overlong_buffer"]
-    if spec["maxent_tilted_utility"] == "dr_grpo" and longest is None:
-        yield "maxent_tilted_utility: dr_grpo divides by max_completion_length; set it"
     if spec["maxent_tau_mode_adaptive"] and loss != "tilted":
         yield f"maxent_tau_mode_adaptive: is a temperature of tilted weights, and policy_loss={loss}; unset it"
-    if spec["clip_cov_low"] >= spec["clip_cov_high"]:
-        yield f"clip_cov_low: {spec['clip_cov_low']} must be below clip_cov_high={spec['clip_cov_high']}"
-    if buffer and longest is None:
-        yield "overlong_buffer: counts back from max_completion_length; set it"
-    elif buffer and buffer > longest:
-        yield f"overlong_buffer: {buffer} tokens do not fit into max_completion_length={longest}"
 
 
 def _advantage_contradictions(spec: ObjectiveSpec) -> Iterator[str]:
@@ -183,10 +162,8 @@ def _advantage_contradictions(spec: ObjectiveSpec) -> Iterator[str]:
             yield f"positive_only: policy_loss={loss} has no advantages to drop; unset it"
     elif not spec.has_tokens and spec["positive_only"]:
         yield f"positive_only: {loss} matches a distribution, which low utilities define too; unset it"
-    if spec.has_own_scale and spec["scale_rewards"] != "none":
+    if spec.has("own scale", ADVANTAGE) and spec["scale_rewards"] != "none":
         yield f"scale_rewards: advantage={advantage} has its own scale; use none"
-    if advantage == "risk_sensitive" and spec["risk_sensitivity"] == 0:
-        yield "risk_sensitivity: 0 is the limit of plain advantages; use advantage=centered"
 
 
 CATALOG: dict[str, ObjectiveSpec] = {

@@ -5,6 +5,7 @@ gives it: recipes, command lines, validation, help and documentation follow from
 function or class in the module of its kind, and a line here. Imports no torch.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from maxent_grpo.objectives.composition import Choice, Component, Every, Number, Part, Settings
@@ -33,6 +34,43 @@ def native(name: str, kind: Any, default: Any, text: str, **facts: Any) -> Numbe
     return own(name, kind, default, text, route="native", **facts)
 
 
+def no_risk(value_of: Settings) -> Iterator[str]:
+    if value_of("risk_sensitivity") == 0:
+        yield "risk_sensitivity: 0 is the limit of plain advantages; use advantage=centered"
+
+
+def overlong_without_room(value_of: Settings) -> Iterator[str]:
+    buffer, longest = value_of("overlong_buffer"), value_of("max_completion_length")
+    if buffer and longest is None:
+        yield "overlong_buffer: counts back from max_completion_length; set it"
+    elif buffer and buffer > longest:
+        yield f"overlong_buffer: {buffer} tokens do not fit into max_completion_length={longest}"
+
+
+def low_cap(value_of: Settings) -> Iterator[str]:
+    cap = value_of("epsilon") if value_of("epsilon_high") is None else value_of("epsilon_high")
+    if cap <= 1.0:
+        yield f"epsilon_high: under cispo it caps the ratio itself, and {cap} is not above 1; use 4 to 5"
+
+
+def ratios_of_completions(value_of: Settings) -> Iterator[str]:
+    corrected = value_of("tis_cap") is not None
+    for name in ("importance_sampling_level", *(["tis_level"] if corrected else [])):
+        if value_of(name) != "token":
+            yield f"{name}: vespo weighs whole completions by itself; use token"
+
+
+def empty_range(value_of: Settings) -> Iterator[str]:
+    low, high = value_of("clip_cov_low"), value_of("clip_cov_high")
+    if low >= high:
+        yield f"clip_cov_low: {low} must be below clip_cov_high={high}"
+
+
+def share_of_nothing(value_of: Settings) -> Iterator[str]:
+    if value_of("maxent_tilted_utility") == "dr_grpo" and value_of("max_completion_length") is None:
+        yield "maxent_tilted_utility: dr_grpo divides by max_completion_length; set it"
+
+
 # fmt: off
 OWN_SCALE = frozenset({"own scale"})
 ADVANTAGES = {
@@ -44,7 +82,7 @@ ADVANTAGES = {
     )}, traits=OWN_SCALE),
     "risk_sensitive": Component("advantages:RiskSensitive", {"sensitivity": native("risk_sensitivity", float, 2.0,
         "β of the risk_sensitive advantage: > 0 seeks risk; unset: the objective's own, 2.",
-    )}, traits=OWN_SCALE),
+    )}, traits=OWN_SCALE, refuses=no_risk),
 }
 SCALES = {
     "group": Component("advantages:over_group_std"),
@@ -83,7 +121,7 @@ SHAPING = Every((
             "Utility that a completion at max_completion_length loses to the soft overlong punishment; unset: 1.",
             ge=0),
         "max_length": LONGEST,
-    }, on=OVERLONG),
+    }, on=OVERLONG, refuses=overlong_without_room),
     Component("shaping:EntropyBonus", {"coefficient": ENTROPY_BONUS}, on=ENTROPY_BONUS),
     Component("shaping:KLInReward", on=KL_IN_REWARD),
 ))
@@ -114,7 +152,7 @@ SURROGATES = {
             TRAINED),
     }),
     "unclipped": Component("surrogates:Unclipped"),
-    "cispo": Component("surrogates:CISPO", {"cap": EPSILON_HIGH}),
+    "cispo": Component("surrogates:CISPO", {"cap": EPSILON_HIGH}, refuses=low_cap),
     "sapo": Component("surrogates:SAPO", {
         "temperature_pos": Number("sapo_temperature_pos", 1.0),
         "temperature_neg": Number("sapo_temperature_neg", 1.05),
@@ -124,7 +162,7 @@ SURROGATES = {
         "lambda_pos": Number("vespo_lambda_pos", 3.0),
         "k_neg": Number("vespo_k_neg", 3.0),
         "lambda_neg": Number("vespo_lambda_neg", 2.0),
-    }),
+    }, refuses=ratios_of_completions),
 }
 
 
@@ -167,7 +205,7 @@ TOKENS: dict[str, Part] = {
             "share": CLIP_COV,
             "low": native("clip_cov_low", float, 1.0, "Least covariance that Clip-Cov drops; unset: 1."),
             "high": native("clip_cov_high", float, 5.0, "Largest covariance that Clip-Cov drops; unset: 5."),
-        }, on=CLIP_COV),
+        }, on=CLIP_COV, refuses=empty_range),
     )),
     "correction": Component("corrections:TruncatedImportance", {
         "cap": TIS_CAP,
@@ -198,7 +236,7 @@ TILT = Component("weights:Tilt", {
     "length_normalize_ref": REF_PER_TOKEN,
     "mode_adaptive": own("maxent_tau_mode_adaptive", bool, False,
         "Tilted weights: divide τ by ln(1 + right answers of the prompt); unset: false.", MAXENT),
-})
+}, refuses=share_of_nothing)
 CLOSED_FORM = Component("weights:ClosedForm", {
     "q_temperature": given("maxent_q_temperature", float, 1.0,
         "Temperature of the target q = softmax(utility / temperature) within a group, > 0.", MAXENT, gt=0),
@@ -273,8 +311,9 @@ OBJECTIVE = Component("objective:Objective", {
         "num_seeds": given("info_seed_num_seeds", int, 0,
             "Seeded completions per prompt, one per seed id 0 … S − 1, on top of num_generations; 4 to 8 is usual.",
             INFO_SEED, ge=0),
-        "loss_type": given("info_seed_loss_type", Literal["infonce", "ce"], "infonce",
+        "classifies": Choice(given("info_seed_loss_type", Literal["infonce", "ce"], "infonce",
             "Seed loss: contrastive over pooled states, or cross-entropy of a linear seed head.", INFO_SEED),
+            {"infonce": False, "ce": True}),
         "coefficient": given("info_seed_lambda", float, 0.0,
             "Coefficient of the seed loss; 0.01 is usual, more invites stylistic tricks.", INFO_SEED, ge=0),
         "temperature": given("info_seed_temperature", float, 0.1,

@@ -27,6 +27,9 @@ class Number:
     def numbers(self) -> Iterator["Number"]:
         yield self
 
+    def problems(self, value_of: Settings) -> Iterator[str]:
+        yield from ()
+
     def built(self, value_of: Settings) -> Any:
         return value_of(self.name)
 
@@ -47,6 +50,8 @@ class Component:
     """What turns on a component that an objective may lack."""
     traits: frozenset[str] = frozenset()
     """What is known of it without building it."""
+    refuses: Callable[[Settings], Iterator[str]] | None = None
+    """Contradictions of its settings with each other or with others, each ``setting: why, and what to do``."""
 
     def numbers(self) -> Iterator[Number]:
         """Its own numbers, and those of the components within."""
@@ -54,6 +59,13 @@ class Component:
             yield self.on
         for part in self.arguments.values():
             yield from part.numbers()
+
+    def problems(self, value_of: Settings) -> Iterator[str]:
+        """What it and the components within refuse."""
+        if self.refuses is not None:
+            yield from self.refuses(value_of)
+        for part in self.arguments.values():
+            yield from part.problems(value_of)
 
     def is_on(self, value_of: Settings) -> bool:
         return self.on is None or self.on.is_on(value_of)
@@ -97,6 +109,11 @@ class Choice:
             name = self.implied(value_of)
         return self.options[name] if isinstance(name, str) else name
 
+    def problems(self, value_of: Settings) -> Iterator[str]:
+        option = self.chosen(value_of)
+        if isinstance(option, Component):
+            yield from option.problems(value_of)
+
     def built(self, value_of: Settings) -> Any:
         option = self.chosen(value_of)
         if isinstance(option, Component):
@@ -113,6 +130,10 @@ class Every:
     def numbers(self) -> Iterator[Number]:
         for component in self.components:
             yield from component.numbers()
+
+    def problems(self, value_of: Settings) -> Iterator[str]:
+        for component in self.components:
+            yield from component.problems(value_of)
 
     def built(self, value_of: Settings) -> tuple[Any, ...]:
         return tuple(c.built(value_of) for c in self.components if c.is_on(value_of))

@@ -7,7 +7,6 @@ Originals carry seed id −1 and take part in neither the contrast nor the class
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,8 +16,6 @@ from maxent_grpo.objectives.parts import LossInputs, Penalty
 from maxent_grpo.objectives.reduce import sequence_scores
 from maxent_grpo.stats import Metrics, mean_stat, sum_stat
 from maxent_grpo.types import Signal
-
-SeedLoss = Literal["infonce", "ce"]
 
 
 def info_nce(pooled: Tensor, seed_ids: Tensor, temperature: float) -> Tensor:
@@ -128,8 +125,8 @@ class InfoSeed(Penalty):
 
     num_seeds: int
     """S, the seeded completions of a group."""
-    loss_type: SeedLoss = "infonce"
-    """``infonce``: contrast of pooled states over the whole optimiser batch. ``ce``: cross-entropy of a seed head."""
+    classifies: bool = False
+    """False: contrast of pooled states over the whole optimiser batch. True: cross-entropy of a seed head."""
     coefficient: float = 0.0
     """λ"""
     temperature: float = 0.1
@@ -140,7 +137,7 @@ class InfoSeed(Penalty):
     @property
     def contrasts(self) -> bool:
         """Whether the loss contrasts completions of different groups, so that it needs all of them at once."""
-        return self.loss_type == "infonce" and self.coefficient > 0
+        return not self.classifies and self.coefficient > 0
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         """The term, a scalar, and its metrics.
@@ -163,7 +160,7 @@ class InfoSeed(Penalty):
         if self.alpha_entropy > 0:
             gap = (original_entropy - seed_entropy).sum()
             entropy_gap = self.alpha_entropy * gap / inputs.denominators.groups
-        if self.loss_type == "ce":
+        if self.classifies:
             logits = _given(forward.seed_logits, "seed logits of the forward")
             right = logits.argmax(dim=1) == seed_ids
             metrics["seed/seed_pred_acc_aug"] = mean_stat(right.float(), seed_ids >= 0)
@@ -212,7 +209,7 @@ class InfoSeed(Penalty):
         metrics: Metrics = {"seed/seed_diversity_l2": mean_stat(seed_distances(states))}
         if states.shape[0] > 1:  # both compare across prompts
             metrics["seed/seed_pred_acc"] = mean_stat(nearest_centroid(states).float())
-            if self.loss_type == "infonce":
+            if not self.classifies:
                 metrics["seed/seed_pred_acc_aug"] = mean_stat(nearest_neighbour(states).float())
         return metrics
 

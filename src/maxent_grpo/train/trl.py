@@ -85,7 +85,7 @@ class MaxEntGRPOTrainer(GRPOTrainer):
     ) -> Tensor:
         """TRL's rewards [B, functions] of all processes, which are kept for the advantages."""
         self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._answers = [(text_of(c), row.get("task")) for c, row in zip(completions, inputs, strict=True)]
+        self._answers = [(whole_text(c), row.get("task")) for c, row in zip(completions, inputs, strict=True)]
         return self._rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -252,13 +252,11 @@ def changes_advantages(objective: Objective) -> bool:
     return not (plain and isinstance(loss, TokenLoss) and loss.reweighting is None)
 
 
-def text_of(completion: Any) -> str:
+def whole_text(completion: Any) -> str:
     """A completion's text, plain or as TRL's list of messages."""
-    return (
-        completion
-        if isinstance(completion, str)
-        else "".join(str(m.get("content") or "") for m in completion)
-    )
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message.get("content") or "") for message in completion)
 
 
 def mean_of(stat: Stat) -> float:
