@@ -12,8 +12,8 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-from maxent_grpo.cli.helptext import facts, topics
-from maxent_grpo.config.records import OWN, RECORDS, describe
+from maxent_grpo.cli.helptext import facts, named, topics
+from maxent_grpo.config.records import OWN, RECORDS, chosen_type, describe
 from maxent_grpo.config.trl_settings import INERT, READ
 from maxent_grpo.objectives.catalog import CATALOG
 from maxent_grpo.objectives.components import NUMBERS
@@ -125,8 +125,8 @@ def entry(record: Setting) -> list[str]:
     """A setting as a definition-list entry of Markdown."""
     text = one_line(record.help + facts(record))
     native = " · this package's loop only" if record.route == "native" else ""
-    kind = describe(record.type).removesuffix(" or null")
-    lines = [f"`{record.name}`", f": {escaped(kind)}, default {default(record.default)}{native}", ""]
+    kind = describe(chosen_type(record)).removesuffix(" or null")
+    lines = [f"`{named(record)}`", f": {escaped(kind)}, default {default(record.default)}{native}", ""]
     lines += [f"  {escaped(text)}", ""] if text else []
     return lines
 

@@ -34,7 +34,8 @@ class Setting:
     """One sentence."""
     topic: str = ""
     """The heading of help pages that it stands under."""
-    section: Literal["script", "training", "model"] = "training"
+    section: Literal["script", "training", "model", "environment"] = "training"
+    """Where it is given: a section of a recipe, or environment variables alone."""
     ge: float | None = None
     gt: float | None = None
     le: float | None = None

@@ -95,7 +95,9 @@ def test_help_lists_every_setting_under_a_topic() -> None:
 
     text = help_text(width=80)
     names = [field.name for field in (*fields(ScriptFields), *fields(TrainingFields))]
-    assert sorted(record.name for records in topics().values() for record in records) == sorted(names)
+    listed = [record for records in topics().values() for record in records]
+    assert sorted(r.name for r in listed if r.section != "environment") == sorted(names)
+    assert [name for record in listed for name in record.env if name not in text] == []
     assert [name for name in names if f"\n  {name} (" not in text] == []
     assert (
         max(
@@ -290,3 +292,39 @@ def test_logging_is_plain_and_other_libraries_are_quiet() -> None:
     finally:
         root.setLevel(before[0])
         root.handlers = before[1]
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipes"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        f"command=train-baseline baseline.recipe={RECIPES}/tiny/grpo/config_countdown.yaml",
+        f"command=train-maxent maxent.recipe={RECIPES}/Qwen2.5-1.5B-Instruct/maxent-grpo/config_math.yaml",
+        "command=train mode=async use_vllm=true env.dataset=ifeval",
+    ],
+)
+def test_a_dry_run_waits_for_neither_torch_nor_trl(arguments: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom maxent_grpo.cli.main import main\n"
+        f"code = main({[*arguments.split(), 'dry_run=true']!r})\n"
+        "heavy = {'torch', 'trl', 'transformers', 'accelerate', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stderr.partition("starting from")[0][:9]) in ((0, ""), (0, "no recipe")), (
+        done.stderr
+    )
+    assert "\nplan:\n" in done.stdout
+
+
+def test_a_typed_null_unsets_what_a_recipe_says(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = RECIPES / "tiny" / "grpo" / "config_countdown.yaml"
+    line = ["command=train-baseline", f"baseline.recipe={recipe}", "dry_run=true"]
+    assert scripts.main([*line, "learning_rate=null", "training.seed=null"]) == 0
+    printed = capsys.readouterr().out
+    assert "\n    learning_rate: 1.0e-06\n" in printed
+    assert "\n    seed: 42\n" in printed

@@ -150,7 +150,20 @@ def test_their_names_are_parted_from_ours() -> None:
     }
     rest, found = torchrl_names.split(tree)
     assert rest == {"model": {"dtype": "bfloat16"}, "beta": 0.1}
-    assert found == {"train.epochs": 2, "mode": "sync", "model.name": "a/b"}
+    assert found == {
+        "train.epochs": 2,
+        "train.weight_update_frequency": None,
+        "mode": "sync",
+        "model.name": "a/b",
+    }
+
+
+def test_a_typed_null_unsets_and_one_of_a_preset_says_nothing() -> None:
+    own = {"beta": Claim("beta", 0.3, False, 0.3)}
+    assert translated({"policy.kl_coef": None}, own, ()) == {}
+    assert translated({"policy.kl_coef": None}, own, ["policy.kl_coef"]) == {"beta": None}
+    typed = {"beta": Claim("beta", None, True, None)}
+    assert translated({"policy.kl_coef": 0.1}, typed, ()) == {"beta": None}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maxent_grpo.config.settings import ScriptFields, TrainingFields
+from maxent_grpo.config.settings import MachineSettings, ScriptFields, TrainingFields
 from maxent_grpo.settings import Setting, settings_of
 
 
@@ -19,7 +19,11 @@ def help_text(width: int | None = None) -> str:
 
 def topics() -> dict[str, list[Setting]]:
     """Heading → this package's settings under it."""
-    records = (*settings_of(ScriptFields, section="script"), *settings_of(TrainingFields))
+    records = (
+        *settings_of(ScriptFields, section="script"),
+        *settings_of(TrainingFields),
+        *settings_of(MachineSettings, section="environment"),
+    )
     found: dict[str, list[Setting]] = {}
     for record in records:
         found.setdefault(f"{record.topic} ({record.section})", []).append(record)
@@ -39,17 +43,23 @@ def _describe(record: Setting, columns: int) -> list[str]:
     text = textwrap.wrap(
         f"{record.help}{facts(record)}", max(columns, 40), initial_indent=indent, subsequent_indent=indent
     )
-    return [f"  {record.name} ({shown(record.default)})", *text]
+    return [f"  {named(record)} ({shown(record.default)})", *text]
+
+
+def named(record: Setting) -> str:
+    """What users write: a key, or a variable of the environment."""
+    return record.env[0] if record.section == "environment" else record.name
 
 
 def facts(record: Setting) -> str:
     """What a record says besides its help: range, choices, other names, environment variables; "" for nothing."""
-    choices = ", ".join(str(choice) for choice in record.options if choice not in record.help)
+    told = all(str(choice) in record.help for choice in record.options)
+    choices = "" if told else ", ".join(map(str, record.options))
     parts = [
         f"must be {record.range}" if record.range and record.range not in record.help else "",
         f"one of {choices}" if choices else "",
         f"also: {', '.join(record.aliases)}" if record.aliases else "",
-        f"environment: {', '.join(name for name in record.env if name not in record.help)}",
+        f"environment: {', '.join(name for name in record.env if name not in record.help + named(record))}",
     ]
     said = "; ".join(part for part in parts if part and not part.endswith(": "))
     return f" [{said}]" if said else ""

@@ -214,7 +214,7 @@ def with_own_names(request: Request, composed: Composed) -> Request:
         for key, value in request.overrides[group].items():
             written = key if group == "flat" else f"{group}.{key}"
             typed = not composed.given.isdisjoint({written, f"{section}.{written}"})
-            if value is not None:
+            if value is not None or typed:
                 own[ALIASES.get(key, key)] = Claim(written, value, typed, value)
     settled = translated(request.dialect, own, composed.given)
     kept = {

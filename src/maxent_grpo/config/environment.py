@@ -1,7 +1,7 @@
 """What the environment says: launchers, clusters and machines speak by variables.
 
-Each variable belongs to a record. `MachineSettings` are the settings that no recipe has; the others stand beside the
-setting that they give a value to where nothing else does.
+Each variable belongs to a record: of `MachineSettings`, which no recipe has, or of a setting to which it gives a value
+where nothing else does.
 """
 
 import importlib.util
@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maxent_grpo.config.records import RECORDS, parse, without_null
+from maxent_grpo.config.settings import MachineSettings
 from maxent_grpo.errors import UsageError
-from maxent_grpo.settings import Setting, setting, settings_of
+from maxent_grpo.settings import Setting, settings_of
 
-ALLOW = "MAXENT_ALLOW_DEEPSPEED_STATE_SAVE"
-SKIP = "MAXENT_SKIP_DEEPSPEED_STATE_SAVE"
-PREFER = "MAXENT_PREFER_ACCELERATE_STATE_SAVE"
-MODE = "MAXENT_CHECKPOINT_METADATA_MODE"
-SOURCE = "MAXENT_CHECKPOINT_METADATA_SOURCE"
-VARIABLES = (ALLOW, SKIP, PREFER, MODE, SOURCE)
+ALLOW, SKIP, PREFER, MODE, SOURCE = VARIABLES = tuple(
+    record.env[0] for record in settings_of(MachineSettings) if record.feeds.startswith("checkpoints")
+)
 
 SHARDED = ("fsdp2", "zero2", "zero3")
 
@@ -35,37 +33,6 @@ IGNORED = {
 
 
 _BOOLS = {"1": "true", "yes": "true", "0": "false", "no": "false"}
-
-
-@dataclass(frozen=True)
-class MachineSettings:
-    """Settings of the machine."""
-
-    max_prompt_chars: int = setting(
-        2048, "Characters kept of a user message.", gt=0, env=("MAX_PROMPT_CHARS",)
-    )
-    dataset_retries: int = setting(
-        6, "Further attempts to load a dataset of the hub.", ge=0, env=("MAXENT_HF_DATASET_RETRIES",)
-    )
-    dataset_retry_sleep: float = setting(
-        2.0, "Seconds before the first of them.", ge=0, env=("MAXENT_HF_DATASET_RETRY_SLEEP",)
-    )
-    dataset_retry_max_sleep: float = setting(
-        60.0, "Most seconds before one of them.", ge=0, env=("MAXENT_HF_DATASET_RETRY_MAX_SLEEP",)
-    )
-    allow_accelerate_state: bool = setting(
-        False, "Accelerate writes the training state where DeepSpeed fails.", env=(ALLOW,)
-    )
-    skip_deepspeed_state: bool = setting(False, "No training state under DeepSpeed's ZeRO.", env=(SKIP,))
-    prefer_accelerate_state: bool = setting(
-        False, "Accelerate instead of DeepSpeed writes ZeRO's training state.", env=(PREFER,)
-    )
-    checkpoint_metadata: Literal["shallow", "full"] = setting(
-        "full", "shallow: weights only in the sharded state, until the last step.", env=(MODE,)
-    )
-    checkpoint_metadata_source: str | None = setting(
-        None, "Folder that shallow checkpoints copy configuration and tokenizer from.", env=(SOURCE,)
-    )
 
 
 @dataclass(frozen=True)

@@ -331,6 +331,30 @@ class VLLMFields:
         ge=0, env=("MAXENT_VLLM_LOGPROB_FAIL_AFTER",), feeds="server.logprob_fail_after")
 
 
+@dataclass(frozen=True)
+class MachineSettings:
+    """The machine."""
+
+    max_prompt_chars: int = setting(2048, "Characters kept of a user message, clipped before the chat template.",
+        gt=0, env=("MAX_PROMPT_CHARS",))
+    dataset_retries: int = setting(6, "Further attempts to load a dataset of the hub.",
+        ge=0, env=("MAXENT_HF_DATASET_RETRIES",))
+    dataset_retry_sleep: float = setting(2.0, "Seconds before the first of them, doubled for each further one.",
+        ge=0, env=("MAXENT_HF_DATASET_RETRY_SLEEP",))
+    dataset_retry_max_sleep: float = setting(60.0, "Most seconds before one of them.",
+        ge=0, env=("MAXENT_HF_DATASET_RETRY_MAX_SLEEP",))
+    allow_accelerate_state: bool = setting(False, "Accelerate writes the training state where DeepSpeed's ZeRO "
+        "fails to.", env=("MAXENT_ALLOW_DEEPSPEED_STATE_SAVE",), feeds="checkpoints.accelerate_fallback")
+    skip_deepspeed_state: bool = setting(False, "No training state under DeepSpeed's ZeRO.",
+        env=("MAXENT_SKIP_DEEPSPEED_STATE_SAVE",), feeds="checkpoints.deepspeed_state")
+    prefer_accelerate_state: bool = setting(False, "Accelerate instead of DeepSpeed writes ZeRO's training state.",
+        env=("MAXENT_PREFER_ACCELERATE_STATE_SAVE",), feeds="checkpoints.deepspeed_state")
+    checkpoint_metadata: Literal["shallow", "full"] = setting("full", "shallow: weights only in the sharded state, "
+        "until the last step.", env=("MAXENT_CHECKPOINT_METADATA_MODE",), feeds="checkpoints.metadata")
+    checkpoint_metadata_source: str | None = setting(None, "Folder that shallow checkpoints copy configuration and "
+        "tokenizer from.", env=("MAXENT_CHECKPOINT_METADATA_SOURCE",), feeds="checkpoints.metadata_source")
+
+
 # fmt: on
 ObjectiveParts: Any = group_of("ObjectiveParts", SETTINGS.values())
 """What feeds the objective's components, as `objectives.components` declares it."""

@@ -225,7 +225,7 @@ PREFIXES = frozenset(name.partition(".")[0] for name in NAMES) - {"mode", "model
 
 
 def split(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A composed tree without their names, and those with their values, dotted; null is not given.
+    """A composed tree without their names, and those with their values, dotted.
 
     Raises `UsageError` for a name of their sections that the table does not hold.
     """
@@ -245,7 +245,7 @@ def split(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in found:
         if name not in NAMES:
             raise UsageError(f"unknown key {name}{did_you_mean(name, NAMES)}")
-    return rest, {name: value for name, value in found.items() if value is not None}
+    return rest, found
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def translated(
 ) -> dict[str, Any]:
     """The settings that ``dialect`` gives a value to, reconciled with what is given by our own names.
 
-    What is typed goes before what a preset says, whichever language either is in.
+    What is typed goes before what a preset says, whichever language either is in; a typed null unsets.
 
     Args:
         dialect: their names with values, as `split` leaves them.
@@ -279,19 +279,19 @@ def translated(
             that cannot be converted; a conversion without the numbers that it needs.
     """
     claims: dict[str, list[Claim]] = {setting: [claim] for setting, claim in own.items()}
-    if DATASET in dialect:
+    if dialect.get(DATASET) is not None:
         for setting, value in _environment(dialect[DATASET]).items():
             claim = Claim(DATASET, value, DATASET in typed, dialect[DATASET], yields=True)
             claims.setdefault(setting, []).append(claim)
     touched = {setting for setting, given in claims.items() if any(claim.yields for claim in given)}
     for name, alias in ALIASES.items():
-        if name not in dialect:
-            continue
+        if name not in dialect or (dialect[name] is None and name not in typed):
+            continue  # what a preset leaves open
         known = {setting: _settled(setting, claims[setting]) for setting in alias.needs if setting in claims}
-        missing = [setting for setting in alias.needs if setting not in known]
-        if missing:
+        missing = [setting for setting in alias.needs if known.get(setting) is None]
+        if missing and dialect[name] is not None:
             raise UsageError(f"{name}: is converted with {' and '.join(missing)}; give that too")
-        value = alias.convert(name, dialect[name], known)
+        value = None if dialect[name] is None else alias.convert(name, dialect[name], known)
         claims.setdefault(alias.setting, []).append(Claim(name, value, name in typed, dialect[name]))
         touched.add(alias.setting)
     return {setting: _settled(setting, claims[setting]) for setting in touched}
