@@ -1,7 +1,8 @@
 """Runs of a test's configuration."""
 
 from maxent_grpo.config.loading import RunConfig
-from maxent_grpo.config.run_settings import NativeSettings, run_settings
+from maxent_grpo.config.parts import NativeSettings
+from maxent_grpo.config.run_settings import run_settings
 from maxent_grpo.train import run as training
 from maxent_grpo.train.build import Given
 from maxent_grpo.train.build import build as build_run

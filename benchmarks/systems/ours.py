@@ -8,7 +8,8 @@ from trl.trainer.model_config import ModelConfig
 from benchmarks.measure import Clock, Measured
 from benchmarks.workload import Workload, modular_reward
 from maxent_grpo.config.loading import RunConfig
-from maxent_grpo.config.run_settings import NativeSettings, run_settings
+from maxent_grpo.config.parts import NativeSettings
+from maxent_grpo.config.run_settings import run_settings
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments
 from maxent_grpo.train.build import Given, build
 from maxent_grpo.train.collate import collate

@@ -14,7 +14,7 @@ import yaml
 
 from maxent_grpo.cli import main as scripts
 from maxent_grpo.cli.boundary import ErrorContext, configure_logging
-from maxent_grpo.config.run_settings import RunSettings
+from maxent_grpo.config.parts import RunSettings
 from maxent_grpo.errors import RunError, UsageError
 
 

@@ -14,7 +14,8 @@ import maxent_grpo
 from maxent_grpo import GRPOConfig, GRPOTrainer
 from maxent_grpo.config.environment import CheckpointSettings
 from maxent_grpo.config.loading import resolve
-from maxent_grpo.config.run_settings import NativeSettings, TRLSettings, run_settings
+from maxent_grpo.config.parts import NativeSettings, TRLSettings
+from maxent_grpo.config.run_settings import run_settings
 from maxent_grpo.data.sources import RetryPolicy
 from maxent_grpo.errors import UsageError
 

@@ -1,32 +1,44 @@
-"""All that a run is told, as plain values: one frozen part for each builder, made once, here.
+"""From a configuration to all parts of a run, made once, here.
 
 The command line, `GRPOTrainer`, Ray workers and studies share this one way from a configuration to a run. Nothing below
 `config` sees a setting's name, an environment variable, or the configuration itself.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch.optim import Optimizer
 from transformers import Trainer
-from trl.trainer.model_config import ModelConfig
 
 from maxent_grpo.config.environment import CheckpointSettings, launched_processes
-from maxent_grpo.config.loading import Command, RunConfig, resolved_text
-from maxent_grpo.config.plan import BatchPlan, batch_plan, controller_settings, objective_spec, warmup_steps
+from maxent_grpo.config.loading import RunConfig, resolved_text
+from maxent_grpo.config.parts import (
+    CadenceSettings,
+    DataSettings,
+    DataSource,
+    DeviceSettings,
+    DialogueSettings,
+    EvaluationSettings,
+    ModelSettings,
+    NativeSettings,
+    OptimizerSettings,
+    OutputSettings,
+    RecordSettings,
+    RewardSettings,
+    SeedSettings,
+    TRLSettings,
+    WorkerSettings,
+)
+from maxent_grpo.config.plan import batch_plan, controller_settings, objective_spec
 from maxent_grpo.config.rules import groups_per_rollout, steps_per_rollout
-from maxent_grpo.config.schema import GRPOConfig
 from maxent_grpo.config.vllm import server_settings
-from maxent_grpo.controllers.settings import ControllerSettings
 from maxent_grpo.data.prompts import PromptSettings
-from maxent_grpo.data.sources import RetryPolicy
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.loading import ModelSource
-from maxent_grpo.objectives.catalog import ObjectiveSpec, build_objective
+from maxent_grpo.objectives.catalog import build_objective
 from maxent_grpo.rewards.isolation import IsolationSettings
 from maxent_grpo.rewards.registry import RewardOptions
 from maxent_grpo.rollout.sampler import SamplingSettings
@@ -39,240 +51,6 @@ def alike(part: type[Part], settings: Any, /, **derived: Any) -> Part:
     """The part whose fields are the ``settings`` of the same name; others are ``derived`` or keep their defaults."""
     names = [f.name for f in fields(part) if f.name not in derived and hasattr(settings, f.name)]  # type: ignore[arg-type]
     return part(**{name: getattr(settings, name) for name in names}, **derived)
-
-
-@dataclass(frozen=True)
-class OutputSettings:
-    """The directory that receives policy, checkpoints and records."""
-
-    directory: Path
-    resume: str | None
-    """``true`` for the newest checkpoint of the directory, a checkpoint's path, or nothing."""
-    overwrite: bool
-
-
-@dataclass(frozen=True)
-class RecordSettings:
-    """Console, trackers, and what the records begin with."""
-
-    title: str
-    header: Mapping[str, Any]
-    """The run's identity: the first line of metrics.jsonl."""
-    resolved: str
-    """The resolved configuration, as a recipe."""
-    tracked: Mapping[str, Any]
-    """What trackers are told besides the header."""
-    trackers: Sequence[str]
-    run_name: str | None
-    project: str | None
-    wandb_entity: str | None
-    wandb_group: str | None
-    progress: bool
-    printed: int
-    """Completions shown on the console at each logged step."""
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """The policy, and what is put around it."""
-
-    source: ModelSource
-    reference: ModelSource | None
-    """The named reference; None: the policy as it is before the first step."""
-    adapter: ModelConfig | None
-    """TRL's LoRA settings; None: the whole policy is trained."""
-    disable_dropout: bool
-    activation_checkpointing: bool
-    checkpointing_options: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """One split of a data set, or one side of a mixture."""
-
-    name: str | None = None
-    config: str | None = None
-    split: str = "train"
-    mixture: Any = None
-    """`maxent_grpo.data.mixture.load_mixture`'s; ``split`` is then ``train`` or ``test``."""
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Prompts to train and to evaluate on."""
-
-    train: DataSource
-    evaluation: DataSource | None
-    """The data set to evaluate on, if one is named, or the mixture's held-out side."""
-    test_split: DataSource | None
-    """The training data set's own, in place of it; not where rows are given from Python."""
-    prompts: PromptSettings
-    evaluation_prompts: PromptSettings
-    evaluates: bool
-
-
-@dataclass(frozen=True)
-class RewardSettings:
-    """Reward functions by name, and how they run."""
-
-    functions: Sequence[str]
-    weights: Sequence[float] | None
-    evaluation_functions: Sequence[str] | None
-    """None: those of training."""
-    evaluation_weights: Sequence[float] | None
-    options: RewardOptions
-    isolation: IsolationSettings
-    zero_truncated: bool
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """The parts that both routes read: this package's loop and TRL's trainer."""
-
-    command: Command
-    process_index: int
-    output: OutputSettings
-    records: RecordSettings
-    model: ModelSettings
-    data: DataSettings
-    rewards: RewardSettings
-
-
-@dataclass(frozen=True)
-class TRLSettings(RunSettings):
-    """A run in TRL's trainer."""
-
-    args: GRPOConfig
-    """TRL's arguments, which its trainer reads by itself."""
-    changed_checkpoints: bool
-    """Whether the environment asks for checkpoints that only the native loop writes."""
-
-
-@dataclass(frozen=True)
-class DeviceSettings:
-    """Where, and in which precision, ranks compute."""
-
-    use_cpu: bool
-    bf16: bool
-
-
-@dataclass(frozen=True)
-class CadenceSettings:
-    """Intervals in optimiser steps, or below 1 as a share of all; 0 is never."""
-
-    max_steps: int
-    num_train_epochs: float
-    """Passes over the prompts, where ``max_steps`` is not positive."""
-    logging_steps: float
-    save_steps: float
-    save_total_limit: int | None
-    eval_steps: float
-    eval_on_start: bool
-    max_nonfinite_steps: int
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """The optimiser, its learning rate, and how the policy lies on the ranks."""
-
-    kind: type[Optimizer]
-    options: Mapping[str, Any]
-    weight_decay: float
-    learning_rate: float
-    schedule: str
-    schedule_options: Mapping[str, Any]
-    warmup_steps: float
-    """Optimiser steps; below 1 a share of all."""
-    max_grad_norm: float
-    distributed: str | None
-
-    def warmup(self, total_steps: int) -> int:
-        """Optimiser steps of learning-rate warm-up."""
-        return warmup_steps(self.warmup_steps, total_steps)
-
-
-@dataclass(frozen=True)
-class SeedSettings:
-    """InfoSeed's seeded variants of a prompt."""
-
-    template: str
-    count: int
-    pooling: Literal["none", "mean", "last"]
-    classifier: bool
-    """Whether a classifier of the pooled states is trained."""
-
-
-@dataclass(frozen=True)
-class DialogueSettings:
-    """An environment that answers the policy."""
-
-    environment: str
-    max_turns: int
-    prompts: PromptSettings
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Evaluation while training."""
-
-    sampling: SamplingSettings
-    prompts_per_batch: int
-    greedy: bool
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """The Ray drivers' workers, and how far samples may be behind the learner."""
-
-    driver: Literal["sync", "async"]
-    learner: int
-    rollout: int
-    reference: int
-    timeout: float
-    address: str | None
-    update_frequency: int
-    overlap: bool
-    max_staleness: int
-    groups_per_rollout: int
-    steps_per_rollout: int
-    buffer_groups: int
-    """Groups that the buffer may hold."""
-
-
-@dataclass(frozen=True)
-class NativeSettings(RunSettings):
-    """A run in this package's loop."""
-
-    seed: int
-    shuffle: bool
-    device: DeviceSettings
-    plan: BatchPlan
-    cadence: CadenceSettings
-    objective: ObjectiveSpec
-    controllers: ControllerSettings
-    """As at the first step; warm-up counts for ``max_steps``."""
-    controller_state: Path | None
-    """File or directory of another run's controller state, to start from."""
-    optimizer: OptimizerSettings
-    seeds: SeedSettings | None
-    sampling: SamplingSettings
-    sampler: SamplerSettings
-    sampling_batch_size: int | None
-    """Prompts sampled at once; None: all of a rollout."""
-    dialogue: DialogueSettings | None
-    evaluation: EvaluationSettings
-    checkpoints: CheckpointSettings
-    workers: WorkerSettings | None
-    """None: everything in this process, and the others that were launched with it."""
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether anything reads the reference policy, now or after a controller has moved β."""
-        return (
-            build_objective(self.objective).needs_reference(self.controllers.beta)
-            or self.controllers.kl_target > 0
-        )
 
 
 def run_settings(config: RunConfig, environ: Mapping[str, str] = os.environ) -> NativeSettings | TRLSettings:
@@ -303,16 +81,27 @@ def run_settings(config: RunConfig, environ: Mapping[str, str] = os.environ) -> 
     if config.route == "trl":
         changed = config.checkpoints != CheckpointSettings()
         return TRLSettings(**shared, args=training, changed_checkpoints=changed)
+    objective = objective_spec(training)
+    controllers = controller_settings(training, max(1, training.max_steps))
+    needs_reference = (
+        build_objective(objective).needs_reference(controllers.beta) or controllers.kl_target > 0
+    )
+    if workers is not None and workers.reference and not needs_reference:
+        raise UsageError(
+            f"reference_workers: {workers.reference}, and nothing reads the reference policy (beta is 0); set "
+            "it to 0, or beta > 0"
+        )
     resumed = None if training.controller_overwrite_from_config else training.controller_resume_from
-    settings = NativeSettings(
+    return NativeSettings(
         **shared,
         seed=training.seed,
         shuffle=training.shuffle_dataset is not False,
         device=DeviceSettings(training.use_cpu, training.bf16),
         plan=batch_plan(training, training.world_size if workers is None else workers.learner),
         cadence=cadence_settings(training),
-        objective=objective_spec(training),
-        controllers=controller_settings(training, max(1, training.max_steps)),
+        objective=objective,
+        controllers=controllers,
+        needs_reference=needs_reference,
         controller_state=Path(resumed) if resumed else None,
         optimizer=optimizer_settings(training),
         seeds=seed_settings(training),
@@ -330,12 +119,6 @@ def run_settings(config: RunConfig, environ: Mapping[str, str] = os.environ) -> 
         checkpoints=config.checkpoints,
         workers=workers,
     )
-    if workers is not None and workers.reference and not settings.needs_reference:
-        raise UsageError(
-            f"reference_workers: {workers.reference}, and nothing reads the reference policy (beta is 0); set "
-            "it to 0, or beta > 0"
-        )
-    return settings
 
 
 def record_settings(config: RunConfig) -> RecordSettings:
@@ -459,7 +242,7 @@ def cadence_settings(training: Any) -> CadenceSettings:
     )
 
 
-def optimizer_settings(training: GRPOConfig) -> OptimizerSettings:
+def optimizer_settings(training: Any) -> OptimizerSettings:
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(training)
     except (ImportError, ValueError) as error:  # a package that is missing, or settings that contradict it
@@ -474,7 +257,7 @@ def optimizer_settings(training: GRPOConfig) -> OptimizerSettings:
     )
 
 
-def seed_settings(training: GRPOConfig) -> SeedSettings | None:
+def seed_settings(training: Any) -> SeedSettings | None:
     if not training.info_seed_enabled:
         return None
     return SeedSettings(

@@ -14,8 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import disable_dropout_in_model
 
 from maxent_grpo.config.environment import forget_launched_plugins
-from maxent_grpo.config.plan import BatchPlan
-from maxent_grpo.config.run_settings import (
+from maxent_grpo.config.parts import (
     CadenceSettings,
     DataSettings,
     DataSource,
@@ -25,6 +24,7 @@ from maxent_grpo.config.run_settings import (
     RewardSettings,
     SeedSettings,
 )
+from maxent_grpo.config.plan import BatchPlan
 from maxent_grpo.controllers.controller import Controllers
 from maxent_grpo.controllers.state import read_state
 from maxent_grpo.data.mixture import load_mixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from maxent_grpo.config.run_settings import RecordSettings
+from maxent_grpo.config.parts import RecordSettings
 from maxent_grpo.controllers.state import write_state
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe import names

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from maxent_grpo.config.run_settings import NativeSettings, OutputSettings, TRLSettings
+from maxent_grpo.config.parts import NativeSettings, OutputSettings, TRLSettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.train.build import Given, build

@@ -6,7 +6,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.config.loading import run_config
-from maxent_grpo.config.run_settings import NativeSettings, run_settings
+from maxent_grpo.config.parts import NativeSettings
+from maxent_grpo.config.run_settings import run_settings
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConfig
 from maxent_grpo.config.settle import refuse_unsupported
 from maxent_grpo.errors import UsageError

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import get_last_checkpoint
 
 from maxent_grpo.config.environment import VARIABLES
-from maxent_grpo.config.run_settings import TRLSettings
+from maxent_grpo.config.parts import TRLSettings
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.models.loading import load_policy, load_tokenizer
 from maxent_grpo.train.build import (

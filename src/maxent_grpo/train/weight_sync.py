@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from maxent_grpo.config.run_settings import NativeSettings
+from maxent_grpo.config.parts import NativeSettings
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.rollout import samplers
 from maxent_grpo.rollout.dialogue import DialogueSampler

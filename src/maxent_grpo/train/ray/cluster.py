@@ -14,7 +14,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from maxent_grpo.config.run_settings import WorkerSettings
+from maxent_grpo.config.parts import WorkerSettings
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.train.ray import GCS_SECONDS, NODE_TOO_SLOW, START_ATTEMPTS
 

@@ -5,7 +5,7 @@ Both loops call no other step than `train.step`, in the learner's process.
 
 from pathlib import Path
 
-from maxent_grpo.config.run_settings import NativeSettings
+from maxent_grpo.config.parts import NativeSettings
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe.console import Progress

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from maxent_grpo.config.run_settings import NativeSettings, WorkerSettings
+from maxent_grpo.config.parts import NativeSettings, WorkerSettings
 from maxent_grpo.errors import RunError
 from maxent_grpo.stats import Metrics
 from maxent_grpo.train.build import Given

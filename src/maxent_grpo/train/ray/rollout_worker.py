@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from maxent_grpo.config.run_settings import NativeSettings
+from maxent_grpo.config.parts import NativeSettings
 from maxent_grpo.models.loading import with_adapter
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.rewards.isolation import Isolation
