@@ -35,16 +35,15 @@ def dry_run_text(config: RunConfig) -> str:
 
 def route_reason(config: RunConfig) -> str:
     """Why this package's loop (``native``) or TRL's trainer (``trl``) trains."""
+    training = config.training
     if config.route == "trl":
-        return (
-            f"{config.training.objective} is a GRPO objective; force_custom_loop=true would train it natively"
-        )
+        return f"{training.objective} is a GRPO objective; force_custom_loop=true would train it natively"
     reasons = {
         "train-infoseed always uses this package's loop": config.command == "train-infoseed",
-        f"{config.training.objective} is a MaxEnt objective": not config.training.train_grpo_objective,
-        "force_custom_loop is true": config.training.force_custom_loop,
-        "controller_meta_enabled is true": config.training.controller_meta_enabled,
-        f"driver is {config.training.driver}": config.training.driver != "inline",
+        f"{training.objective} is a MaxEnt objective": not training.train_grpo_objective,
+        "force_custom_loop is true": training.force_custom_loop,
+        "controller_meta_enabled is true": training.controller_meta_enabled,
+        f"driver is {training.driver}": training.driver != "inline",
     }
     return "; ".join(reason for reason, holds in reasons.items() if holds)
 
@@ -52,60 +51,38 @@ def route_reason(config: RunConfig) -> str:
 def plan_of(config: RunConfig) -> dict[str, Any]:
     """The numbers of a step over all processes that are launched."""
     training = config.training
-    group = training.num_generations
-    launched = launched_processes(os.environ)
-    processes = launched if training.driver == "inline" else training.learner_workers
+    group, launched, on_ray = (
+        training.num_generations,
+        launched_processes(os.environ),
+        training.driver != "inline",
+    )
+    processes = training.learner_workers if on_ray else launched
+    plan: dict[str, Any] = {"processes": processes}
+    if on_ray:
+        kinds = ("learner", "rollout", "reference")
+        plan["driver"] = training.driver
+        plan["workers"] = {kind: getattr(training, f"{kind}_workers") for kind in kinds}
+        plan["max_staleness"] = training.max_staleness
+    plan["completions_per_prompt"] = group
+    if training.info_seed_enabled:
+        plan["seeded_completions_per_prompt"] = training.info_seed_num_seeds
     if config.route == "trl":
-        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps * launched
-        shape: dict[str, Any] = {"completions_per_step": rows}
+        rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        plan["completions_per_step"] = rows * launched
     else:
-        plan = batch_plan(training, processes)
-        shape = {
-            "prompts_per_step": plan.prompts_per_step,
-            "completions_per_step": plan.prompts_per_step * group,
-            "prompts_per_rollout": plan.prompts_per_rollout,
-            **(
-                {"groups_per_micro_batch": plan.micro_groups}
-                if plan.micro_tokens is None
-                else {"tokens_per_micro_batch": plan.micro_tokens}
-            ),
-            "updates_per_rollout": plan.updates_per_rollout * plan.num_iterations,
-            "on_policy": plan.on_policy and training.max_staleness == 0,
-        }
-    return {
-        "processes": processes,
-        **workers_of(config),
-        "completions_per_prompt": group,
-        **(
-            {"seeded_completions_per_prompt": training.info_seed_num_seeds}
-            if training.info_seed_enabled
-            else {}
-        ),
-        **shape,
-        "total_steps": _total_steps(config),
-    }
-
-
-def workers_of(config: RunConfig) -> dict[str, Any]:
-    """What the Ray drivers start; nothing with driver=inline."""
-    training = config.training
-    if training.driver == "inline":
-        return {}
-    return {
-        "driver": training.driver,
-        "workers": {
-            "learner": training.learner_workers,
-            "rollout": training.rollout_workers,
-            "reference": training.reference_workers,
-        },
-        "max_staleness": training.max_staleness,
-    }
-
-
-def _total_steps(config: RunConfig) -> int | str:
-    if config.training.max_steps > 0:
-        return int(config.training.max_steps)
-    return f"{config.training.num_train_epochs:g} epoch(s) of the data set, counted once it is loaded"
+        batch = batch_plan(training, processes)
+        plan["prompts_per_step"] = batch.prompts_per_step
+        plan["completions_per_step"] = batch.prompts_per_step * group
+        plan["prompts_per_rollout"] = batch.prompts_per_rollout
+        if batch.micro_tokens is None:
+            plan["groups_per_micro_batch"] = batch.micro_groups
+        else:
+            plan["tokens_per_micro_batch"] = batch.micro_tokens
+        plan["updates_per_rollout"] = batch.updates_per_rollout * batch.num_iterations
+        plan["on_policy"] = batch.on_policy and training.max_staleness == 0
+    epochs = f"{training.num_train_epochs:g} epoch(s) of the data set, counted once it is loaded"
+    plan["total_steps"] = int(training.max_steps) if training.max_steps > 0 else epochs
+    return plan
 
 
 def _writes(config: RunConfig) -> list[str]:
