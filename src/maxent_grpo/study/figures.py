@@ -4,15 +4,17 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import yaml
 from scipy import stats
 
-from maxent_grpo.observe import charts, names
+from maxent_grpo.observe import charts
 from maxent_grpo.observe.run_files import RunFiles, Series, load_run
 from maxent_grpo.study.effects import measured_outcomes
 from maxent_grpo.study.plan import Arm, StudyPlan, StudyTask
@@ -34,40 +36,12 @@ MARKERS: Final = "osD^vP*X<>hp8"
 SHADES: Final = ("#e8e8e8", "#c6dbef", "#9ecae1", "#6baed6", "#3182bd", "#08519c")  # one hue, light to dark
 POINT: Final[dict[str, Any]] = {"linestyle": "none", "zorder": 4}
 
-DIFFERENCE: Final = {
-    "mean": "share of samples",
-    "pass": "share of prompts",
-    "distinct": "answers per prompt",
-    "coverage": "share of modes",
-}
-"""Outcome → what its difference counts, for an axis."""
 
-TRAINING_CURVES: Final = (
-    (names.REWARD, "Reward while training", "mean reward", "reward", ""),
-    (
-        names.COVERAGE,
-        "Coverage while training",
-        "share of modes",
-        "coverage",
-        "Coverage within a training group: different right answers found, over all that the prompt has.",
-    ),
-    (
-        "train/weight_entropy_norm",
-        "Entropy of the weights",
-        "H(w) / ln G",
-        "weights",
-        "1 weighs all completions of a group alike, 0 one alone; arms without weights are left out.",
-    ),
-    (
-        "train/grad_norm",
-        "Gradient norm before clipping",
-        "L2 norm",
-        "gradient",
-        "Arms whose norms differ by factors differ in step size as well as in method, unless the optimiser normalises "
-        "it, as Adam does.",
-    ),
-)
-"""Metric of the training batches, heading, unit, end of the file's name, and what a reader must know of it."""
+@cache
+def _words() -> dict[str, Any]:
+    """Titles, captions and units, and which curves of the training are drawn."""
+    words: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return words
 
 
 @dataclass(frozen=True)
@@ -116,7 +90,7 @@ def draw_figures(
             judged = effects[(effects["task"] == task.name) & (effects["temperature"] == first)]
             drawn.append(_forest(plan, task, judged, out))
         drawn += [_trajectory(plan, task, records, out), _modes(plan, task, here, out)]
-        drawn += [_curves(plan, task, records, out, *shown) for shown in TRAINING_CURVES]
+        drawn += [_curves(plan, task, records, out, **shown) for shown in _words()["curves"]]
     return [figure for figure in drawn if figure is not None]
 
 
@@ -161,6 +135,14 @@ def _figure(width: float, height: float, stem: Path, title: str, left: float) ->
         figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
 
 
+def _words_of(kind: str, plan: StudyPlan, task: StudyTask) -> tuple[str, str]:
+    """Title and caption of a figure."""
+    values: dict[str, Any] = {"task": task.label, "baseline": plan.arm(plan.baseline).label}
+    values |= {"alpha": plan.judgement.alpha, "k": plan.evaluation.k}
+    title = _words()[kind]["title"].format(**values)
+    return title, f"{title}: {_words()[kind]['caption'].format(**values)}"
+
+
 def _color(plan: StudyPlan, arm: Arm) -> str:
     """Black for the baseline, gray for its repetition, then the palette in turn."""
     if arm.name == plan.baseline:
@@ -190,25 +172,18 @@ def _forest(plan: StudyPlan, task: StudyTask, table: pd.DataFrame, out: Path) ->
     arms = [arm for arm in plan.arms if arm.name in set(table["arm"])]
     left = _label_room(arms)
     width, height = left + 2.35 * len(outcomes), 0.36 * len(arms) + 1.75
-    stem, title = (
-        out / f"{task.name}_effects",
-        f"Effects on {task.label}, against {plan.arm(plan.baseline).label}",
-    )
+    stem = out / f"{task.name}_effects"
+    title, caption = _words_of("effects", plan, task)
     with _figure(width, height, stem, title, left=0.1 / width) as figure:
         grid = figure.subplots(1, len(outcomes), squeeze=False, sharey=True)[0]
         for axes, outcome in zip(grid, outcomes, strict=True):
             _forest_panel(axes, plan, table[table["outcome"] == outcome], arms)
             star = " (primary)" if outcome == plan.judgement.primary else ""
             axes.set_title(f"{outcome}@{plan.evaluation.k}{star}", fontweight="bold", fontsize=10)
-            axes.set_xlabel(f"difference, {DIFFERENCE[outcome]}", fontsize=8.5)
+            axes.set_xlabel(f"difference, {_words()['differences'][outcome]}", fontsize=8.5)
         _arms_down(grid[0], arms)
         edges = {"left": left / width, "right": 0.985, "top": 1 - 0.78 / height, "bottom": 0.62 / height}
         figure.subplots_adjust(**edges, wspace=0.14)
-    caption = (
-        f"{title}: mean of seed-paired differences with bootstrap intervals over runs. A filled marker: Holm p below "
-        f"{plan.judgement.alpha:g}. The shaded band is the margin within which a difference would not matter. The grey "
-        "A/A arm has the baseline's settings, so its truth is zero."
-    )
     return StudyFigure(stem, title, caption)
 
 
@@ -248,7 +223,8 @@ def _trajectory(plan: StudyPlan, task: StudyTask, records: Records, out: Path) -
     ks = (plan.evaluation.k, *range(1, 257))  # recipes set the k of evaluations during training
     base = plan.arm(plan.baseline)
     k = next((k for k in ks if curve_of(records, task, base, rf"eval/mean_at_{k}") is not None), ks[0])
-    stem, title = out / f"{task.name}_trajectory", f"Accuracy and diversity on {task.label}"
+    stem = out / f"{task.name}_trajectory"
+    title, caption = _words_of("trajectory", plan, task)
     width = 6.2 + _label_room([arm for arm, *_ in paths])
     with _figure(width, 5.2, stem, title, left=0.015) as figure:
         axes = figure.subplots()
@@ -282,11 +258,6 @@ def _trajectory(plan: StudyPlan, task: StudyTask, records: Records, out: Path) -
         axes.margins(0.08)
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9.5)
         figure.tight_layout(rect=(0, 0, 1, 0.93))
-    caption = (
-        f"{title}: each path is an arm's mean over seeds on held-out prompts, a dot per evaluation, from the start "
-        "(open circle) to its last, whose crosses are 95% t intervals over runs. Samples are drawn at the arm's own "
-        "training temperature. Right is more accurate, up is more diverse: exploring well goes right without falling."
-    )
     return StudyFigure(stem, title, caption)
 
 
@@ -299,7 +270,8 @@ def _modes(plan: StudyPlan, task: StudyTask, rows: pd.DataFrame, out: Path) -> S
     arms = [arm for arm in plan.arms if (rows["arm"] == arm.name).any()]
     top, left = len(SHADES) - 1, _label_room(arms)
     width, height = left + 6.4, 0.36 * len(arms) + 1.9
-    stem, title = out / f"{task.name}_modes", f"Different right answers per prompt on {task.label}"
+    stem = out / f"{task.name}_modes"
+    title, caption = _words_of("modes", plan, task)
     with _figure(width, height, stem, title, left=0.1 / width) as figure:
         axes = figure.subplots()
         for row, arm in enumerate(arms):
@@ -327,10 +299,6 @@ def _modes(plan: StudyPlan, task: StudyTask, rows: pd.DataFrame, out: Path) -> S
         look |= {"loc": "upper left", "bbox_to_anchor": place, "columnspacing": 1.2, "borderaxespad": 0}
         figure.legend(handles=patches, **look)
         figure.subplots_adjust(left=left / width, right=0.97, top=1 - 0.78 / height, bottom=0.62 / height)
-    caption = (
-        f"{title}: how many of a prompt's right answers {plan.evaluation.k} samples of the final policy find. Darker "
-        "is more. A policy that collapses onto one answer moves prompts from the dark end to “1”."
-    )
     return StudyFigure(stem, title, caption)
 
 
@@ -339,10 +307,11 @@ def _curves(
     task: StudyTask,
     records: Records,
     out: Path,
+    *,
     metric: str,
-    heading: str,
-    unit: str,
     name: str,
+    title: str,
+    unit: str,
     note: str,
 ) -> StudyFigure | None:
     """One small panel per arm that has logged the metric, with the baseline behind it in gray."""
@@ -350,13 +319,13 @@ def _curves(
 
     curves = {arm.name: curve_of(records, task, arm, metric) for arm in plan.arms}
     baseline = curves.pop(plan.baseline)
-    shown = [(plan.arm(name), curve) for name, curve in curves.items() if curve is not None]
+    shown = [(plan.arm(arm), curve) for arm, curve in curves.items() if curve is not None]
     if not shown:
         return None
     columns = min(COLUMNS, len(shown))
     lines = -(-len(shown) // columns)
     width, height = max(2.75 * columns + 0.5, 6.0), 2.15 * lines + 0.9
-    stem, title = out / f"{task.name}_{name}", f"{heading}, {task.label}"
+    stem, title = out / f"{task.name}_{name}", title.format(task=task.label)
     with _figure(width, height, stem, title, left=0.015) as figure:
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         for axes in grid.flat[len(shown) :]:
@@ -373,9 +342,8 @@ def _curves(
                 axes.tick_params(labelbottom=True)
                 axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         figure.tight_layout(rect=(0, 0, 1, 1 - 0.42 / height))
-    behind = f"; {plan.arm(plan.baseline).label} in grey behind" if baseline is not None else ""
-    over = "mean over seeds of the training batches, smoothed, with the 95% t interval over runs"
-    caption = f"{title}: {over}{behind}. {note}"
+    behind = _words()["behind"].format(baseline=plan.arm(plan.baseline).label) if baseline is not None else ""
+    caption = f"{title}: {_words()['curve_caption'].format(behind=behind)}{note}"
     return StudyFigure(stem, title, caption)
 
 
