@@ -42,15 +42,9 @@ class Measurement:
 
     def without_non_finite(self) -> tuple["Measurement", int]:
         """The measurement with None for what is NaN or infinite, and how often that was."""
-        kl, weight_entropy = _finite(self.kl), _finite(self.weight_entropy)
-        dropped = (kl is None) - (self.kl is None) + (weight_entropy is None) - (self.weight_entropy is None)
-        entropy = _finite(self.entropy)
-        dropped += (entropy is None) - (self.entropy is None)
-        return replace(self, kl=kl, weight_entropy=weight_entropy, entropy=entropy), dropped
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+        values = {"kl": self.kl, "weight_entropy": self.weight_entropy, "entropy": self.entropy}
+        lost = [name for name, value in values.items() if value is not None and not math.isfinite(value)]
+        return replace(self, **dict.fromkeys(lost)), len(lost)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

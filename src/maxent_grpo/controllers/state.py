@@ -78,12 +78,7 @@ def from_json(
     tau = _number(plain, "tau", source, least=0.0)
     beta = _number(plain, "beta", source, least=0.0)
     state = ControllerState(
-        tau=tau,
-        beta=beta,
-        tau_log=_number(plain, "tau_log", source) if plain.get("tau_log") is not None else None,
-        entropy_ema=(
-            _number(plain, "tau_entropy_ema", source) if plain.get("tau_entropy_ema") is not None else None
-        ),
+        tau, beta, _optional(plain, "tau_log", source), _optional(plain, "tau_entropy_ema", source)
     )
     if settings.entropy.enabled:
         state = replace(state, entropy=_entropy_from_json(plain, settings, source))
@@ -102,11 +97,9 @@ def _entropy_from_json(plain: dict[str, Any], settings: ControllerSettings, sour
     if "entropy" not in plain:
         return EntropyState(settings.entropy.coef)
     block = _block(plain, "entropy", source)
-    last = {
-        name: None if block.get(name) is None else _number(block, name, f"{source}: entropy")
-        for name in ("entropy", "kl")
-    }
-    return EntropyState(_number(block, "coef", f"{source}: entropy", least=0.0), **last)
+    place = f"{source}: entropy"
+    coef = _number(block, "coef", place, least=0.0)
+    return EntropyState(coef, _optional(block, "entropy", place), _optional(block, "kl", place))
 
 
 def _meta_from_json(block: dict[str, Any], source: str) -> tuple[MetaState, MetaSettings]:
@@ -159,6 +152,10 @@ def _number(plain: dict[str, Any], key: str, source: str, least: float = -math.i
             f"{source}: {key} is {value!r}, not {wanted}; restore the file from a checkpoint, or delete it"
         )
     return float(value)  # type: ignore[arg-type]
+
+
+def _optional(plain: dict[str, Any], key: str, source: str) -> float | None:
+    return None if plain.get(key) is None else _number(plain, key, source)
 
 
 def to_numbers(state: ControllerState) -> list[float]:
