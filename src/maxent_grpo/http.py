@@ -154,10 +154,7 @@ class HTTPClient:
             Fault: there is none within ``timeout`` seconds and the client's bytes.
         """
         try:
-            async with (
-                asyncio.timeout(timeout),
-                self._client.stream(method, path, **request) as response,
-            ):
+            async with asyncio.timeout(timeout), self._client.stream(method, path, **request) as response:
                 pieces, size = [], 0
                 async for piece in response.aiter_bytes():
                     pieces.append(piece)

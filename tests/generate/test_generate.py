@@ -233,7 +233,7 @@ def test_a_folder_of_datasets_has_the_rows_in_their_order(data, tmp_path):
         ({"model": ""}, "model: name the model"),
         ({"vllm_server_url": ""}, "vllm_server_url must be provided for generation jobs"),
         ({"vllm_server_url": "localhost:8000"}, "starts with http"),
-        ({"num_generations": 0}, "num_generations=0: at least 1"),
+        ({"num_generations": 0}, "num_generations=0: must be ≥ 1"),
         ({"temperature": 0.0, "num_generations": 2}, "greedy"),
         ({"prompt_column": "text"}, "has no text; it has prompt, level, answer"),
         ({"prompt_template": "{{ instruction"}, "not a Jinja template"),

@@ -57,10 +57,7 @@ class CompletionRequest:
 
 
 def plan_requests(
-    prompts: Sequence[Prompt],
-    missing: Sequence[Slot],
-    key: tuple[KeyPart, ...],
-    prompts_per_request: int,
+    prompts: Sequence[Prompt], missing: Sequence[Slot], key: tuple[KeyPart, ...], prompts_per_request: int
 ) -> list[CompletionRequest]:
     """Requests for the completions ``missing``, each (prompt, number), seeded by (``key``, prompt, number).
 
