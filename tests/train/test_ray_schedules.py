@@ -10,6 +10,7 @@ import runs
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.evaluate.training import exploration_metrics
 from maxent_grpo.observe.console import Progress
+from maxent_grpo.train.build import Given, build
 from maxent_grpo.train.drivers import sample_rollouts, seed_libraries, update
 from maxent_grpo.train.records import RunRecorder
 from runs import train
@@ -33,8 +34,9 @@ def trained_in_one_process(config: RunConfig, versions: Sequence[int]) -> Path:
     """
     output_dir = Path(str(config.training.output_dir))
     output_dir.mkdir()
-    run = runs.build(config)
-    recorder = RunRecorder(run, runs.native(config).records, Progress(0, "", enabled=False))
+    settings = runs.native(config)
+    run = build(settings, Given())
+    recorder = RunRecorder(run, settings.records, Progress(0, "", enabled=False))
     model, weights = run.learner.model, []
     for version in versions:
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
