@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from maxent_grpo.config.loading import run_config
+from maxent_grpo.config.loading import command_of, run_config
 from maxent_grpo.config.parts import NativeSettings
 from maxent_grpo.config.run_settings import run_settings
 from maxent_grpo.config.schema import GRPOConfig, GRPOScriptArguments, ModelConfig
@@ -47,9 +47,8 @@ class GRPOTrainer:
     ) -> None:
         if len(train_dataset) == 0:
             raise UsageError("train_dataset is empty: give at least one prompt")
-        named = isinstance(model, str)
         name = model if isinstance(model, str) else str(model.name_or_path)
-        if not named and processing_class is None:
+        if not isinstance(model, str) and processing_class is None:
             processing_class = load_tokenizer(ModelSource(name))
         refuse_unsupported(args, "native")
         self.args = args
@@ -64,11 +63,7 @@ class GRPOTrainer:
             eval_rows=None if eval_dataset is None else _rows(eval_dataset),
         )
         self._config = run_config(
-            command="train-infoseed"
-            if args.info_seed_enabled
-            else "train-maxent"
-            if args.objective_family == "maxent"
-            else "train-baseline",
+            command=command_of(vars(args)),
             route="native",
             script=GRPOScriptArguments(dataset_name="given from Python"),
             training=args,
