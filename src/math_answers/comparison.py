@@ -37,6 +37,7 @@ from math_answers.relations import (
 from math_answers.sets import is_set, same_real_sets
 from math_answers.values import MAX_ITEMS, Same, distinct, every, matched, same_values
 
+_CONSTANT = Symbol("C")
 _SIGN_CHOICES = frozenset({"pm", "mp"})
 _NO_INTERVALS = frozenset({("(", ")"), ("{", "}"), ("<", ">")})
 _DOMAINS = frozenset({"mathbb R", "mathbb Z", "mathbb Q", "mathbb N", "mathbb C", "R", "Z", "Q", "N"})
@@ -52,6 +53,8 @@ def same(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | Non
     if ours and theirs and set(ours.values()) != set(theirs.values()):
         return False
     verdict = _same(pred, gold, policy)
+    if verdict is False and _CONSTANT in parts(gold) and symbols(pred) - symbols(gold) == {"c"}:
+        return _same(substituted(pred, "c", _CONSTANT), gold, policy)  # of integration
     if verdict is False and (ours or theirs):
         return _same(_with_their_parameter(pred, gold, ours, theirs), gold, policy)
     return verdict
@@ -201,7 +204,7 @@ def _with_their_parameter(
     """The answer with its parameter called as the gold's: 2kπ, k ∈ ℤ is 2nπ."""
     mine = (symbols(pred) - symbols(gold) - CONSTANTS) & (set(ours) or symbols(pred))
     other = (symbols(gold) - symbols(pred) - CONSTANTS) & (set(theirs) or symbols(gold))
-    if len(mine) == len(other) == 1:
+    if len(mine) == len(other) == 1 and all(len(name) == 1 for name in (*mine, *other)):
         return substituted(pred, next(iter(mine)), Symbol(next(iter(other))))
     return pred
 
@@ -242,6 +245,12 @@ def same_lists(pred: Expression, gold: Expression, policy: GraderPolicy, same: S
     ours, theirs = _without_numbering(ours, theirs)
     names = [[head_of(item) for item in items] for items in (ours, theirs)]
     several = [_are_different(heads) for heads in names]
+    alternatives = [
+        isinstance(side, Listed) and side.joiner == "or" and (different or ordered)
+        for side, different in zip((pred, gold), several, strict=True)
+    ]
+    if alternatives[0] != alternatives[1]:  # "2 or 3" is no pair
+        return False
     if all(several):
         return matched(ours, theirs, same)
     if any(several):
@@ -389,6 +398,8 @@ def _items(expression: Expression) -> list[Expression] | None:
             return [entry for row in rows for entry in row]
         case Related(sides=(_, value), relations=("=",)) if heads_of(expression):
             return _items(value)
+        case Related(sides=(_, Bracketed(opening="{", items=items)), relations=("in",)):
+            return list(items)
     return None
 
 

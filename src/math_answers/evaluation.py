@@ -143,7 +143,8 @@ def _call(
         try:
             values.append(_evaluate(argument, point, real_only))
         except UnreadableError:
-            values.append(repr(argument))
+            inside = sorted(symbols(argument) & point.keys())
+            values.append(f"{argument!r} at {[point[name] for name in inside]}")
     if name in _NAMED_FUNCTIONS and len(values) == 1 and not isinstance(values[0], str):
         value = _NAMED_FUNCTIONS[name](values[0])
         if value is not None:

@@ -211,8 +211,13 @@ def _compare_expressions(pred: str, gold: str, policy: GraderPolicy, parameter: 
             if i == j == 1:
                 continue
             verdict = same(p, g, policy)
-            if verdict is False and parameter in symbols(p) and len(others := symbols(g) - symbols(p)) == 1:
-                verdict = same(substituted(p, parameter, Symbol(*others)), g, policy)
+            others = (
+                [name for name in symbols(g) - symbols(p) if len(name) == 1]
+                if parameter in symbols(p)
+                else []
+            )
+            if verdict is False and len(others) == 1:
+                verdict = same(substituted(p, parameter, Symbol(others[0])), g, policy)
             if verdict:
                 return True
             undecided |= verdict is None

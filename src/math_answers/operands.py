@@ -32,6 +32,7 @@ _MATRICES = frozenset(_MATRICES_WORDS.split())
 _SYSTEMS = frozenset({"cases", "dcases", "aligned", "gathered", "align*", "align", "gather*", "split"})
 _CALLED = frozenset({"f", "g", "h", "Gamma", "zeta", "phi"})
 _FUNCTION_NAMES = frozenset("fghFGHTPQuyv")
+_OF_EVENTS = frozenset({"<", ">", "=", "|", r"\mid", r"\le", r"\ge", r"\cap", r"\cup"})
 _DECORATION = re.compile(r"'{1,4}|\^(?:prime){1,4}|\^-1|_\w{1,3}|_\w{1,3}'{1,3}|\^-1_\w")
 _BIG = frozenset(
     {
@@ -151,7 +152,7 @@ class Operands(TokenStream, ABC):
                 if self._next.text == "_":
                     self._at += 1
                     letters += "_" + self._exponent_text()
-            return Symbol(f"{token.text} {letters}")
+            return Symbol(f"{token.text} {min(letters, letters[::-1]) if '_' not in letters else letters}")
         if token.text in ("cdots", "ldots", "dots"):
             return Symbol("dots")
         symbol = Symbol(token.text)
@@ -187,9 +188,15 @@ class Operands(TokenStream, ABC):
         inside, behind = self._tokens[self._at + 1 : self._at + 3]
         if name in ("pi", "e", "i", "infty"):
             return False
+        if name in ("P", "E") and any(token.text in _OF_EVENTS for token in self._bracket_ahead()):
+            return True
         return name in _CALLED or (
             inside.kind in ("number", "name") and behind.text == ")" and inside.text != name
         )
+
+    def _bracket_ahead(self) -> list[Token]:
+        end = next((i for i, token in enumerate(self._tokens[self._at :]) if token.text == ")"), 0)
+        return self._tokens[self._at : self._at + end]
 
     def _function(self, name: str) -> Expression:
         exponent: Expression | None = None

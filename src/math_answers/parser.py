@@ -5,6 +5,7 @@ code. No token is ever passed over: a command or a word that nothing here knows 
 only equals itself. The work is bounded by `MAX_TOKENS` and `MAX_DEPTH` (`tokens`). Below it are the `operands`.
 """
 
+import functools
 from dataclasses import replace
 from fractions import Fraction
 
@@ -44,6 +45,7 @@ _ENDS = frozenset(
 _CJK_LOGIC = frozenset("不非无没或且和未")
 
 
+@functools.lru_cache(maxsize=1024)  # a gold is compared with many answers
 def parse(spelled: str, thousands: bool = True) -> Expression:
     """Read an answer in the spelling of `respell`.
 
@@ -114,7 +116,7 @@ class Arithmetic(Operands):
                     factors = [Apply("decorated", (left,), token.text)]
             elif self._starts_factor():
                 factor = self._power()
-                if isinstance(factors[-1], Number) and isinstance(factor, Number):
+                if _is_number(factors[-1]) and isinstance(factor, Number):
                     raise UnreadableError("two numbers side by side")
                 factors.append(factor)
             else:
@@ -502,6 +504,13 @@ def _is_fraction(tokens: list[Token]) -> bool:
     if rest and rest[0].kind == "number" and rest[0].text.isdigit():
         return True
     return len(rest) > 2 and rest[0].text == "{" and rest[1].text.isdigit() and rest[2].text == "}"
+
+
+def _is_number(factor: Expression) -> bool:
+    match factor:
+        case Apply(operation="percent" | "degree" | "factorial", arguments=(inner,)):
+            return _is_number(inner)
+    return isinstance(factor, Number)
 
 
 def _is_crossed(factor: Expression) -> bool:

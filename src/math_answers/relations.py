@@ -32,11 +32,13 @@ from math_answers.expressions import (
 from math_answers.policy import GraderPolicy
 from math_answers.relation_signs import backwards, plain
 from math_answers.values import Same, every, same_numbers, same_values
+from math_answers.words import has_logic
 
 ORDER = frozenset({"<", ">", "<=", ">="})
 """Relations that bound a quantity."""
 
 _APPROXIMATE = frozenset({"~", "simeq", "doteq", "approxeq"})
+_WORKED_OUT = ("\\lim", "\\sum", "\\prod", "\\int")
 _NEAR = Fraction(1, 20)  # how far what stands behind ≈ may be from what stands before it, as a share
 
 
@@ -113,9 +115,11 @@ def is_single_name(head: Expression) -> bool:
     """A name that is not put together from others: x, f(2), x̄, Δp, (x, y), the words "the area"."""
     match head:
         case Symbol(name=name):
+            if name.startswith("'"):
+                return not has_logic(name)
             return name not in ("pi", "infty", "emptyset") and not name.startswith("mathbb")
         case Apply(operation="call", name=name):
-            return not name.startswith("\\")
+            return not name.startswith("\\") or name.startswith(_WORKED_OUT)
         case Apply(operation="decorated", arguments=(inner,)):
             return is_single_name(inner)
         case Apply(operation="mul", arguments=(Symbol(name="Delta" | "partial"), inner)):
@@ -133,14 +137,39 @@ def _is_name(head: Expression) -> bool:
         case Apply(operation="mul", arguments=factors):
             if isinstance(factors[-1], Symbol) and factors[-1].name.startswith("angle "):
                 return True
+            if _is_derivative(factors):
+                return True
             return all(
-                (isinstance(factor, Symbol) and (factor.name[:1].isupper() or factor.name.startswith("'")))
+                (
+                    isinstance(factor, Symbol)
+                    and (
+                        factor.name[:1].isupper()
+                        or (factor.name.startswith("'") and not has_logic(factor.name))
+                    )
+                )
                 or (isinstance(factor, Apply) and factor.operation == "inv" and _is_name(factor.arguments[0]))
                 or (isinstance(factor, Apply) and factor.operation == "mul" and _is_name(factor))
                 for factor in factors
             )
         case Apply(operation="ratio" | "abs", arguments=arguments):
             return all(map(_is_name, arguments))
+    return False
+
+
+def _may_be_factor(name: str) -> bool:
+    return not has_logic(name) if name.startswith("'") else name[:1].isupper()
+
+
+def _is_derivative(factors: "tuple[Expression, ...]") -> bool:
+    """dy/dx."""
+    match factors:
+        case (
+            Apply(operation="mul", arguments=(Symbol(name="d" | "partial"), Symbol())),
+            Apply(
+                operation="inv", arguments=(Apply(operation="mul", arguments=(Symbol(name=below), Symbol())),)
+            ),
+        ):
+            return below in ("d", "partial")
     return False
 
 
@@ -182,12 +211,12 @@ def same_head(ours: Expression, theirs: Expression) -> bool:
         return True
     match ours, theirs:
         case (Apply(operation="call", arguments=p, name=f), Apply(operation="call", arguments=g, name=h)):
-            return f == h and all(map(_is_symbol, (*p, *g))) and len(p) == len(g)
+            return f == h and all(map(_is_argument, (*p, *g))) and len(p) == len(g)
         case (Symbol(name="y"), Apply(operation="call", arguments=arguments)) | (
             Apply(operation="call", arguments=arguments),
             Symbol(name="y"),
         ):
-            return all(isinstance(a, Symbol) and len(a.name) == 1 and a.name.islower() for a in arguments)
+            return all(map(_is_argument, arguments))
         case (
             Apply(operation="mul", arguments=p, name="run"),
             Apply(operation="mul", arguments=g, name="run"),
@@ -207,8 +236,9 @@ def _bare(head: Expression) -> Expression:
     return head
 
 
-def _is_symbol(expression: Expression) -> bool:
-    return isinstance(expression, Symbol) and expression.name not in CONSTANTS
+def _is_argument(expression: Expression) -> bool:
+    """The x of f(x), which may be called otherwise."""
+    return isinstance(expression, Symbol) and len(expression.name) == 1 and expression.name.islower()
 
 
 # -- relations ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """One spelling for TeX, Unicode and plain text, before anything is parsed."""
 
+import functools
 import re
 import unicodedata
 
@@ -136,6 +137,7 @@ _SPACES = re.compile(
     r"(?:\\(?:quad|qquad|enspace|enskip|thinspace|space)(?![A-Za-z])|(?<!\\)\\[;:>,\s]|~|\s)+"
 )
 _GLUED_DOUBLE_QUAD = re.compile(r"\\q?quad(?=[A-Za-z])")
+_SPACED_THOUSANDS = re.compile(r"\s*-?\d{1,3}(?: \d{3})+(?:\.\d+)?\s*")
 _THOUSANDS_GAP = re.compile(r"(?<=\d)(?:\\[,!:; ]|\\thinspace|~)\s*(?=\d{3}(?!\d))")
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),\s?\\!\s*(?=\d{3}(?!\d))")
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
@@ -179,9 +181,10 @@ _CURRENCIES = {
 }  # fmt: skip
 _CURRENCY = re.compile(
     r"(\\\$|€|£|¥|₹|(?<![A-Za-z])(?:US\\?\$|USD|EUR|GBP|CAD|RMB|INR|Rs\.?)(?![A-Za-z.]))\s*(-?\d[\d,]*(?:\.\d+)?)"
-    r"(?![\d.]*\s*(?:\\times|\\cdot|[/*^e]))(\s*(?:hundred|thousand|million|billion|trillion)(?![A-Za-z]))?",
+    r"(?![\d.]*\s*(?:\\times|\\cdot|[/*^e]))(\s*(?:\\text\s*\{\s*)?(?:hundred|thousand|million|billion|trillion)(?![A-Za-z])\s*\}?)?",
     re.IGNORECASE,
 )
+_CURRENCY_WORD = re.compile(r"USD|EUR|GBP|CAD|RMB|INR|Rs", re.IGNORECASE)
 _CURRENCY_BEHIND = re.compile(r"(?<=\d)\s*(€|£|¥|₹)")
 
 _REMARK = re.compile(
@@ -224,6 +227,7 @@ PERCENT = "%"
 DEGREE = "°"
 
 
+@functools.lru_cache(maxsize=1024)  # a gold is compared with many answers
 def respell(text: str) -> str:
     """The same answer with one spelling for signs, fractions, fonts, spaces, percent, degrees, money, "and" and "or".
 
@@ -234,14 +238,21 @@ def respell(text: str) -> str:
     if "\n\n" in text:
         text = _listed_lines(text)
     text = _AND_SO_ON.sub(r"\\ldots ", text)
-    text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
-    text = unicodedata.normalize("NFKC", text.translate(_SIGN_TABLE))
+    if not text.isascii():
+        text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
+        text = unicodedata.normalize("NFKC", text.translate(_SIGN_TABLE))
+    text = text.replace("\0", " ")
     if r"\begin" not in text:
         text = _DOUBLED_BACKSLASH.sub(r"\\", text)
     text = _THOUSANDS_COMMA.sub(",", text).replace("{,}", ",").replace(r"\!", "").replace("{ ,}", ",")
-    text = _CURRENCY.sub(_priced, _THOUSANDS_GAP.sub("", text))
-    text = _CURRENCY_BEHIND.sub(lambda sign: rf"\text{{ {_CURRENCIES[sign[1]]}}}", text)
+    text = _THOUSANDS_GAP.sub("", text)
+    if "\\$" in text or not text.isascii() or _CURRENCY_WORD.search(text):
+        text = _CURRENCY_BEHIND.sub(
+            lambda sign: rf"\text{{ {_CURRENCIES[sign[1]]}}}", _CURRENCY.sub(_priced, text)
+        )
     text = _DELIMITERS.sub(" ", text)
+    if _SPACED_THOUSANDS.fullmatch(text):
+        return text.replace(" ", "")
     if r"\begin" in text:
         text = _LEFT_BRACE_SYSTEM.sub(r"\\begin{cases}\2\\end{cases}", text)
     text = _FRACTIONS.sub(r"\\frac", _SIZES.sub(" ", text))

@@ -51,7 +51,7 @@ ways way USD EUR GBP
 """
 _UNITS = frozenset(_UNITS_WORDS.split())
 _UNIT_LETTERS = frozenset("mgshJWNVLKAFCT")
-_SPACED_UNIT_LETTERS = frozenset("mgsNJWVKACTL")
+_SPACED_UNIT_LETTERS = frozenset("NJWVKACT")
 _LETTER_UNIT = re.compile(
     r"(?:m/s(?:\^\{?2\}?|2)?|N/m(?:\^\{?2\}?)?|J/s|J/K|V/m|C/s|W/m\^\{?2\}?|m\^\{?[23]\}?(?:/s)?"
     r"|m s\^\{?-[12]\}?|N m|N \* ?m)"
@@ -168,12 +168,7 @@ def tokenised(spelled: str, thousands: bool) -> list[Token]:
 
 def _special(spelled: str, at: int, spaced: bool, before: list[Token]) -> tuple[list[Token], int] | None:
     """A text box, the begin or end of an environment, the end of a row, letters that are a unit: its tokens and end."""
-    if (
-        spelled[at] in "mNJVCW"
-        and before
-        and before[-1].kind == "number"
-        and (unit := _LETTER_UNIT.match(spelled, at))
-    ):
+    if spelled[at] in "mNJVCW" and _is_measure(before) and (unit := _LETTER_UNIT.match(spelled, at)):
         return [Token("text", unit[0], spaced)], unit.end()
     if spelled[at] > "\u3000" and (run := _CJK.match(spelled, at)):
         return [Token("text", run[0], spaced)], run.end()
@@ -279,7 +274,7 @@ def _word_tokens(word: str, spaced: bool, before: list[Token], spelled: str, end
     ):
         return [Token("text", word, spaced)]
     if len(word) == 1:
-        is_unit = spaced and last is not None and last.kind == "number" and word in _SPACED_UNIT_LETTERS
+        is_unit = spaced and word in _SPACED_UNIT_LETTERS and _is_measure(before)
         ends = not spelled[end:].strip() or spelled[end:].lstrip()[0] in ",;"
         return [Token("text" if is_unit and ends else "name", word, spaced)]
     for function in sorted(FUNCTIONS, key=len, reverse=True):
@@ -294,6 +289,15 @@ def _word_tokens(word: str, spaced: bool, before: list[Token], spelled: str, end
     if word.isupper() and spelled[end : end + 1] not in ("_", "^", "'", "("):
         return [Token("run", word, spaced)]
     return [Token("name", letter, spaced and i == 0) for i, letter in enumerate(word)]
+
+
+def _is_measure(before: list[Token]) -> bool:
+    """Whether a number stands before, and is no exponent or index of a letter."""
+    if not before or before[-1].kind != "number":
+        return False
+    if len(before) > 1 and before[-2].text in ("^", "_", "**"):
+        return len(before) > 2 and before[-3].kind == "number" and before[-2].text != "_"
+    return True
 
 
 def _stands_alone(word: str, last: Token | None, spelled: str, end: int) -> bool:

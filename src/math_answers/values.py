@@ -119,7 +119,7 @@ def _units_agree(ours: str, theirs: str, kinds: list[str]) -> bool:
         return same_units(ours, theirs)
     if ours or theirs:
         other = kinds[1] if ours else kinds[0]
-        return other not in _SIGNS or (other == "degree" and (ours or theirs) == "rad^1")
+        return other not in _SIGNS or (other == "degree" and (ours or theirs) in ("rad^1", "°c^1", "°f^1"))
     return True
 
 

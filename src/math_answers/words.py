@@ -22,7 +22,7 @@ inverse half twice thrice double triple cube root mod modulo modulus base times 
 wasn be been isnt arent wasnt cannot cant dont doesnt does do did false wrong incorrect untrue impossible instead
 rather as so then for some all every each forall exists almost nearly about approximately roughly around first
 second third remainder only odd even prime infinitely many factorial choose given because since hence thus therefore
-otherwise else maybe perhaps possibly probably ago before after point
+diverges converges undefined otherwise else maybe perhaps possibly probably ago before after point
 """
 LOGIC_WORDS = frozenset(_LOGIC.split())
 """Words that say something about the answer, so that none of them is ever passed over or taken for a unit."""
@@ -253,6 +253,8 @@ def same_choice(pred: str, gold: str) -> bool | None:
     if theirs is None:
         return None
     if (ours := _CHOICE.fullmatch(pred)) is not None:
+        if theirs[0] in ("e", "i") and ours[2] != theirs[0]:
+            return None
         marked = ours[1] or ours[3] or theirs[1] or theirs[3] or r"\text" in pred + gold
         return ours[2].lower() == theirs[2].lower() if marked else None
     if (ours := _CHOICE_AND_TEXT.fullmatch(pred)) is not None and theirs[2].isupper():
