@@ -239,6 +239,17 @@ def test_null_unsets_from_every_source(recipe: Recipe) -> None:
     assert (training.maxent_tau, training.seed, training.reward_timeout) == (0.0, 42, 10.0)
 
 
+def test_null_beside_another_name_of_a_setting_says_nothing(recipe: Recipe) -> None:
+    settings = {key: value for key, value in GRPO.items() if key != "beta"} | {
+        "beta": None,
+        "init_kl_coeff": 0.3,
+    }
+    path = recipe(settings | {"reward_weights": [2.0]})
+    assert resolve("train-baseline", path, None, {}).training.beta == 0.3
+    unset = resolve("train-baseline", path, {"flat": {"kl_penalty_beta": None, "reward_weights": None}}, {})
+    assert (unset.training.beta, unset.training.reward_weights) == (0.0, None)
+
+
 @pytest.mark.parametrize("command", list(COMMANDS))
 @pytest.mark.parametrize("native", [True, False])
 def test_a_resolved_configuration_resolves_to_itself(

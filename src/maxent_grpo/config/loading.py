@@ -1,8 +1,6 @@
 """From a recipe and overrides to one checked configuration, and back to a file.
 
-A recipe is a flat YAML mapping whose keys are routed by name, or a mapping of ``script``, ``training`` and ``model``
-(as `resolved_config.yaml` is written). Nothing is ignored: a key that no section takes is an error. Null unsets a
-setting, wherever it is given. Precedence: defaults < recipe < overrides < the log level of the environment.
+Null unsets a setting, wherever it is given. Precedence: defaults < recipe < overrides < the environment's log level.
 Everything that can be found wrong without a model, data or a device is found here, as a one-line `UsageError`.
 """
 
@@ -16,8 +14,6 @@ from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from maxent_grpo.config import plan
 from maxent_grpo.config.environment import (
@@ -27,8 +23,8 @@ from maxent_grpo.config.environment import (
     log_level,
     machine_settings,
 )
+from maxent_grpo.config.recipe import Layer, read_recipe, route, sectioned
 from maxent_grpo.config.records import (
-    ALIASES,
     RECORDS,
     SECTIONS,
     ModelSettings,
@@ -36,21 +32,17 @@ from maxent_grpo.config.records import (
     TrainingSettings,
     admits_null,
     parse,
-    section_of,
 )
 from maxent_grpo.config.settle import Route, refuse_unsupported, settle_light, settle_model, settle_script
 from maxent_grpo.config.shipped import shipped
 from maxent_grpo.config.vllm import server_settings
 from maxent_grpo.data.sources import RetryPolicy
-from maxent_grpo.errors import UsageError, did_you_mean
+from maxent_grpo.errors import UsageError
 from maxent_grpo.objectives.catalog import CATALOG, find_objective
 
 Command = Literal["train-baseline", "train-maxent", "train-infoseed"]
 ANY_OBJECTIVE = "train"
 """Stands for the one of these commands that the objective is for."""
-
-Layer = dict[str, dict[str, Any]]
-"""Section → key → value, from one source; None unsets the key."""
 
 SECRET = re.compile(r"(^|_)(token|api_key|password|secret)$")
 DERIVED = frozenset({"generation_batch_size", "local_rank"})
@@ -58,9 +50,6 @@ DERIVED = frozenset({"generation_batch_size", "local_rank"})
 
 SHARED_WITH_GRPO = frozenset({"maxent_reference_logprobs_source"})
 """``maxent_*`` settings that a paired GRPO recipe may set: they say how the reference is scored."""
-
-KIND_WORDS = {"infoseed": "infoseed", "maxent-grpo": "maxent"}
-"""Word in a recipe's file name, or name of its folder → what it is for."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +215,28 @@ def _converted(layer: Layer, failed: str) -> Layer:
     return converted
 
 
+def with_vllm_address(training: dict[str, Any]) -> dict[str, Any]:
+    """``training`` with the server address that ``vllm_url`` implies, where no other setting gives it.
+
+    Applies with ``use_vllm`` in server mode. A URL without a path gets ``/generate``.
+    Raises `UsageError` for what is no URL.
+    """
+    url = training.get("vllm_url")
+    if url is None or not training.get("use_vllm") or training.get("vllm_mode") != "server":
+        return training
+    parts = urlsplit(url if "//" in str(url) else f"http://{url}")
+    if parts.hostname is None:
+        raise UsageError(f"vllm_url: {url!r} is no address; write http://host:port/generate")
+    base = f"{parts.scheme}://{parts.netloc}"
+    implied = {
+        "vllm_server_base_url": base,
+        "vllm_server_host": parts.hostname,
+        "vllm_server_port": parts.port or (443 if parts.scheme == "https" else 80),
+    }
+    path = parts.path if parts.path not in ("", "/") else "/generate"
+    return {**implied, **training, "vllm_url": f"{base}{path}"}
+
+
 def command_of(training: Mapping[str, Any]) -> Command:
     """The command that trains the objective of these settings."""
     if training.get("info_seed_enabled"):
@@ -352,151 +363,3 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return _plain(value.to_dict())  # Accelerate's configuration objects
-
-
-def read_recipe(path: Path, place: str) -> tuple[Layer, str | None]:
-    """The settings of the file at ``path``, and the command that it names (a resolved configuration does).
-
-    Raises `UsageError`, ``place`` in front, for a file that is missing, not YAML or not a mapping and for an
-    unknown or misplaced key; and for a broken rule of flat recipes.
-    """
-    tree = _read_yaml(path, place)
-    if not tree.keys() & SECTIONS.keys():
-        layer = route(tree, place)
-        problems = flat_problems(layer, path)
-        if problems:
-            raise UsageError(f"Recipe {path} failed validation: {'; '.join(problems)}")
-        return layer, None
-    command = tree.pop("command", None)
-    for key, value in tree.items():
-        if key not in SECTIONS:
-            owner = section_of(key) or "one of them"
-            raise UsageError(f"{place}: {key} stands beside the sections; move it into {owner}")
-        if not isinstance(value, dict):
-            raise UsageError(f"{place}: {key} must be a mapping of settings, not {value!r}")
-    return sectioned(tree, place), command
-
-
-def _read_yaml(path: Path, place: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise UsageError(f"{place}: there is no such recipe; give the path of a YAML file")
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except yaml.MarkedYAMLError as error:
-        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{place}: not YAML{line} ({error.problem})") from error
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{place}: cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise UsageError(f"{place}: a recipe is a mapping of settings (key: value)")
-    return {str(key): value for key, value in tree.items()}
-
-
-def route(values: Mapping[str, Any], source: str) -> Layer:
-    """Settings given by name alone, in their sections. Raises `UsageError` for a name that none knows."""
-    layer: Layer = {section: {} for section in SECTIONS}
-    for key, value in values.items():
-        section = section_of(key)
-        if section is None:
-            raise UsageError(f"{source}: unknown key {key!r}{did_you_mean(key, _known_keys())}")
-        layer[section][key] = value
-    return _canonical(layer, source)
-
-
-def sectioned(values: Mapping[str, Mapping[str, Any]], source: str) -> Layer:
-    """Settings given under their sections. Raises `UsageError` for an unknown or misplaced key."""
-    layer: Layer = {section: dict(values.get(section) or {}) for section in SECTIONS}
-    for section, settings in layer.items():
-        for key in settings:
-            if ALIASES.get(key, key) in RECORDS[section]:
-                continue
-            owner = section_of(key)
-            if owner is not None:
-                raise UsageError(f"{source}: {section}.{key} is misplaced; write {owner}.{key}")
-            hint = did_you_mean(key, RECORDS[section])
-            raise UsageError(f"{source}: unknown key {section}.{key}{hint}")
-    return _canonical(layer, source)
-
-
-def _known_keys() -> set[str]:
-    return set().union(*RECORDS.values(), ALIASES)
-
-
-def _canonical(layer: Layer, source: str) -> Layer:
-    """The layer with present names only, reward weights under ``training``.
-
-    Raises `UsageError` for a setting that is given under two names with different values.
-    """
-    weights = layer["script"].pop("reward_weights", ())
-    if weights is None or len(weights):
-        if layer["training"].get("reward_weights"):
-            raise UsageError(f"{source}: reward_weights is both a script and a training setting; keep one")
-        layer["training"]["reward_weights"] = weights
-    for settings in layer.values():
-        for alias in [key for key in settings if key in ALIASES]:
-            name, value = ALIASES[alias], settings.pop(alias)
-            if name in settings and settings[name] != value:
-                raise UsageError(
-                    f"{source}: {alias} and {name} are the same setting with different values; keep one"
-                )
-            settings[name] = value
-    return layer
-
-
-def recipe_kind(layer: Layer, path: Path) -> str:
-    """What a flat recipe is for: by the name of its file or the folder that it lies in, else by its flags."""
-    for word, kind in KIND_WORDS.items():
-        if word in path.stem.lower() or word == path.absolute().parent.name.lower():
-            return kind
-    training = layer["training"]
-    if training.get("info_seed_enabled") is True:
-        return "infoseed"
-    return "maxent" if training.get("train_grpo_objective") is False else "baseline"
-
-
-def flat_problems(layer: Layer, path: Path) -> list[str]:
-    """What a flat recipe lacks: model, data, output directory, and what its kind must say."""
-    script, training, model = layer["script"], layer["training"], layer["model"]
-    problems = [
-        f"{key}: a recipe must set it"
-        for key, settings in (("model_name_or_path", model), ("output_dir", training))
-        if settings.get(key) is None
-    ]
-    if script.get("dataset_name") is None and script.get("dataset_mixture") is None:
-        problems.append("dataset_name: Either `dataset_name` or `dataset_mixture` must be provided")
-    kind = recipe_kind(layer, path)
-    if kind == "baseline" and training.get("beta") is None:
-        problems.append(
-            f"beta: a baseline recipe must set it (or {', '.join(RECORDS['training']['beta'].aliases)}); "
-            "0 drops the reference"
-        )
-    if kind == "maxent":
-        if training.get("train_grpo_objective") is not False:
-            problems.append("train_grpo_objective: a MaxEnt recipe must set it to false")
-        if training.get("maxent_tau") is None:
-            problems.append("maxent_tau: a MaxEnt recipe must set it")
-    if kind == "infoseed" and training.get("info_seed_enabled") is not True:
-        problems.append("info_seed_enabled: an InfoSeed recipe must set it to true")
-    return problems
-
-
-def with_vllm_address(training: dict[str, Any]) -> dict[str, Any]:
-    """``training`` with the server address that ``vllm_url`` implies, where no other setting gives it.
-
-    Applies with ``use_vllm`` in server mode. A URL without a path gets ``/generate``.
-    Raises `UsageError` for what is no URL.
-    """
-    url = training.get("vllm_url")
-    if url is None or not training.get("use_vllm") or training.get("vllm_mode") != "server":
-        return training
-    parts = urlsplit(url if "//" in str(url) else f"http://{url}")
-    if parts.hostname is None:
-        raise UsageError(f"vllm_url: {url!r} is no address; write http://host:port/generate")
-    base = f"{parts.scheme}://{parts.netloc}"
-    implied = {
-        "vllm_server_base_url": base,
-        "vllm_server_host": parts.hostname,
-        "vllm_server_port": parts.port or (443 if parts.scheme == "https" else 80),
-    }
-    path = parts.path if parts.path not in ("", "/") else "/generate"
-    return {**implied, **training, "vllm_url": f"{base}{path}"}

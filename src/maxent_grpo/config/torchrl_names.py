@@ -8,12 +8,10 @@ task of one turn the two are the same. `ALIASES` holds every name with its conve
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from operator import not_
 from typing import Any
 
 from maxent_grpo.errors import UsageError, did_you_mean
-
-Known = Mapping[str, Any]
-"""Setting → its value, as far as it is settled."""
 
 THINK_AND_ANSWER = "Think inside <think></think>, then answer inside <answer></answer>."
 BOXED = "Reason step by step, and put the final answer within \\boxed{}."
@@ -53,14 +51,40 @@ ENVIRONMENTS["countdown_feedback"] = ENVIRONMENTS["countdown"] | {"environment":
 """``env.dataset`` → data, columns and reward. Each is a default: a setting given by its own name replaces it."""
 
 
+def _any(name: str, value: Any) -> Any:
+    return value
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name}: {value!r} is not a whole number of at least 1")
+    return value
+
+
+def _bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}: {value!r} is not true or false")
+    return value
+
+
+def _mode(name: str, value: Any) -> str:
+    if value not in ("sync", "async"):
+        raise UsageError(f"mode: {value!r} is not one of sync, async")
+    return str(value)
+
+
 @dataclass(frozen=True)
 class Alias:
     """One of their names."""
 
-    setting: str  # what it is called here
-    meaning: str  # one line of the guide's table
-    convert: Callable[[str, Any, Known], Any] = lambda name, value, known: value
-    needs: tuple[str, ...] = ()  # settings that `convert` reads
+    setting: str
+    """What it is called here."""
+    meaning: str
+    """One line of the guide's table."""
+    checked: Callable[[str, Any], Any] = _any
+    convert: Callable[..., Any] = lambda value: value
+    """Of the checked value, and of the settings that it needs."""
+    needs: tuple[str, ...] = ()
 
 
 def completions_per_device(optim_batch_size: int, accumulation: int, learners: int) -> int:
@@ -116,67 +140,17 @@ def groups_in_buffer(buffer_size: int, repeats: int) -> int:
     return buffer_size // repeats
 
 
-def _per_device(name: str, value: Any, known: Known) -> int:
-    return completions_per_device(
-        _count(name, value), known["gradient_accumulation_steps"], known["learner_workers"]
-    )
-
-
-def _micro_batches(name: str, value: Any, known: Known) -> int:
-    return micro_batches_per_rollout(
-        _count(name, value),
-        known["per_device_train_batch_size"],
-        known["gradient_accumulation_steps"],
-        known["learner_workers"],
-    )
-
-
-def _steps(name: str, value: Any, known: Known) -> int:
-    return optimiser_steps(
-        _count(name, value),
-        known["per_device_train_batch_size"],
-        known["gradient_accumulation_steps"],
-        known["learner_workers"],
-        known["steps_per_generation"],
-        known["num_iterations"],
-    )
-
-
-def _groups(name: str, value: Any, known: Known) -> int:
-    return groups_in_buffer(_count(name, value), known["num_generations"])
-
-
-def _count(name: str, value: Any, *_: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name}: {value!r} is not a whole number of at least 1")
-    return value
-
-
-def _opposite(name: str, value: Any, known: Known) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"{name}: {value!r} is not true or false")
-    return not value
-
-
-def _mode(name: str, value: Any, known: Known) -> str:
-    if value not in ("sync", "async"):
-        raise UsageError(f"mode: {value!r} is not one of sync, async")
-    return str(value)
-
-
 BATCH = ("gradient_accumulation_steps", "learner_workers")
+STEP = ("per_device_train_batch_size", *BATCH)
 
+# fmt: off
 ALIASES: dict[str, Alias] = {
     "mode": Alias("driver", "sync or async: the Ray driver", _mode),
     "model.name": Alias("model_name_or_path", "hub id or directory"),
     "train_model.num_devices": Alias("learner_workers", "learners, a device each", _count),
-    "ref_model.num_devices": Alias(
-        "reference_workers", "workers that score the reference; 0: the learners do"
-    ),
+    "ref_model.num_devices": Alias("reference_workers", "workers that score the reference; 0: the learners do"),
     "inference_model.num_devices": Alias("rollout_workers", "samplers, a device each", _count),
-    "inference_model.gpu_memory_utilization": Alias(
-        "vllm_gpu_memory_utilization", "share of a GPU that vLLM takes"
-    ),
+    "inference_model.gpu_memory_utilization": Alias("vllm_gpu_memory_utilization", "share of a GPU that vLLM takes"),
     "env.num_envs": Alias("sampling_batch_size", "completions sampled at once; memory, not results", _count),
     "env.repeats": Alias("num_generations", "completions per prompt: the group", _count),
     "optimizer.lr": Alias("learning_rate", "the same"),
@@ -185,38 +159,27 @@ ALIASES: dict[str, Alias] = {
     "train.kl_to_ref_coeff": Alias("beta", "the same"),
     "train.kl_to_inference_coeff": Alias("behaviour_kl_coef", "KL to the policy that sampled"),
     "train.kl_coef_in_loss": Alias(
-        "kl_in_reward", "false: the KL to the reference is taken from the reward", _opposite
-    ),
+        "kl_in_reward", "false: the KL to the reference is taken from the reward", _bool, not_),
     "train.mixed_precision": Alias("bf16", "bfloat16 autocast, which needs no gradient scaler"),
     "train.checkpoint_frequency": Alias("save_steps", "in optimiser steps", _count),
     "train.sync_iter": Alias(
-        "overlap_sampling", "false: the next rollout is sampled meanwhile, one version old", _opposite
-    ),
+        "overlap_sampling", "false: the next rollout is sampled meanwhile, one version old", _bool, not_),
     "train.weight_update_frequency": Alias(
-        "weight_update_frequency", "optimiser steps between two pushes of weights", _count
-    ),
+        "weight_update_frequency", "optimiser steps between two pushes of weights", _count),
     "train.gradient_accumulation_steps": Alias("gradient_accumulation_steps", "the same", _count),
     "train.epochs": Alias("num_iterations", "passes over each rollout", _count),
     "train.optim_batch_size": Alias(
-        "per_device_train_batch_size",
-        "÷ (gradient_accumulation_steps × learner_workers)",
-        _per_device,
-        BATCH,
-    ),
+        "per_device_train_batch_size", "÷ (gradient_accumulation_steps × learner_workers)",
+        _count, completions_per_device, BATCH),
     "train.dialog_turns_per_batch": Alias(
-        "steps_per_generation",
-        "÷ (per_device_train_batch_size × learner_workers)",
-        _micro_batches,
-        (*BATCH, "per_device_train_batch_size"),
-    ),
+        "steps_per_generation", "÷ (per_device_train_batch_size × learner_workers)",
+        _count, micro_batches_per_rollout, STEP),
     "train.total_dialog_turns": Alias(
-        "max_steps",
-        "rollouts needed, rounded up, × optimiser steps of a rollout × num_iterations",
-        _steps,
-        (*BATCH, "per_device_train_batch_size", "steps_per_generation", "num_iterations"),
-    ),
-    "train.buffer_size": Alias("buffer_groups", "÷ num_generations", _groups, ("num_generations",)),
+        "max_steps", "rollouts needed, rounded up, × optimiser steps of a rollout × num_iterations",
+        _count, optimiser_steps, (*STEP, "steps_per_generation", "num_iterations")),
+    "train.buffer_size": Alias("buffer_groups", "÷ num_generations", _count, groups_in_buffer, ("num_generations",)),
 }
+# fmt: on
 """Their name → ours, in an order in which what a conversion needs is settled before it."""
 
 NAMES = (*ALIASES, DATASET)
@@ -291,7 +254,10 @@ def translated(
         missing = [setting for setting in alias.needs if known.get(setting) is None]
         if missing and dialect[name] is not None:
             raise UsageError(f"{name}: is converted with {' and '.join(missing)}; give that too")
-        value = None if dialect[name] is None else alias.convert(name, dialect[name], known)
+        value = None
+        if dialect[name] is not None:
+            given = alias.checked(name, dialect[name])
+            value = alias.convert(given, *(known[setting] for setting in alias.needs))
         claims.setdefault(alias.setting, []).append(Claim(name, value, name in typed, dialect[name]))
         touched.add(alias.setting)
     return {setting: _settled(setting, claims[setting]) for setting in touched}

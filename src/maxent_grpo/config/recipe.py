@@ -1,0 +1,149 @@
+"""Reads a recipe, and sorts settings into the three sections: names first, values later.
+
+A recipe is a flat YAML mapping whose keys are routed by name, or a mapping of ``script``, ``training`` and ``model``
+(as `resolved_config.yaml` is written). Nothing is ignored: a key that no section takes is an error.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from maxent_grpo.config.records import ALIASES, RECORDS, SECTIONS, section_of
+from maxent_grpo.errors import UsageError, did_you_mean
+
+Layer = dict[str, dict[str, Any]]
+"""Section → key → value, from one source; None unsets the key."""
+
+KIND_WORDS = {"infoseed": "infoseed", "maxent-grpo": "maxent"}
+"""Word in a recipe's file name, or name of its folder → what it is for."""
+
+
+def read_recipe(path: Path, place: str) -> tuple[Layer, str | None]:
+    """The settings of the file at ``path``, and the command that it names (a resolved configuration does).
+
+    Raises `UsageError`, ``place`` in front, for a file that is missing, not YAML or not a mapping and for an
+    unknown or misplaced key; and for a broken rule of flat recipes.
+    """
+    tree = _read_yaml(path, place)
+    if not tree.keys() & SECTIONS.keys():
+        layer = route(tree, place)
+        problems = flat_problems(layer, path)
+        if problems:
+            raise UsageError(f"Recipe {path} failed validation: {'; '.join(problems)}")
+        return layer, None
+    command = tree.pop("command", None)
+    for key, value in tree.items():
+        if key not in SECTIONS:
+            owner = section_of(key) or "one of them"
+            raise UsageError(f"{place}: {key} stands beside the sections; move it into {owner}")
+        if not isinstance(value, dict):
+            raise UsageError(f"{place}: {key} must be a mapping of settings, not {value!r}")
+    return sectioned(tree, place), command
+
+
+def _read_yaml(path: Path, place: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"{place}: there is no such recipe; give the path of a YAML file")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{place}: not YAML{line} ({error.problem})") from error
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{place}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise UsageError(f"{place}: a recipe is a mapping of settings (key: value)")
+    return {str(key): value for key, value in tree.items()}
+
+
+def route(values: Mapping[str, Any], source: str) -> Layer:
+    """Settings given by name alone, in their sections. Raises `UsageError` for a name that none knows."""
+    layer: Layer = {section: {} for section in SECTIONS}
+    for key, value in values.items():
+        section = section_of(key)
+        if section is None:
+            raise UsageError(f"{source}: unknown key {key!r}{did_you_mean(key, _known_keys())}")
+        layer[section][key] = value
+    return _canonical(layer, source)
+
+
+def sectioned(values: Mapping[str, Mapping[str, Any]], source: str) -> Layer:
+    """Settings given under their sections. Raises `UsageError` for an unknown or misplaced key."""
+    layer: Layer = {section: dict(values.get(section) or {}) for section in SECTIONS}
+    for section, settings in layer.items():
+        for key in settings:
+            if ALIASES.get(key, key) in RECORDS[section]:
+                continue
+            owner = section_of(key)
+            if owner is not None:
+                raise UsageError(f"{source}: {section}.{key} is misplaced; write {owner}.{key}")
+            hint = did_you_mean(key, RECORDS[section])
+            raise UsageError(f"{source}: unknown key {section}.{key}{hint}")
+    return _canonical(layer, source)
+
+
+def _known_keys() -> set[str]:
+    return set().union(*RECORDS.values(), ALIASES)
+
+
+def _canonical(layer: Layer, source: str) -> Layer:
+    """The layer with present names only, reward weights under ``training``.
+
+    Raises `UsageError` for a setting that is given under two names with different values.
+    """
+    weights = layer["script"].pop("reward_weights", [])
+    if weights != []:
+        if layer["training"].get("reward_weights"):
+            raise UsageError(f"{source}: reward_weights is both a script and a training setting; keep one")
+        layer["training"]["reward_weights"] = weights
+    for settings in layer.values():
+        for alias in [key for key in settings if key in ALIASES]:
+            name, value = ALIASES[alias], settings.pop(alias)
+            known = settings.setdefault(name, value)
+            if None not in (known, value) and known != value:
+                raise UsageError(
+                    f"{source}: {alias} and {name} are the same setting with different values; keep one"
+                )
+            settings[name] = value if known is None else known
+    return layer
+
+
+def recipe_kind(layer: Layer, path: Path) -> str:
+    """What a flat recipe is for: by the name of its file or the folder that it lies in, else by its flags."""
+    for word, kind in KIND_WORDS.items():
+        if word in path.stem.lower() or word == path.absolute().parent.name.lower():
+            return kind
+    training = layer["training"]
+    if training.get("info_seed_enabled") is True:
+        return "infoseed"
+    return "maxent" if training.get("train_grpo_objective") is False else "baseline"
+
+
+def flat_problems(layer: Layer, path: Path) -> list[str]:
+    """What a flat recipe lacks: model, data, output directory, and what its kind must say."""
+    script, training, model = layer["script"], layer["training"], layer["model"]
+    problems = [
+        f"{key}: a recipe must set it"
+        for key, settings in (("model_name_or_path", model), ("output_dir", training))
+        if settings.get(key) is None
+    ]
+    if script.get("dataset_name") is None and script.get("dataset_mixture") is None:
+        problems.append("dataset_name: Either `dataset_name` or `dataset_mixture` must be provided")
+    kind = recipe_kind(layer, path)
+    if kind == "baseline" and training.get("beta") is None:
+        problems.append(
+            f"beta: a baseline recipe must set it (or {', '.join(RECORDS['training']['beta'].aliases)}); "
+            "0 drops the reference"
+        )
+    if kind == "maxent":
+        if training.get("train_grpo_objective") is not False:
+            problems.append("train_grpo_objective: a MaxEnt recipe must set it to false")
+        if training.get("maxent_tau") is None:
+            problems.append("maxent_tau: a MaxEnt recipe must set it")
+    if kind == "infoseed" and training.get("info_seed_enabled") is not True:
+        problems.append("info_seed_enabled: an InfoSeed recipe must set it to true")
+    return problems
