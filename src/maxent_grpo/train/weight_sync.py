@@ -172,7 +172,7 @@ class SamplerSync:
         """
         started = time.perf_counter()
         for attempt in range(1, ATTEMPTS + 1):
-            failure = self._attempt(f"{self.name}-{version}")
+            failure = self._agreed(lambda: self.weight_sync.sync(self.weights, f"{self.name}-{version}"))
             meter.add({"sampling/publishes": _count(self.accelerator)})
             if failure is None:
                 failure = self._probe(meter)
@@ -185,23 +185,23 @@ class SamplerSync:
             )
         raise RunError(f"step {version}: the sampler did not get its weights: {failure}")
 
-    def _attempt(self, version: str) -> str | None:
-        """One sync; what went wrong with it on any rank, on every rank. Raises what no other attempt can mend."""
-        told: tuple[str, str] | None = None
-        try:
-            self.weight_sync.sync(self.weights, version)
-        except (SyncFailed, UsageError, RunError) as error:
-            told = (type(error).__name__, str(error))
-        return _agreed(told, self.accelerator)
-
     def _still_there(self) -> bool:
+        version = f"{self.name}-{self.version}"
+        return self._agreed(lambda: None if self.weight_sync.holds(version) else "lost") is None
+
+    def _agreed(self, call: Callable[[], str | None]) -> str | None:
+        """The failure of ``call``, returned or raised, on any rank, on every rank; raised where nothing can mend it."""
         told: tuple[str, str] | None = None
         try:
-            if not self.weight_sync.holds(f"{self.name}-{self.version}"):
-                told = ("SyncFailed", "lost")
+            failure = call()
+            told = None if failure is None else ("SyncFailed", failure)
         except (SyncFailed, UsageError, RunError) as error:
             told = (type(error).__name__, str(error))
-        return _agreed(told, self.accelerator) is None
+        messages = [message for message in gathered([told], self.accelerator) if message is not None]
+        for kind, message in messages:
+            if kind != "SyncFailed":
+                raise (UsageError if kind == "UsageError" else RunError)(message)
+        return messages[0][1] if messages else None
 
     def _probe(self, meter: Meter) -> str | None:
         """Compare log-probs; says what is wrong, on every rank, or None."""
@@ -337,12 +337,3 @@ def _count(accelerator: Accelerator) -> Stat:
     """One event of all ranks together."""
     one = torch.tensor(float(accelerator.is_main_process), dtype=torch.float64)
     return Stat(one, torch.ones((), dtype=torch.float64), "sum")
-
-
-def _agreed(told: tuple[str, str] | None, accelerator: Accelerator) -> str | None:
-    """The first message of any rank, on every rank; raised where it is not one of `SyncFailed`."""
-    messages = [message for message in gathered([told], accelerator) if message is not None]
-    for kind, message in messages:
-        if kind != "SyncFailed":
-            raise (UsageError if kind == "UsageError" else RunError)(message)
-    return messages[0][1] if messages else None
