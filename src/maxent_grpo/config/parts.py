@@ -49,7 +49,7 @@ class RecordSettings:
     resolved: str
     """The resolved configuration, as a recipe."""
     tracked: Mapping[str, Any]
-    """What trackers are told besides the header."""
+    """Facts that trackers are told besides the header."""
     trackers: Sequence[str]
     run_name: str | None
     project: str | None
@@ -134,12 +134,12 @@ class TRLSettings(RunSettings):
     args: "GRPOConfig"
     """TRL's arguments, which its trainer reads by itself."""
     changed_checkpoints: bool
-    """Whether the environment asks for checkpoints that only the native loop writes."""
+    """The environment asks for checkpoints that only the native loop writes."""
 
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """Where, and in which precision, ranks compute."""
+    """The device and the precision of every rank."""
 
     use_cpu: bool
     bf16: bool
@@ -188,7 +188,7 @@ class SeedSettings:
     count: int
     pooling: Literal["none", "mean", "last"]
     classifier: bool
-    """Whether a classifier of the pooled states is trained."""
+    """A classifier of the pooled states is trained."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ VLLM_TIS_CAP = 2.0
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How prompts become optimiser steps. A rollout is sampled at once and serves one or more steps.
+    """The way from prompts to optimiser steps. A rollout is sampled at once and serves one or more steps.
 
     Batch sizes count the ``num_generations`` completions of each prompt; InfoSeed's seeded ones come on top.
     """
@@ -47,7 +47,7 @@ class BatchPlan:
 
     @property
     def on_policy(self) -> bool:
-        """Whether every step learns from the policy that it updates."""
+        """Every step learns from the policy that it updates."""
         return self.updates_per_rollout * self.num_iterations == 1
 
 
@@ -121,7 +121,7 @@ def tis_cap(training: Any, entry: ObjectiveSpec) -> float | None:
 
 
 def contrasts(training: Any) -> bool:
-    """Whether InfoSeed's loss compares completions of different prompts."""
+    """InfoSeed's loss compares completions of different prompts."""
     return training.info_seed_loss_type == "infonce" and training.info_seed_lambda > 0
 
 

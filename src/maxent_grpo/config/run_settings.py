@@ -269,7 +269,7 @@ def seed_settings(training: Any) -> SeedSettings | None:
 
 
 def sampling_settings(training: Any) -> SamplingSettings:
-    """How training samples."""
+    """Sampling of training."""
     return alike(SamplingSettings, training, stop=tuple(training.stop_sequences or ()))
 
 
@@ -292,7 +292,7 @@ def evaluation_settings(training: Any) -> EvaluationSettings:
 
 
 def sampler_settings(config: RunConfig, environ: Mapping[str, str]) -> SamplerSettings:
-    """What samples, in this process or in rollout workers.
+    """The sampler, in this process or in rollout workers.
 
     Raises:
         UsageError: an engine that would have to spread over ranks.

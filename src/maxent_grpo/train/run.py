@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a finished run left its policy, and the last value of every metric."""
+    """The directory of a finished run's policy, and the last value of every metric."""
 
     output_dir: Path
     global_step: int
@@ -107,7 +107,7 @@ def prepare(output: OutputSettings, *, in_trl: bool) -> Path | None:
 
 
 def kept_state(output_dir: Path) -> list[Path]:
-    """What a run of either route leaves to go on from: its checkpoints and its final policy."""
+    """The checkpoints and the final policy of a run of either route."""
     return [*output_dir.glob("checkpoint-*"), *output_dir.glob("*.safetensors")]
 
 

@@ -86,7 +86,7 @@ class Run:
             self.sampler_sync.weight_sync.close()
 
     def sampled(self, sample: Callable[[], Result], *, newest: bool = False) -> Result:
-        """What ``sample`` returns with the weights in the sampler; the current ones if ``newest``, else those due."""
+        """The result of ``sample`` with the weights in the sampler; the current ones if ``newest``, else those due."""
         if self.sampler_sync is not None:
             return self.sampler_sync.sampled(
                 sample, step=self.step, version=self.weights_step, meter=self.meter, newest=newest
