@@ -64,6 +64,7 @@ def change(tree, path, value):
             {"seed": 4},
             "arms.other.overrides.seed: not for a plan to override: the pla",
         ),
+        ("arms.aa.overrides", [3], "arms.aa.overrides: a mapping of settings is needed"),
         ("arms.other.recipe", None, "arms.other.recipe: None is not a text"),
         ("baseline", "dr-grpo", r"baseline: no arm is called 'dr-grpo' \(did you mean dr_grpo\?\)"),
         ("seeds", [0, 0], r"seeds: \[0, 0\] names a value twice"),
@@ -74,6 +75,7 @@ def change(tree, path, value):
         ("judgement.primary", "covrage", r"'covrage' is not one of mean, .*\(did you mean coverage\?\)"),
         ("judgement.outcomes", ["mean"], "judgement.primary: coverage is not among judgement.outcomes"),
         ("judgement.margin", {"coverage": -1}, "judgement.margin.coverage: -1 is not a number above 0"),
+        ("judgement.margin", 3, "judgement.margin: 3 is not a mapping of outcomes"),
         ("tasks", {"a/b": None}, "tasks: 'a/b' is no name: letters, digits"),
     ],
 )

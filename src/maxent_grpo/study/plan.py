@@ -80,14 +80,14 @@ def _arms(trees: Any) -> list[Any]:
     for name, tree in _named(trees, "arms").items():
         own = {"label": name, **tree, "name": name} if isinstance(tree, Mapping) else tree
         if isinstance(own, dict) and "same_as" in own:
-            other = own.pop("same_as")
+            other = str(own.pop("same_as"))
             if other not in arms:
-                raise UsageError(
-                    f"arms.{name}.same_as: no arm {other!r} above it{did_you_mean(str(other), arms)}"
-                )
-            source = {key: arms[other][key] for key in ("command", "recipe") if key in arms[other]}
-            overrides = {**(arms[other].get("overrides") or {}), **(own.get("overrides") or {})}
-            own = {**source, **own, "overrides": overrides}
+                raise UsageError(f"arms.{name}.same_as: no arm {other!r} above it{did_you_mean(other, arms)}")
+            source = arms[other] if isinstance(arms[other], dict) else {}
+            above, mine = source.get("overrides") or {}, own.get("overrides") or {}
+            if isinstance(above, Mapping) and isinstance(mine, Mapping):
+                own["overrides"] = {**above, **mine}
+            own = {key: source[key] for key in ("command", "recipe") if key in source} | own
         arms[name] = own
     return list(arms.values())
 
@@ -249,14 +249,12 @@ def read_plan(path: Path) -> StudyPlan:
     if not path.is_file():
         raise UsageError(f"study.plan={path}: there is no such file")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return plan_of(yaml.safe_load(path.read_text(encoding="utf-8")))
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path}: not YAML{line} ({error.problem})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    try:
-        return plan_of(tree)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
@@ -287,6 +285,8 @@ def _fault(fault: Any, tree: Any) -> str:
             return f"{where}: unknown key{did_you_mean(words[-1], keys)}; keys here: {', '.join(keys)}"
         case "dataclass_type":
             return f"{where or 'plan'}: a mapping is needed ({', '.join(keys)})"
+        case "dict_type" if words[-1] == "margin":
+            return f"{where}: {fault['input']!r} is not a mapping of outcomes (coverage: 0.03)"
         case "literal_error":
             choices = get_args(Command)
             near = did_you_mean(str(fault["input"]), choices)
