@@ -57,7 +57,12 @@ def test_the_package_equals_the_one_file_specification(reference, method, tmp_pa
     assert max(abs(loss) for loss in losses) > 1e-3 or method == "dr_grpo"
     trained = load_file(tmp_path / "model.safetensors")
     start = type(expected).from_pretrained(reference.bundled_policy_path(), dtype=torch.float32).state_dict()
+    apart = moved = 0.0
     for name, value in expected.state_dict().items():
         if name in trained:
-            # A norm, since Adam takes a whole step where a gradient is nothing but rounding.
-            assert (trained[name] - value).norm() <= 2e-3 * (value - start[name]).norm(), name
+            # Norms, since Adam takes a whole step where a gradient is nothing but rounding: of a key's bias, say, which
+            # moves all scores of a query alike.
+            difference, step = (trained[name] - value).norm(), (value - start[name]).norm()
+            assert difference <= 2e-2 * step, name
+            apart, moved = apart + float(difference) ** 2, moved + float(step) ** 2
+    assert apart**0.5 <= 2e-3 * moved**0.5

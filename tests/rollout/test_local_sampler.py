@@ -89,7 +89,7 @@ def test_sampler_and_learner_agree_in_mixed_precision(prompts, policy, tokenizer
         learned = learner(batch)[0]
     gap = (batch.behaviour_logps - learned).abs().mean()
     # bfloat16 rounds differently with the shape of the product; float32 would be further away still.
-    assert gap < 0.75 * (batch.behaviour_logps - exact).abs().mean()
+    assert gap < 0.9 * (batch.behaviour_logps - exact).abs().mean()
 
 
 def test_completions_end_with_the_end_token_or_the_length(sampler, prompts, tokenizer):
