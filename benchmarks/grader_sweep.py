@@ -335,6 +335,104 @@ _HEDGES = (
         r" \% \text{ of } 2",
     ),
 )
+_ANSWERS = (
+    *(
+        "5",
+        r"\frac{2}{3}",
+        "(2,7)",
+        r"\{2,7\}",
+        "[2,7]",
+        "2,7",
+        r"\text{even}",
+        "x+7",
+        r"\sqrt{2}",
+        "2i",
+        "ABC",
+    ),
+    *(
+        r"\mathbb{R}",
+        r"\emptyset",
+        r"\pi",
+        "-3",
+        "0.25",
+        r"\infty",
+        r"\begin{pmatrix}5&2\\3&4\end{pmatrix}",
+        "x > 7",
+    ),
+    *("x = 7", "f(x) = x^3", r"n \equiv 5 \pmod 7", r"5\text{ cm}", "2x", r"[2,\infty)"),
+)
+_BEFORE = (
+    *(
+        "no ",
+        "not ",
+        "non-",
+        "never ",
+        "at least ",
+        "at most ",
+        "less than ",
+        "more than ",
+        "all but ",
+        "twice ",
+        "half ",
+    ),
+    *(
+        "the opposite of ",
+        "the negative of ",
+        "the inverse of ",
+        "anything but ",
+        "neither ",
+        "either ",
+        "if ",
+    ),
+    *(
+        "unless ",
+        "except ",
+        "without ",
+        "fewer than ",
+        "over ",
+        "under ",
+        "up to ",
+        "a multiple of ",
+        "one of ",
+    ),
+)
+_BEHIND = (
+    *(
+        " or more",
+        " or less",
+        " at least",
+        " at most",
+        " maybe",
+        " not",
+        " is false",
+        " is wrong",
+        " unless x = 0",
+    ),
+    *(
+        " except 0",
+        " mod 11",
+        " times 2",
+        " plus 1",
+        " minus 1",
+        " percent of 2",
+        " and 6",
+        " or 6",
+        " but not 6",
+        ", 6",
+    ),
+    *(
+        "; 6",
+        " = 6 = 8",
+        " to 6",
+        "...",
+        ", ...",
+        " over 2",
+        " is not the answer",
+        " does not hold",
+        " choose 2",
+    ),
+    *(r" \text{ if } a > 0", " factorial"),
+)
 _CONDITIONS = (
     *(
         ("x < -1", "x > 3"),
@@ -549,6 +647,27 @@ def _words() -> Iterator[Pair]:
             yield Pair(answer, answer + hedge, False, "negations and hedges")
 
 
+def _around() -> Iterator[Pair]:
+    """Signs, operations and words before and behind answers of every kind."""
+    for answer in _ANSWERS:
+        changed = [prefix + answer for prefix in _PREFIXES if prefix] + [word + answer for word in _BEFORE]
+        changed += [rf"\text{{{word}}}{answer}" for word in _BEFORE]
+        changed += [answer + word for word in _BEHIND]
+        changed += [f"({answer}){sign}" for sign in _POSTFIXES if sign not in (r"^\circ", r"\%")]
+        changed += [f"{answer} {operation} y" for operation in _OPERATIONS]
+        changed += [f"y {operation} {answer}" for operation in _OPERATIONS]
+        if not any(sign in answer for sign in "=<>") and r"\equiv" not in answer:
+            changed += [f"{answer} {names[0]} y" for names in _RELATIONS if names[0] != "="]
+            changed += [f"11 {names[0]} {answer}" for names in _RELATIONS if names[0] != r"\approx"]
+        for other in changed:
+            if other not in _TRUE_ALL_THE_SAME:
+                yield Pair(answer, other, False, "signs and words around answers")
+                yield Pair(other, answer, False, "signs and words around answers")
+
+
+_TRUE_ALL_THE_SAME = frozenset({r"\sqrt 2,7"})
+
+
 def _connectives() -> Iterator[Pair]:
     for left, right in _CONDITIONS:
         forms = (
@@ -696,6 +815,7 @@ _RULES = (
     _units,
     _mixed_numbers,
     _words,
+    _around,
     _connectives,
     _sets,
     _matrices,

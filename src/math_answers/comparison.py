@@ -35,7 +35,7 @@ from math_answers.relations import (
     same_heads,
 )
 from math_answers.sets import is_set, same_real_sets
-from math_answers.values import MAX_ITEMS, Same, distinct, every, matched, same_values
+from math_answers.values import MAX_ITEMS, Same, distinct, every, matched, same_numbers, same_values
 
 _CONSTANT = Symbol("C")
 _SIGN_CHOICES = frozenset({"pm", "mp"})
@@ -107,7 +107,7 @@ def _unlike(pred: Expression, gold: Expression, same: Same) -> bool | None:
 
 def _same_residues(pred: "tuple[Expression, ...]", gold: "tuple[Expression, ...]", same: Same) -> bool | None:
     """Congruent numbers modulo the same number, of the same unknown where both name one."""
-    if not same(pred[1], gold[1]):
+    if pred[1] != gold[1] and not (is_constant(pred[1]) and same_numbers(pred[1], gold[1])):
         return False
     (our_head, ours), (their_head, theirs) = _congruence(pred[0]), _congruence(gold[0])
     if our_head is not None and their_head is not None and not same(our_head, their_head):
@@ -154,14 +154,38 @@ def _simplest(expression: Expression) -> Expression:
                 "and",
             )
         case Listed(items=items, joiner=joiner):
-            answers = [item for part in items for item in _answers(part)]
-            return Listed(tuple(answers), joiner) if len(answers) != 1 else answers[0]
+            answers = [item for part in items for item in _answers(_point(part))]
+            return _grouped(answers, joiner) if len(answers) != 1 else answers[0]
         case Bracketed(opening="{", items=items):
             return Bracketed("{", "}", tuple(item for part in items for item in _answers(part)))
         case Related(sides=(_, right), relations=("=",)) if has_operation(right, _SIGN_CHOICES):
             return Listed(tuple(_answers(expression)), "or")
-    answers = _answers(expression)
+    answers = _answers(_point(expression))
     return answers[0] if len(answers) == 1 else Listed(tuple(answers), "or")
+
+
+def _point(expression: Expression) -> Expression:
+    """A(1, 2) as A = (1, 2)."""
+    match expression:
+        case Apply(
+            operation="mul",
+            arguments=(
+                Symbol(name=name) as head,
+                Bracketed(opening="(", closing=")", items=(_, _, *_)) as place,
+            ),
+        ) if len(name.partition("_")[0]) == 1 and name[0].isupper():
+            return Related((head, place), ("=",))
+    return expression
+
+
+def _grouped(answers: list[Expression], joiner: str) -> Expression:
+    """Solutions of several unknowns one after the other, "x = 1, y = 2 or x = 2, y = 1", as pairs."""
+    heads = [head_of(answer) for answer in answers]
+    size = len(set(heads))
+    if 1 < size < len(heads) and None not in heads and heads == heads[:size] * (len(heads) // size):
+        groups = [Listed(tuple(answers[i : i + size]), "and") for i in range(0, len(answers), size)]
+        return Listed(tuple(groups), "or")
+    return Listed(tuple(answers), joiner)
 
 
 def _answers(expression: Expression) -> list[Expression]:
@@ -338,7 +362,12 @@ def same_objects(pred: Expression, gold: Expression, policy: GraderPolicy, same:
     for side, other in ((pred, gold), (gold, pred)):
         if isinstance(side, Bracketed):
             # "[5]" and "{5}" for a single answer; anything longer is another kind of object.
-            return same(side.items[0], other) if len(side.items) == 1 else False
+            alone = len(side.items) == 1 and side.opening + side.closing in ("[]", "{}", "<>")
+            return (
+                same(*((side.items[0], other) if side is pred else (other, side.items[0])))
+                if alone
+                else False
+            )
     return same_values(pred, gold, policy)
 
 

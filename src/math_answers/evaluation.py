@@ -301,8 +301,11 @@ def _add(*terms: Value) -> Value:
     if all(map(is_exact, terms)):
         return _bounded(sum(terms, Fraction(0)))
     inexact = list(map(_inexact, terms))
+    largest = max(map(abs, inexact))
+    if any(term and abs(term) < largest * context().mpf(10) ** -_DIGITS for term in inexact):
+        raise UnreadableError("a term is lost beside another")
     total = functools.reduce(lambda a, b: a + b, inexact)
-    if abs(total) <= max(map(abs, inexact)) * context().mpf(10) ** -(_DIGITS - 5):
+    if abs(total) <= largest * context().mpf(10) ** -(_DIGITS - 5):
         return Fraction(0)  # what is left are errors of rounding
     return _bounded(total)
 

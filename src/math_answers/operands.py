@@ -17,6 +17,7 @@ from math_answers.expressions import (
     UnreadableError,
     number,
     repeating,
+    symbols,
 )
 from math_answers.tokens import Token, TokenStream
 
@@ -431,7 +432,10 @@ def _set_of(head: Expression, conditions: list[Expression], joiner: str) -> Expr
     """The set of all x with some property: what its condition says, where x is a plain real number."""
     condition = conditions[0] if len(conditions) == 1 else Listed(tuple(conditions), joiner or "and")
     match head:
-        case Symbol() | Related(relations=("in",), sides=(Symbol(), Symbol(name="mathbb R" | "R"))):
+        case (
+            Symbol(name=name)
+            | Related(relations=("in",), sides=(Symbol(name=name), Symbol(name="mathbb R" | "R")))
+        ) if name in symbols(condition):
             return condition
     return Apply("set of", (head, condition))
 

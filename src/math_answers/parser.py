@@ -168,7 +168,7 @@ class Arithmetic(Operands):
             token, behind = self._next, self._tokens[min(self._at + 1, len(self._tokens) - 1)]
             if token.kind == "text" and not (words and _says_something(token.text)):
                 words.append(self._take().text)
-            elif token.kind == "sign" and token.text == "^" and words:
+            elif token.kind == "sign" and token.text == "^" and words and self._is_power_of_unit():
                 self._at += 1
                 words.append("^" + self._exponent_text())
             elif (
@@ -182,6 +182,10 @@ class Arithmetic(Operands):
                     words.append(self._take().text)
             else:
                 return " ".join(words)
+
+    def _is_power_of_unit(self) -> bool:
+        ahead = [token for token in self._tokens[self._at + 1 : self._at + 4] if token.text not in ("{", "-")]
+        return bool(ahead) and ahead[0].kind == "number"
 
     def _exponent_text(self) -> str:
         if self._next.text == "{" and self._next.kind == "sign":
@@ -273,11 +277,11 @@ class Arithmetic(Operands):
             token = self._next
             if token.kind == "sign" and token.text == "!":
                 base = Apply("factorial", (base,))
-            elif token.kind == "sign" and token.text == PERCENT:
+            elif token.kind == "sign" and token.text == PERCENT and not _is_marked(base):
                 base = Apply("percent", (base,))
             elif token.kind == "command" and token.text == r"\permille":
                 base = Apply("mul", (base, Number(Fraction(1, 1000))))
-            elif token.kind == "sign" and token.text == DEGREE:
+            elif token.kind == "sign" and token.text == DEGREE and not _is_marked(base):
                 self._at += 1
                 base = Apply("degree", (self._with_minutes(base),))
                 if self._next.kind in ("name", "text") and self._next.text in ("C", "F", "K"):
@@ -504,6 +508,10 @@ def _is_fraction(tokens: list[Token]) -> bool:
     if rest and rest[0].kind == "number" and rest[0].text.isdigit():
         return True
     return len(rest) > 2 and rest[0].text == "{" and rest[1].text.isdigit() and rest[2].text == "}"
+
+
+def _is_marked(base: Expression) -> bool:
+    return isinstance(base, Apply) and base.operation in ("percent", "degree")
 
 
 def _is_number(factor: Expression) -> bool:

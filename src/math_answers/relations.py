@@ -180,7 +180,18 @@ def _asks_for(left: Expression, right: Expression) -> bool:
         and bool(symbols(left) - CONSTANTS)
         and not _has_number(left)
         and not any(name.startswith("'") for name in symbols(left))
+        and not _is_operation(left)
     )
+
+
+def _is_operation(left: Expression) -> bool:
+    """Whether a sign or an operation that nothing here knows is done to what is asked for: −x, ¬x."""
+    match left:
+        case Apply(operation="neg"):
+            return True
+        case Apply(operation="call", name=name):
+            return name.startswith("\\")
+    return False
 
 
 def _has_number(expression: Expression) -> bool:
@@ -276,7 +287,7 @@ def same_claims(pred: Expression, gold: Expression, policy: GraderPolicy, same: 
         and not same_heads(heads_of(pred), heads_of(gold))
     ):
         return False
-    left = answer_in(pred, True) if isinstance(pred, Related) else pred
+    left = answer_in(pred, not heads_of(gold)) if isinstance(pred, Related) else pred
     right = answer_in(gold, False) if isinstance(gold, Related) else gold
     if left is None or right is None:
         return False

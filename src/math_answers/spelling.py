@@ -208,7 +208,7 @@ _DEGREES = re.compile(
     r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|deg\.?)\s*\}"
     r"|(?<=[\d\s})])(?:degrees?|deg)(?![A-Za-z])"
 )
-_AND_SO_ON = re.compile(r"(?<=\d)(?:\.\.\.+|…)")
+_AND_SO_ON = re.compile(r"\.\.\.+|…")
 _UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}")
 _FRENCH_INTERVAL = re.compile(r"([\[\]])([^\[\]]*[,;][^\[\]]*)([\[\]])")
 _NON = re.compile(r"(?<![A-Za-z\\])non[- ](?=[\w\\$(])")

@@ -117,6 +117,8 @@ def _units_agree(ours: str, theirs: str, kinds: list[str]) -> bool:
         return False
     if ours and theirs:
         return same_units(ours, theirs)
+    if (ours or theirs).startswith("'"):  # 5' may be feet, minutes or a derivative
+        return False
     if ours or theirs:
         other = kinds[1] if ours else kinds[0]
         return other not in _SIGNS or (other == "degree" and (ours or theirs) in ("rad^1", "°c^1", "°f^1"))
@@ -139,12 +141,27 @@ def _sign_inside(expression: Expression) -> Expression:
 def _readings(expression: Expression, policy: GraderPolicy) -> list[Expression]:
     """The value with its sign of percent or degrees, and as a number of these."""
     readings = [expression]
-    if isinstance(expression, Apply) and expression.operation == "percent":
+    if (
+        isinstance(expression, Apply)
+        and expression.operation == "percent"
+        and symbols(expression) <= CONSTANTS
+    ):
         readings = [] if policy.percent == "sign_optional" else readings
         return readings if policy.percent == "value" else [expression.arguments[0], *readings]
-    if policy.degrees == "optional" and has_operation(expression, frozenset({"degree"})):
+    if (
+        policy.degrees == "optional"
+        and has_operation(expression, frozenset({"degree"}))
+        and _is_angle(expression)
+    ):
         readings = [_without_degrees(expression), *readings]
     return readings
+
+
+def _is_angle(expression: Expression) -> bool:
+    """Whether only numbers and unknowns are in it, no words or sets."""
+    return all(
+        len(name) == 1 or name.isalpha() for name in symbols(expression) - {"infty", "emptyset"}
+    ) and not (symbols(expression) & {"infty", "emptyset"})
 
 
 def _without_degrees(expression: Expression) -> Expression:

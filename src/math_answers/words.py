@@ -100,7 +100,8 @@ def has_logic(text: str, but_verbs: bool = False) -> bool:
 
 _TEXT_COMMAND = re.compile(r"\\text\s*")
 _COMMAS = re.compile(r",?\\and,?")
-_NOT_IN_WORDS = re.compile(r"[\s{}~\"'`*]+")
+_NOT_IN_WORDS = re.compile(r"[\s{}~\"`*]+")
+_QUOTED = re.compile(r"(\\text\s*\{)?\s*'([^']*)'\s*\}?")
 _VERBAL = re.compile(r"[A-Za-z][A-Za-z'\-]{3,}(?:[\s,]+[A-Za-z'\-]+)*")
 _FUNCTION_RUN = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt)[a-z]{0,2}")
 _WHOLLY_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
@@ -122,6 +123,8 @@ def is_word(run: str) -> bool:
 
 def words(spelled: str) -> str:
     """The key under which two verbal answers are one: no fonts, spaces, quotes or letter case; "and" is a comma."""
+    if quoted := _QUOTED.fullmatch(spelled):
+        spelled = quoted[2]
     key = _NOT_IN_WORDS.sub("", _TEXT_COMMAND.sub("", spelled)).casefold().rstrip(".")
     return _COMMAS.sub(",", key) if "\\and" in key else key
 
@@ -238,7 +241,7 @@ def split_qualifiers(spelled: str) -> tuple[str, list[Qualifier]]:
 
 # -- choices ------------------------------------------------------------------------------------------------------
 
-_CHOICE = re.compile(r"(?:\\text\s*\{\s*)?([(\[]?)\s*([A-Ja-j])\s*([)\].:]*)\s*\}?[)\].:]*")
+_CHOICE = re.compile(r"(?:\\text\s*\{\s*)?(\(?)\s*([A-Ja-j])\s*([).:]*)\s*\}?[).:]*")
 _CHOICE_AND_TEXT = re.compile(
     r"(?:\\text\s*\{\s*)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[).:])(?:\s*\}\s*|\s+)\S.*", re.DOTALL
 )
@@ -305,8 +308,10 @@ def same_moment(pred: str, gold: str) -> bool | None:
     if _SLASHED.fullmatch(ours) and _SLASHED.fullmatch(theirs):
         return [int(part) for part in ours.split("/")] == [int(part) for part in theirs.split("/")]
     times = [_TIME.fullmatch(side) for side in (ours, theirs)]
-    if times[0] and times[1] and any(_tells_time(time) for time in times if time):
-        return _same_time(times[0], times[1])
+    if any(_tells_time(time) for time in times if time):
+        if times[0] and times[1]:
+            return _same_time(times[0], times[1])
+        return False if ":" in ours and ":" in theirs else None
     return None
 
 
