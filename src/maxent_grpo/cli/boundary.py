@@ -1,4 +1,4 @@
-"""Where exceptions end: one line on stderr and an exit code. Nothing below prints them.
+"""The end of exceptions: one line on stderr and an exit code. Nothing below prints them.
 
 Exit codes: 0 done, 1 the run failed (`RunError`, or a fault of ours), 2 the request is wrong (`UsageError`),
 130 interrupted.
@@ -90,7 +90,7 @@ def log_level(environ: Mapping[str, str]) -> str:
 
 
 def debugging(environ: Mapping[str, str]) -> bool:
-    """Whether the environment asks for tracebacks."""
+    """True if the environment asks for tracebacks."""
     names = ("MAXENT_LOG_LEVEL", "MAXENT_GRPO_LOGLEVEL")
     return any(environ.get(name, "").upper() == "DEBUG" for name in names)
 

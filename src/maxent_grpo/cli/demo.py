@@ -59,7 +59,7 @@ class DemoRun:
         return [f"{step}/{steps}", *("–" if v is None else f"{v:.4g}" for v in values), left]
 
     def works(self) -> bool:
-        """Whether it is under way. Raises `RunError` where it failed."""
+        """True while it is under way. Raises `RunError` if it failed."""
         log = self.directory / "train.log"
         if self.process.poll() not in (None, 0):
             lines = log.read_text(errors="replace").strip().splitlines()

@@ -1,4 +1,4 @@
-"""What ``dry_run=true`` prints: a YAML document that ends with what would happen, where the eye ends up."""
+"""The text of ``dry_run=true``: a YAML document that ends with what would happen, where the eye ends up."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def dry_run_text(config: RunConfig) -> str:
 
 
 def route_reason(config: RunConfig) -> str:
-    """Why this package's loop (``native``) or TRL's trainer (``trl``) trains."""
+    """The reason why this package's loop (``native``) or TRL's trainer (``trl``) trains."""
     training = config.training
     if config.route == "trl":
         return f"{training.objective} is a GRPO objective; force_custom_loop=true would train it natively"

@@ -66,7 +66,7 @@ def split_flags(arguments: Sequence[str], stray: str) -> dict[str, tuple[str, ..
 
 
 def training_help(command: str) -> str:
-    """How to start a training command by flags."""
+    """Help for starting a training command by flags."""
     return _HELP.format(command=command, module=_MODULES[command])
 
 
@@ -135,7 +135,7 @@ def _value(name: str, words: tuple[str, ...]) -> Any:
 
 
 def is_generation(arguments: Sequence[str]) -> bool:
-    """Whether the arguments are dashed flags of a generation, and not settings or flags for Hydra."""
+    """True if the arguments are dashed flags of a generation, and not settings or flags for Hydra."""
     from maxent_grpo.generate.settings import GenerateSettings
 
     names = {"help", *(field.name for field in fields(GenerateSettings))}

@@ -47,12 +47,12 @@ def _describe(record: Setting, columns: int) -> list[str]:
 
 
 def named(record: Setting) -> str:
-    """What users write: a key, or a variable of the environment."""
+    """The words that users write: a key, or a variable of the environment."""
     return record.env[0] if record.section == "environment" else record.name
 
 
 def facts(record: Setting) -> str:
-    """What a record says besides its help: range, choices, other names, environment variables; "" for nothing."""
+    """Facts of a record besides its help: range, choices, other names, environment variables; "" for nothing."""
     told = all(str(choice) in record.help for choice in record.options)
     choices = "" if told else ", ".join(map(str, record.options))
     parts = [

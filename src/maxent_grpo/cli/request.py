@@ -50,11 +50,11 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class Request:
-    """What one job is asked to do."""
+    """The work of one job."""
 
     command: str
     section: Mapping[str, Any] = field(default_factory=dict)
-    """What a command that does not train reads: ``run`` of report, what stands under ``demo``, ``generate.args`` …"""
+    """Settings of a command that does not train: ``run`` of report, those under ``demo``, ``generate.args`` …"""
     recipe: str | None = None
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Group, or "flat" → name → value."""

@@ -178,7 +178,7 @@ def matrix_text(plan: StudyPlan, runs: Sequence[StudyRun]) -> str:
 
 
 def _estimate_text(plan: StudyPlan, runs: Sequence[StudyRun], processes: int, probe: bool) -> str:
-    """How many runs are left and how long they take."""
+    """The number of runs that are left, and the time they take."""
     from maxent_grpo.study.scheduler import duration_text, probe_seconds, seconds_left
 
     left = sum(run.state is not State.DONE for run in runs)

@@ -262,7 +262,7 @@ def _trajectory(plan: StudyPlan, task: StudyTask, records: Records, out: Path) -
 
 
 def _modes(plan: StudyPlan, task: StudyTask, rows: pd.DataFrame, out: Path) -> StudyFigure | None:
-    """How many different right answers a prompt gets, as shares of prompts per arm."""
+    """Numbers of different right answers, as shares of prompts per arm."""
     from matplotlib.patches import Patch
 
     if "distinct" not in measured_outcomes(rows, plan):

@@ -22,7 +22,7 @@ EXACT_UP_TO = 12  # seeds: 2¹² sign patterns are enumerated, more are sampled
 
 @dataclass(frozen=True)
 class PairedResult:
-    """What N seed-paired differences say about their mean, in the outcome's unit."""
+    """Inference about the mean of N seed-paired differences, in the outcome's unit."""
 
     effect: float  # mean difference, arm − baseline
     low: float  # bootstrap interval

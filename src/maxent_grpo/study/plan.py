@@ -153,7 +153,7 @@ class StudyTask(_Part):
 
 @dataclass(frozen=True)
 class Budget(_Part):
-    """What every run may spend, whatever its arm."""
+    """The expense of every run, whatever its arm."""
 
     steps: Annotated[Integer, Field(ge=1)]
     """Optimizer steps."""
@@ -165,7 +165,7 @@ class Budget(_Part):
 
 @dataclass(frozen=True)
 class EvaluationPlan(_Part):
-    """How a final policy is asked: ``k`` samples per held-out prompt, for every temperature and evaluation seed."""
+    """Evaluation of final policies: ``k`` samples per held-out prompt, for every temperature and evaluation seed."""
 
     k: Annotated[Integer, Field(ge=1)] = 8
     temperatures: Several[Positive] = (1.0,)
@@ -176,7 +176,7 @@ class EvaluationPlan(_Part):
 
 @dataclass(frozen=True)
 class AnalysisPlan(_Part):
-    """Which outcomes are judged, and what counts as no difference that matters (``judgement`` in the file)."""
+    """The judged outcomes, and the differences that do not matter (``judgement`` in the file)."""
 
     primary: Outcome = "coverage"
     outcomes: Several[Outcome] = tuple(OUTCOMES)
@@ -241,7 +241,7 @@ FAULTS = {
     "dict_type": "a mapping of settings is needed (learning_rate: 1.0e-4)",
     "value_error": "{error}",
 }
-"""What is wrong with a value, by pydantic's name for it."""
+"""pydantic's name for a fault → the line about it."""
 
 
 def read_plan(path: Path) -> StudyPlan:

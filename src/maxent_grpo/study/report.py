@@ -69,7 +69,7 @@ def write_report(
 
 
 def conclusion(row: pd.Series, plan: StudyPlan) -> tuple[str, str]:
-    """What one row allows to say: raises, lowers, equivalent or inconclusive, and the sentence.
+    """The verdict of one row (raises, lowers, equivalent or inconclusive) and its sentence.
 
     A difference where Holm's p is below α; equivalence where TOST's is; else neither, and what was detectable.
     """
@@ -121,7 +121,7 @@ def conclusions(table: pd.DataFrame, plan: StudyPlan) -> list[tuple[str, list[st
 
 
 def aa_sentence(table: pd.DataFrame, plan: StudyPlan) -> tuple[bool, str]:
-    """Whether the A/A comparison is in order, and the sentence for the head of the report."""
+    """True if the A/A comparison is in order, and the sentence for the head of the report."""
     aa, k = plan.aa, plan.evaluation.k
     if aa is None:
         return False, (

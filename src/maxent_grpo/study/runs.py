@@ -32,7 +32,7 @@ from maxent_grpo.train.build import Given, evaluation_prompts, training_prompts
 from maxent_grpo.types import Prompt
 
 Identity = Mapping[str, Any]
-"""What makes a run the run that it is, as plain values by name: equal identities, equal runs."""
+"""Plain values by name that make a run the run that it is: equal identities, equal runs."""
 
 IDENTITY, RECIPE, LOG, LOCK = "cell.json", "recipe.yaml", "study.log", ".study.lock"
 EVALUATION, DURATIONS = "evaluation.parquet", "durations.json"
@@ -40,7 +40,7 @@ IDENTITY_KEY = b"maxent_grpo.evaluation"
 
 
 class State(Enum):
-    """How far a run has come."""
+    """Progress of a run."""
 
     MISSING = "missing"
     STARTED = "started"
@@ -71,7 +71,7 @@ class StudyRun:
 
     @property
     def state(self) -> State:
-        """How far it has come, from its files."""
+        """Progress, from its files."""
         if (self.directory / EVALUATION).is_file():
             return State.DONE
         # The final policy is moved into place file by file, its folder going last.
