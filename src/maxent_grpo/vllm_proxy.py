@@ -89,13 +89,15 @@ class Proxy:
 
     servers: list[ProxiedServer]
     pin_by_tag: bool = False
-    timeout: float = 600.0  # seconds for one request
+    timeout: float = 600.0
+    """Seconds for one request."""
     health_interval: float = 2.0
-    weights_loaded: bool = False  # whether weights ever went through here
+    weights_loaded: bool = False
+    """Weights have gone through here."""
     _control: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def application(self) -> web.Application:
-        """What aiohttp runs."""
+        """The application for aiohttp to run."""
         app = web.Application(client_max_size=LARGEST_REQUEST)
         app.cleanup_ctx.append(self._lifetime)
         app.router.add_get("/health", self._health)
@@ -265,7 +267,7 @@ EXAMPLE = """examples:
   curl -s http://127.0.0.1:8000/proxy/status    # who is healthy, who waits for weights, who serves how much
 
 The servers need no middleware: the proxy echoes client tags itself. Weight updates through NCCL or gloo form one
-process group with one server; behind a proxy publish from disk (POST /collective_rpc reload_weights): all get that.
+process group with one server; behind a proxy sync from disk (POST /collective_rpc reload_weights): all get that.
 """
 
 

@@ -39,20 +39,28 @@ class Reply:
     """One completion as the server gave it."""
 
     text: str
-    finish_reason: str  # "stop", or "length" where the completion was cut off
-    tokens: int = 0  # of the completion, where the server counts them
+    finish_reason: str
+    """ "stop", or "length" where the completion was cut off."""
+    tokens: int = 0
+    """Of the completion, where the server counts them."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """The address of requests, and the patience with them."""
 
-    base_url: str  # up to and with /v1
-    model: str  # the name that the server knows it by
-    api_key_env: str = "OPENAI_API_KEY"  # the key is read from this variable once, and shown nowhere
-    concurrency: int = 16  # requests in flight
-    timeout: float = 600.0  # seconds of one attempt, all of it
-    retries: int = 4  # after the first attempt
+    base_url: str
+    """Up to and with /v1."""
+    model: str
+    """The name that the server knows it by."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The key is read from this variable once, and shown nowhere."""
+    concurrency: int = 16
+    """Requests in flight."""
+    timeout: float = 600.0
+    """Seconds of one attempt, all of it."""
+    retries: int = 4
+    """After the first attempt."""
     first_pause: float = FIRST_PAUSE
 
     @property
@@ -68,7 +76,7 @@ class Endpoint:
 
 
 class Client:
-    """See the module. Requests run in a thread of their own, so that a notebook may call this too."""
+    """Asks one endpoint. Requests run in a thread of their own, so that a notebook may call this too."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint

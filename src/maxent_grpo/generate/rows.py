@@ -29,7 +29,8 @@ class EmptyPrompt(Exception):
 class Prompts:
     """The rendered prompt of each row.
 
-    Raises `UsageError` for a column that the rows do not have and a template that cannot work.
+    Raises:
+        UsageError: a column that the rows do not have, or a template that cannot work.
     """
 
     def __init__(self, settings: GenerateSettings, rows: "Dataset") -> None:
@@ -147,7 +148,8 @@ def export(
 ) -> list[Path]:
     """Write the folder and push the data set, as far as ``settings`` ask for them; returns what was written.
 
-    Raises `RunError` where the hub does not take it.
+    Raises:
+        RunError: the hub does not take it.
     """
     if settings.output_format != "dataset" and settings.hf_output_dataset is None:
         return []

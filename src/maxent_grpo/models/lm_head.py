@@ -33,7 +33,7 @@ class LogitScale:
 
     @classmethod
     def of(cls, config: Any) -> "LogitScale":
-        """What an architecture's configuration asks for (Cohere, Granite, Gemma)."""
+        """The scale that an architecture's configuration asks for (Cohere, Granite, Gemma)."""
         settings = config.get_text_config().to_dict()
         factor = settings.get("logit_scale") or 1.0 / (settings.get("logits_scaling") or 1.0)
         return cls(factor, settings.get("final_logit_softcapping"))

@@ -37,7 +37,8 @@ class ModelSource:
     dtype: torch.dtype = torch.float32
     attn_implementation: str | None = None
     trust_remote_code: bool = False
-    cache_dir: str | None = None  # of downloads; None: where HF_HOME says
+    cache_dir: str | None = None
+    """Of downloads; None: where HF_HOME says."""
     tokenizer_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,7 +62,8 @@ class ModelSource:
 def load_policy(source: ModelSource) -> PreTrainedModel:
     """The causal language model of ``source``, in ``source.dtype``.
 
-    Raises `UsageError` where neither a directory nor the hub has it.
+    Raises:
+        UsageError: neither a directory nor the hub has it.
     """
     transformers_logging.disable_progress_bar()
     try:

@@ -17,7 +17,7 @@ PAD_FREE_WIDTH = 40
 """Copying a token into a padded bucket costs as much as its attention to about this many others. Like the next, it
 shapes only the choice of buckets, never a result: an estimate for one core."""
 BUCKET_COST = 5000
-"""What one more attention call costs, in multiples of one token's attention to one other."""
+"""The cost of one more attention call, in multiples of one token's attention to one other."""
 MOST_CUTS = 48
 
 

@@ -24,18 +24,22 @@ class Episode:
     """One completion as it grows."""
 
     prompt: Prompt
-    place: int  # its number in its group
-    budget: int  # tokens that the policy may still write
+    place: int
+    """Its number in its group."""
+    budget: int
+    """Tokens that the policy may still write."""
     ids: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)  # 0 at the environment's tokens
-    written: list[bool] = field(default_factory=list)  # by the policy
+    logps: list[float] = field(default_factory=list)
+    """0 at the environment's tokens."""
+    written: list[bool] = field(default_factory=list)
+    """By the policy."""
     turns: list[str] = field(default_factory=list)
     finish: Literal["stop", "length"] = "stop"
     over: bool = False
 
     @property
     def branch(self) -> Prompt:
-        """What the next turn continues. Its key is of its own: draws of different turns are independent."""
+        """The prompt that the next turn continues. Its key is its own: draws of different turns are independent."""
         ids = self.prompt.token_ids + tuple(self.ids)
         return replace(self.prompt, token_ids=ids, branch=(len(self.turns), self.place))
 
@@ -68,7 +72,8 @@ class DialogueSampler(Sampler):
     environment: Environment
     max_turns: int
     tokenizer: PreTrainedTokenizerBase
-    prompt_settings: PromptSettings  # of which the chat template and the system prompt are read
+    prompt_settings: PromptSettings
+    """Its chat template and system prompt are read."""
 
     def sample(
         self,
@@ -76,10 +81,12 @@ class DialogueSampler(Sampler):
         settings: SamplingSettings,
         key: tuple[KeyPart, ...],
         policy_version: int,
-        finished: Finished
-        | None = None,  # told of nothing: what is rewarded is the last turn, known at the end
+        finished: Finished | None = None,
     ) -> list[Rollout]:
-        """See `Sampler.sample`. First turns are the completions that ``sampler`` draws without an environment."""
+        """See `Sampler.sample`. First turns are the completions that ``sampler`` draws without an environment.
+
+        ``finished`` is told of nothing: the last turn is rewarded, and known at the end.
+        """
         budget = settings.max_completion_length
         groups = []
         for rollout in self.sampler.sample(prompts, settings, key, policy_version):

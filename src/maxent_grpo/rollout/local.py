@@ -32,8 +32,8 @@ class LocalSampler(Sampler):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    # The learner's precision, so that both compute alike.
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+    """The learner's precision, so that both compute alike."""
 
     @torch.no_grad()
     def sample(
@@ -86,9 +86,8 @@ class LocalSampler(Sampler):
         stopped = torch.zeros(rows, dtype=torch.bool, device=device)
 
         logits, decoding = start_decoding(self.model, ids, mask, group, room=width - 1)
-        live = torch.arange(
-            rows, device=device
-        )  # the rows that `decoding` holds: unfinished, or finished of late
+        # The rows that `decoding` holds: unfinished, or finished of late.
+        live = torch.arange(rows, device=device)
         # Looking at which rows are finished waits for the device: for each token where that is free, seldom elsewhere.
         look_every = 1 if device.type == "cpu" else 8
 
@@ -116,7 +115,7 @@ class LocalSampler(Sampler):
         return tokens, logps, lengths, stopped
 
     def _ends_with_stop(self, tokens: Tensor, stop: tuple[str, ...]) -> Tensor:
-        """Which rows' text now contains a stop string. Only a tail as long as the longest string is decoded."""
+        """True for rows whose text now contains a stop string. Only a tail as long as the longest string is decoded."""
         window = max(len(s.encode()) for s in stop) + 1
         texts = self.tokenizer.batch_decode(tokens[:, -window:], skip_special_tokens=False)
         return torch.tensor([any(s in text for s in stop) for text in texts], device=tokens.device)

@@ -116,7 +116,7 @@ class SyncSettings:
     directory: str = ""
     """For disk, under one path on trainer and servers."""
     port: int = 0
-    """Where the members of a process group meet; 0: a free one."""
+    """The port where the members of a process group meet; 0: a free one."""
 
 
 @dataclass(frozen=True)

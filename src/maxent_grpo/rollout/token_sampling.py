@@ -30,7 +30,7 @@ def draw_tokens(logits: Tensor, draws: Tensor, settings: SamplingSettings) -> tu
 
 
 def inverse_cdf(mass: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the cumulative share of ``mass`` [N, V] passes ``draws`` [N]: indices [N], never one without mass.
+    """The indices [N] where the cumulative share of ``mass`` [N, V] passes ``draws`` [N]; never one without mass.
 
     Also how far into its own mass each draw lies, in [0, 1]: a uniform again, with which a block's draw goes on inside
     it. The masses need not add up to 1.

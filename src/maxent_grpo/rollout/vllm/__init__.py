@@ -1,6 +1,5 @@
-"""Sampling with vLLM: a server (`server`), or an engine in this process (`colocate`).
+"""Sampling with vLLM: a server (`server`), or an engine in this process (`engine`).
 
-A call of the server sampler: `requests` says what is asked, `http` asks it and tries again, `responses` reads what
-comes back, `answers` keeps what is this client's, `facts` knows what the server can do. `client_tag` and `proxy` serve
-several clients or servers at once.
+A call of the server sampler: `protocol` says what is asked and reads what comes back, `connection` asks it, tries again
+and keeps what is this client's, `probe` knows what the server can do. `client_tag` tells several clients apart.
 """

@@ -70,7 +70,7 @@ def start_engine(settings: EngineSettings) -> "LLM":
 
 @dataclass
 class VLLMEngineSampler(Sampler):
-    """See the module."""
+    """Samples with an engine of this process."""
 
     engine: "LLM"
     tokenizer: PreTrainedTokenizerBase

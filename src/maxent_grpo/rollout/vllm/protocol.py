@@ -149,7 +149,7 @@ def group_request_id(given: str | None, requests: Sequence[CompletionRequest]) -
 # Answers
 
 LOGP_TOLERANCE = 1e-3
-"""How far above 0 a log-prob may lie by rounding."""
+"""Distance above 0 that rounding explains."""
 TOKEN_PREFIX = "token_id:"
 PARALLEL = ("completion_ids", "token_ids", "text")
 

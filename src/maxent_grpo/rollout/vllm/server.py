@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class VLLMServerSampler(Sampler):
-    """See the module. ``restore`` syncs the learner's weights again; it is called when a lost server is back."""
+    """Samples with a server. ``restore`` syncs the learner's weights again; it is called when a lost server is back."""
 
     settings: ServerSettings
     tokenizer: PreTrainedTokenizerBase
@@ -74,9 +74,10 @@ class VLLMServerSampler(Sampler):
     def check(self, *sampling: SamplingSettings) -> ServerInfo:
         """Wait for the server and find out that it can serve what ``sampling`` asks for.
 
-        Raises `GenerationServiceError` where it is not reachable, serves another model, gives no token ids or
-        log-probs, or does not echo the tag under the strict policy; `UsageError` where its log-probs are not those
-        that the learner computes.
+        Raises:
+            GenerationServiceError: it is not reachable, serves another model, gives no token ids or log-probs, or does
+                not echo the tag under the strict policy.
+            UsageError: its log-probs are not those that the learner computes.
         """
         self.info = run_to_end(self._probe_server())
         for settings in sampling:
