@@ -1,4 +1,4 @@
-"""Names: the files of a run directory, the metrics that this room reads, and settings that hold secrets.
+"""Names: the files of a run directory, the metrics that this package reads, and settings that hold secrets.
 
 What each metric means is in ``metrics.yaml`` (`maxent_grpo.observe.definitions`).
 """
