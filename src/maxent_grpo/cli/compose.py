@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 PRESET_DIRECTORY = Path("configs/recipes/hydra")
-"""Where ``--config-name`` looks when no directory is given: below the working directory, then in the shipped files."""
+"""Home of ``--config-name`` where no directory is given: below the working directory, then in the shipped files."""
 
 SHIPPED_PRESETS = tuple(home.joinpath(*PRESET_DIRECTORY.parts[1:]) for home in HOMES)
 
@@ -42,7 +42,7 @@ TRAIN = "train"
 """The training command that takes any objective, and its settings bare."""
 
 DEFAULT_PRESET = "grpo_gsm8k"
-"""What it starts from where neither a preset nor a recipe is named."""
+"""Its start where neither a preset nor a recipe is named."""
 
 _PATH_FLAGS = {"-cp": "--config-path", "-cd": "--config-dir"}
 _PATH_FLAGS |= {name: name for name in _PATH_FLAGS.values()}

@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 from maxent_grpo.config.loading import RunConfig, write_resolved
@@ -44,6 +44,9 @@ HEARTBEAT = 60.0
 
 POLL = 0.1
 """Seconds between two looks at a process or a lock."""
+
+OPENING = Lock()
+"""Held while a run's identity is taken, which reads tokenizers and data sets in this process."""
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """The environment of a process that shares the machine with others like it."""
@@ -90,7 +93,8 @@ class Worker:
             if run.state is State.DONE:
                 drop_checkpoints(run)
                 return False
-            open_run(run, self.config)
+            with OPENING:
+                open_run(run, self.config)
             resumed = (directory / names.METRICS_FILE).is_file()
             self.say(f"{'resumed ' if resumed else 'started '}  {run.name}")
             if run.state is not State.TRAINED:
