@@ -10,7 +10,7 @@ from torch import Tensor
 from trl.rewards import get_soft_overlong_punishment
 
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.objectives import advantages, corrections, selection, shaping, surrogates
+from maxent_grpo.objectives import advantages, selection, shaping, surrogates
 from maxent_grpo.objectives import group_losses as flow
 from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec, build_objective, find_objective
 from maxent_grpo.objectives.weights import mode_adaptive_factor, tilted_weights
@@ -104,7 +104,7 @@ def test_every_surrogate_has_the_same_gradient_on_policy() -> None:
     logps = torch.tensor([[-1.0, -2.0], [-0.5, -3.0]], dtype=torch.float64, requires_grad=True)
     mask, a = torch.ones(2, 2, dtype=torch.bool), torch.tensor([0.7, -1.3], dtype=torch.float64)
     expected = -a[:, None].expand(2, 2)
-    for ratio in (corrections.token_ratio, corrections.sequence_token_ratio):
+    for ratio in (surrogates.token_ratio, surrogates.sequence_token_ratio):
         rho = ratio(logps, logps.detach(), mask)
         phi = surrogates.vespo_weights(torch.zeros(2, dtype=torch.float64), a, (2.0, 3.0), (3.0, 2.0))
         losses = {
@@ -121,7 +121,7 @@ def test_every_surrogate_has_the_same_gradient_on_policy() -> None:
 def test_cispo_keeps_the_gradient_that_the_clip_loses() -> None:
     logps = torch.tensor([[0.0]], dtype=torch.float64, requires_grad=True)
     rho, a = (
-        corrections.token_ratio(logps, logps.detach() - 2.0, torch.ones(1, 1, dtype=torch.bool)),
+        surrogates.token_ratio(logps, logps.detach() - 2.0, torch.ones(1, 1, dtype=torch.bool)),
         torch.ones(1),
     )
     assert gradient(surrogates.clipped(rho, a, 0.2, 0.2).sum(), logps).item() == 0

@@ -9,11 +9,16 @@ from torch import Tensor
 
 from maxent_grpo.objectives import reduce, regularizers
 from maxent_grpo.objectives.components import REDUCTION
-from maxent_grpo.objectives.corrections import TruncatedImportance, sequence_ratio, token_ratio
 from maxent_grpo.objectives.group_losses import listwise, weighted_likelihood
 from maxent_grpo.objectives.reduce import sequence_scores
 from maxent_grpo.objectives.regularizers import entropy_bonus
-from maxent_grpo.objectives.surrogates import clip_events, clipped
+from maxent_grpo.objectives.surrogates import (
+    TruncatedImportance,
+    clip_events,
+    clipped,
+    sequence_ratio,
+    token_ratio,
+)
 
 
 def tensor(*values: float) -> Tensor:

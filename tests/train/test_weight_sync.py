@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from maxent_grpo.config.loading import RunConfig
 from maxent_grpo.config.plan import VLLM_TIS_CAP, objective_spec
 from maxent_grpo.errors import RunError
-from maxent_grpo.objectives.corrections import TruncatedImportance, sequence_importance
+from maxent_grpo.objectives.surrogates import TruncatedImportance, sequence_importance
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.samplers import SAMPLERS, SamplerParts
 from runs import train

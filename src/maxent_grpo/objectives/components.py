@@ -194,9 +194,9 @@ TOKENS: dict[str, Part] = {
     "ratio": Choice(own("importance_sampling_level", str, "token",
         "Ratio per token, per sequence (GSPO), or sequence_token (GSPO-token); unset: the objective's own (TRL's "
         "token).", TRAINED), {
-        "token": Component("corrections:token_ratio"),
-        "sequence": Component("corrections:sequence_ratio"),
-        "sequence_token": Component("corrections:sequence_token_ratio"),
+        "token": Component("surrogates:token_ratio"),
+        "sequence": Component("surrogates:sequence_ratio"),
+        "sequence_token": Component("surrogates:sequence_token_ratio"),
     }),
     "selection": Every((
         Component("selection:OffPolicyMask", {"threshold": OFF_POLICY}, on=OFF_POLICY),
@@ -207,11 +207,11 @@ TOKENS: dict[str, Part] = {
             "high": native("clip_cov_high", float, 5.0, "Largest covariance that Clip-Cov drops; unset: 5."),
         }, on=CLIP_COV, refuses=empty_range),
     )),
-    "correction": Component("corrections:TruncatedImportance", {
+    "correction": Component("surrogates:TruncatedImportance", {
         "cap": TIS_CAP,
         "ratios": Choice(TIS_LEVEL, {
-            "token": Component("corrections:token_importance"),
-            "sequence": Component("corrections:sequence_importance"),
+            "token": Component("surrogates:token_importance"),
+            "sequence": Component("surrogates:sequence_importance"),
         }),
     }, on=TIS_CAP),
 }

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.objectives.advantages import has_spread
-from maxent_grpo.objectives.corrections import sequence_ratio
 from maxent_grpo.objectives.parts import LossInputs, PolicyLoss
 from maxent_grpo.objectives.reduce import sequence_scores
-from maxent_grpo.objectives.surrogates import Clip
+from maxent_grpo.objectives.surrogates import Clip, sequence_ratio
 from maxent_grpo.objectives.weights import ClosedForm, scores_of_reference
 from maxent_grpo.stats import Metrics
 from maxent_grpo.types import Batch, Knobs, Signal

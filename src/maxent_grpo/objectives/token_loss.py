@@ -6,11 +6,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from maxent_grpo.objectives.corrections import Ratio, TruncatedImportance, token_ratio
 from maxent_grpo.objectives.parts import LossInputs, PolicyLoss
 from maxent_grpo.objectives.selection import Selection
 from maxent_grpo.objectives.semantic import SeedGRPO
-from maxent_grpo.objectives.surrogates import Clip, ClipEvents, Surrogate
+from maxent_grpo.objectives.surrogates import (
+    Clip,
+    ClipEvents,
+    Ratio,
+    Surrogate,
+    TruncatedImportance,
+    token_ratio,
+)
 from maxent_grpo.objectives.weights import Tilt
 from maxent_grpo.stats import Metrics, extreme_stat, mean_stat
 from maxent_grpo.types import Batch, Knobs, Signal
