@@ -18,10 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from maxent_grpo.errors import RunError, UsageError
-from maxent_grpo.http import Fault, read_json
+from maxent_grpo.http import Answer, Fault, excerpt, fetch, read_json
 from maxent_grpo.rollout.vllm.client_tag import FIELD, HEADER, is_tag, own_part
 from maxent_grpo.rollout.vllm.protocol import Limits, parse
 
@@ -123,9 +121,9 @@ def wait_until_healthy(options: argparse.Namespace, server: subprocess.Popen[byt
         if server.poll() is not None:
             raise RunError(f"vllm serve ended with code {server.returncode} at its start:\n{tail(log)}")
         try:
-            if httpx.get(f"http://{options.host}:{options.port}/health", timeout=5).status_code == 200:
+            if fetch(f"http://{options.host}:{options.port}/health", timeout=5).status == 200:
                 return
-        except httpx.TransportError:
+        except Fault:
             pass  # not listening yet
         if time.monotonic() > deadline:
             raise RunError(f"vllm serve is not healthy after {STARTUP:g} s:\n{tail(log)}")
@@ -152,26 +150,25 @@ def tail(log: Path) -> str:
 def ask(options: argparse.Namespace) -> int:
     """How many completions carry the tag: all that were asked for. Raises `RunError` where one does not."""
     url = f"http://{options.host}:{options.port}/v1"
+    asked: dict[str, Any] = {"timeout": options.request_timeout, "headers": {HEADER: options.client_tag}}
     try:
-        with httpx.Client(timeout=options.request_timeout, headers={HEADER: options.client_tag}) as client:
-            model = served_model(client.get(f"{url}/models"), options.model)
-            body: dict[str, Any] = {
-                "model": model,
-                "prompt": options.prompts,
-                "n": options.n,
-                "temperature": options.temperature,
-                "max_tokens": MAX_TOKENS,
-                "return_token_ids": True,
-                "logprobs": 0,
-                FIELD: options.client_tag,
-            }
-            answer = client.post(f"{url}/completions", json=body)
-    except httpx.TimeoutException:
-        raise RunError(f"{url}: no answer within {options.request_timeout:g} s") from None
-    except httpx.TransportError as error:
-        raise RunError(f"{url}: no server answers ({error}); start one, or leave out --no-launch") from None
-    if answer.status_code != 200:
-        raise RunError(f"{url}/completions: HTTP {answer.status_code}: {' '.join(answer.text.split())[:300]}")
+        body: dict[str, Any] = {
+            "model": served_model(fetch(f"{url}/models", **asked), f"{url}/models", options.model),
+            "prompt": options.prompts,
+            "n": options.n,
+            "temperature": options.temperature,
+            "max_tokens": MAX_TOKENS,
+            "return_token_ids": True,
+            "logprobs": 0,
+            FIELD: options.client_tag,
+        }
+        answer = fetch(f"{url}/completions", "POST", json=body, **asked)
+    except Fault as fault:
+        absent = "no server answers: " if fault.lost else ""
+        remedy = "; start one, or leave out --no-launch" if fault.lost else ""
+        raise RunError(f"{url}: {absent}{fault}{remedy}") from None
+    if answer.status != 200:
+        raise RunError(f"{url}/completions: HTTP {answer.status}: {excerpt(answer.content, ())}")
     wanted = len(options.prompts) * options.n
     try:
         reply = read_json(answer.content)
@@ -189,9 +186,9 @@ def ask(options: argparse.Namespace) -> int:
     return own.kept
 
 
-def served_model(answer: httpx.Response, wanted: str | None) -> str:
-    if answer.status_code != 200:
-        raise RunError(f"{answer.url}: HTTP {answer.status_code}: this is no vLLM server")
+def served_model(answer: Answer, url: str, wanted: str | None) -> str:
+    if answer.status != 200:
+        raise RunError(f"{url}: HTTP {answer.status}: this is no vLLM server")
     names = [card["id"] for card in read_json(answer.content).get("data", [])]
     if wanted in names:
         return str(wanted)

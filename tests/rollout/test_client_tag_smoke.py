@@ -57,7 +57,7 @@ def test_an_echo_is_seen(smoke: Any, capsys: pytest.CaptureFixture[str]) -> None
         (lambda a: with_tag(texts(a), "smoke-rank-0"), ("--return-logprobs",), "comes with no log-probs"),
         (lambda _: Answer(b"busy", 500), (), "HTTP 500: busy"),
         (lambda _: Answer(b"{"), (), "cut off or not JSON"),
-        (lambda _: Answer(b"{}", delay=1.0), ("--request-timeout", "0.1"), "no answer within 0.1 s"),
+        (lambda _: Answer(b"{}", delay=1.0), ("--request-timeout", "0.1"), "no whole answer within 0.1 s"),
     ],
 )
 def test_a_server_without_echo_fails(

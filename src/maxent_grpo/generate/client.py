@@ -12,10 +12,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import httpx
-
 from maxent_grpo.errors import RunError
 from maxent_grpo.http import Fault, HTTPClient, Retries, event_loop, with_retries
+from maxent_grpo.rollout.settings import public_url
 
 FIRST_PAUSE = 0.5  # seconds before the first retry, doubled for each further one
 LONGEST_PAUSE = 30.0
@@ -66,8 +65,7 @@ class Endpoint:
     @property
     def place(self) -> str:
         """The endpoint in words, without a password that its URL may hold."""
-        url = httpx.URL(self.base_url).copy_with(username=None, password=None, query=None)
-        return f"endpoint {url} ({self.model})"
+        return f"endpoint {public_url(self.base_url)} ({self.model})"
 
     @property
     def key(self) -> str:

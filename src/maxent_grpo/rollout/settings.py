@@ -23,6 +23,12 @@ TRANSPORTS = {
 """``vllm_sync_backend`` → a function from `SyncSettings` to a transport."""
 
 
+def public_url(url: str) -> str:
+    """``url`` without user, password and query: what may be shown."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+
+
 @dataclass(frozen=True)
 class ServerSettings:
     """A vLLM server's address, and the patience with it."""
@@ -64,9 +70,8 @@ class ServerSettings:
 
     @property
     def endpoint(self) -> str:
-        """The address without user and password: what may be shown."""
-        parts = urlsplit(self.base_url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+        """The address that may be shown."""
+        return public_url(self.base_url)
 
     @property
     def headers(self) -> dict[str, str]:
