@@ -161,7 +161,8 @@ def _simplest(expression: Expression) -> Expression:
         case Related(sides=(_, right), relations=("=",)) if has_operation(right, _SIGN_CHOICES):
             return Listed(tuple(_answers(expression)), "or")
     answers = _answers(_point(expression))
-    return answers[0] if len(answers) == 1 else Listed(tuple(answers), "or")
+    joiner = "and" if isinstance(expression, Related) and "!=" in expression.relations else "or"
+    return answers[0] if len(answers) == 1 else Listed(tuple(answers), joiner)
 
 
 def _point(expression: Expression) -> Expression:

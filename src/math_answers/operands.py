@@ -392,13 +392,15 @@ class Operands(TokenStream, ABC):
 
     def _system(self, kind: str) -> Expression:
         """Equations one below the other, or the values of a function with their conditions."""
+        if kind not in ("cases", "dcases"):  # here & only aligns
+            end = next((i for i, token in enumerate(self._tokens[self._at :]) if token.kind == "end"), 0)
+            row = [token for token in self._tokens[self._at : self._at + end] if token.text != "&"]
+            self._tokens[self._at : self._at + end] = row
         rows: list[Expression] = []
         pieces: list[Expression] = []
         while self._next.kind != "end":
             items, joiner = self._series(",", ";")
             if self._accept("&"):
-                if kind != "cases" and kind != "dcases":
-                    raise UnreadableError("an aligned formula")
                 if self._next.kind == "text" and self._next.text.lower() in (
                     "if",
                     "when",

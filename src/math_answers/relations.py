@@ -140,13 +140,7 @@ def _is_name(head: Expression) -> bool:
             if _is_derivative(factors):
                 return True
             return all(
-                (
-                    isinstance(factor, Symbol)
-                    and (
-                        factor.name[:1].isupper()
-                        or (factor.name.startswith("'") and not has_logic(factor.name))
-                    )
-                )
+                (isinstance(factor, Symbol) and _may_be_factor(factor.name))
                 or (isinstance(factor, Apply) and factor.operation == "inv" and _is_name(factor.arguments[0]))
                 or (isinstance(factor, Apply) and factor.operation == "mul" and _is_name(factor))
                 for factor in factors

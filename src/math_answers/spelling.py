@@ -9,124 +9,28 @@ from math_answers.words import unwrapped
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_SIGN_WORDS = r"""
+− -  – -  — -  × \cdot  · \cdot  ⋅ \cdot  ∗ \cdot  ÷ /  ∕ /  ⁄ /  π \pi  θ \theta  φ \phi  Φ \Phi  τ \tau
+Θ \Theta  α \alpha  β \beta  γ \gamma  λ \lambda  μ \mu  ω \omega  ∞ \infty  √ \sqrt  ≤ \le  ≥ \ge  ≠ \ne
+≈ \approx  ∪ \cup  ∩ \cap  ∈ \in  ± \pm  ∓ \mp  ° ^\circ  ∅ \emptyset  ⊂ \subset  ⊆ \subseteq  ⊃ \supset
+⊇ \supseteq  ∉ \notin  ∋ \ni  → \to  ← \leftarrow  ↔ \leftrightarrow  ⇒ \Rightarrow  ⇐ \Leftarrow
+⇔ \Leftrightarrow  ↦ \mapsto  ≡ \equiv  ≢ \not\equiv  ≅ \cong  ∼ \sim  ≪ \ll  ≫ \gg  ∝ \propto  ∣ \mid  ∤ \nmid
+∥ \parallel  ⊥ \perp  ∧ \land  ∨ \lor  ¬ \lnot  ∀ \forall  ∃ \exists  ∖ \setminus  △ \triangle  ∘ \circ
+⊕ \oplus  ⊗ \otimes  ∑ \sum  ∏ \prod  ∫ \int  ∂ \partial  ∇ \nabla  Δ \Delta  ℤ \mathbb{Z}  ℚ \mathbb{Q}
+ℕ \mathbb{N}  ℂ \mathbb{C}  δ \delta  ε \epsilon  ρ \rho  σ \sigma  Σ \Sigma  Ω \Omega  ψ \psi  ξ \xi  η \eta
+ϕ \phi  … \dots  ⋯ \dots  ‰ \permille  ℝ \mathbb{R}  ∠ \angle  ½ \frac{1}{2}  ⅓ \frac{1}{3}  ⅛ \frac{1}{8}
+⅕ \frac{1}{5}  ⅙ \frac{1}{6}  ⅔ \frac{2}{3}  ¼ \frac{1}{4}  ¾ \frac{3}{4}  ⟨ \langle  ⟩ \rangle  ⌊ \lfloor
+⌋ \rfloor  ⌈ \lceil  ⌉ \rceil  ′ '  ″ ''  ’ '
+"""
+_INVISIBLE_SIGNS = (
+    "\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
+_SIGN_PAIRS = _SIGN_WORDS.split()
 _SIGNS = {
-    "−": "-",
-    "–": "-",
-    "—": "-",
-    "×": r"\cdot ",
-    "·": r"\cdot ",
-    "⋅": r"\cdot ",
-    "∗": r"\cdot ",
-    "÷": "/",
-    "∕": "/",
-    "⁄": "/",
-    "π": r"\pi ",
-    "θ": r"\theta ",
-    "φ": r"\phi ",
-    "Φ": r"\Phi ",
-    "τ": r"\tau ",
-    "Θ": r"\Theta ",
-    "α": r"\alpha ",
-    "β": r"\beta ",
-    "γ": r"\gamma ",
-    "λ": r"\lambda ",
-    "μ": r"\mu ",
-    "ω": r"\omega ",
-    "∞": r"\infty ",
-    "√": r"\sqrt ",
-    "≤": r"\le ",
-    "≥": r"\ge ",
-    "≠": r"\ne ",
-    "≈": r"\approx ",
-    "∪": r"\cup ",
-    "∩": r"\cap ",
-    "∈": r"\in ",
-    "±": r"\pm ",
-    "∓": r"\mp ",
-    "°": r"^\circ ",
-    "∅": r"\emptyset ",
-    "⊂": r"\subset ",
-    "⊆": r"\subseteq ",
-    "⊃": r"\supset ",
-    "⊇": r"\supseteq ",
-    "∉": r"\notin ",
-    "∋": r"\ni ",
-    "→": r"\to ",
-    "←": r"\leftarrow ",
-    "↔": r"\leftrightarrow ",
-    "⇒": r"\Rightarrow ",
-    "⇐": r"\Leftarrow ",
-    "⇔": r"\Leftrightarrow ",
-    "↦": r"\mapsto ",
-    "≡": r"\equiv ",
-    "≢": r"\not\equiv ",
-    "≅": r"\cong ",
-    "∼": r"\sim ",
-    "≪": r"\ll ",
-    "≫": r"\gg ",
-    "∝": r"\propto ",
-    "∣": r"\mid ",
-    "∤": r"\nmid ",
-    "∥": r"\parallel ",
-    "⊥": r"\perp ",
-    "∧": r"\land ",
-    "∨": r"\lor ",
-    "¬": r"\lnot ",
-    "∀": r"\forall ",
-    "∃": r"\exists ",
-    "∖": r"\setminus ",
-    "△": r"\triangle ",
-    "∘": r"\circ ",
-    "⊕": r"\oplus ",
-    "⊗": r"\otimes ",
-    "∑": r"\sum ",
-    "∏": r"\prod ",
-    "∫": r"\int ",
-    "∂": r"\partial ",
-    "∇": r"\nabla ",
-    "Δ": r"\Delta ",
-    "ℤ": r"\mathbb{Z}",
-    "ℚ": r"\mathbb{Q}",
-    "ℕ": r"\mathbb{N}",
-    "ℂ": r"\mathbb{C}",
-    "δ": r"\delta ",
-    "ε": r"\epsilon ",
-    "ρ": r"\rho ",
-    "σ": r"\sigma ",
-    "Σ": r"\Sigma ",
-    "Ω": r"\Omega ",
-    "ψ": r"\psi ",
-    "ξ": r"\xi ",
-    "η": r"\eta ",
-    "ϕ": r"\phi ",
-    "…": r"\dots ",
-    "⋯": r"\dots ",
-    "‰": r"\permille ",
-    "ℝ": r"\mathbb{R}",
-    "∠": r"\angle ",
-    "½": r"\frac{1}{2}",
-    "⅓": r"\frac{1}{3}",
-    "⅛": r"\frac{1}{8}",
-    "⅕": r"\frac{1}{5}",
-    "⅙": r"\frac{1}{6}",
-    "⅔": r"\frac{2}{3}",
-    "¼": r"\frac{1}{4}",
-    "¾": r"\frac{3}{4}",
-    "⟨": r"\langle ",
-    "⟩": r"\rangle ",
-    "⌊": r"\lfloor ",
-    "⌋": r"\rfloor ",
-    "⌈": r"\lceil ",
-    "⌉": r"\rceil ",
-    "′": "'",
-    "″": "''",
-    "’": "'",
-    "\x00": " ",
-    **dict.fromkeys(
-        "\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff", ""
-    ),
+    sign: written + " " if "\\" in written and written[-1].isalpha() else written
+    for sign, written in zip(_SIGN_PAIRS[::2], _SIGN_PAIRS[1::2], strict=True)
 }
-_SIGN_TABLE = str.maketrans(_SIGNS)
+_SIGN_TABLE = str.maketrans(_SIGNS | dict.fromkeys(_INVISIBLE_SIGNS, "") | {"\0": " "})
 
 # What only moves ink: sizes of brackets, styles, spaces.
 _SIZES = re.compile(
@@ -274,6 +178,7 @@ def respell(text: str) -> str:
     text = _ANNOUNCEMENT.sub("", text, count=1) if _ANNOUNCEMENT.match(text) else text
     text = _TEXT_CONNECTIVE.sub(lambda found: AND if found[1] in ("and", "&", r"\&") else OR, text)
     text = _CONNECTIVE.sub(lambda found: f" {AND}" if "and" in found.groups() else f" {OR}", text)
+    text = text.replace(r"\&", AND)
     text = _LOGIC.sub(lambda found: r"\land" if found[1] else r"\lor", text)
     text = re.sub(r",(?:\s*,)+", ",", text)
     return text.rstrip(" .,;:\\").strip()

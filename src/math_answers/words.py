@@ -50,7 +50,7 @@ _ADVERB = re.compile(
     r"(?:\\text\s?\{\s*)?(?:(?:so|thus|therefore|hence|then|finally|and so|consequently|in conclusion|which gives|"
     r"it follows that|we (?:get|have|obtain|find|conclude)(?: that)?|this (?:gives|means|implies)(?: that)?|"
     r"(?:the )?(?:final |correct )?(?:answers?|solutions?|results?|values?)(?: (?:is|are)| ?[:=])|answer|"
-    r"答案(?:是|为)?|所以|因此|故|结果(?:是|为))"
+    r"答案(?:是|为)?|一?共有?|总共|所以|因此|故|结果(?:是|为))"
     r"\s*[,:]?\s*)+\}?\s*(?=[\d\\(\[{+\-.|$√π]|[A-Za-z](?![A-Za-z])|[A-Za-z]{1,8}\s*=)",
     re.IGNORECASE,
 )
