@@ -57,6 +57,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"maxent-grpo.* --?h(elp)?\b", Checked("help")),
     (r"maxent-grpo(-study)? .*study\.plan=", Checked("study")),
     (r"PYTHONPATH=\. .*recipe=recipe\.yaml", RunBy("tests/docs/test_new_objective_guide.py")),
+    (r"PYTHONPATH=\. maxent-grpo-math-eval .*backend: ", RunBy("tests/docs/test_extending.py")),
     (r"maxent-grpo command=demo", RunBy("tests/cli/test_demo.py")),
     (r"maxent-grpo command=report", RunBy("tests/docs/test_getting_started.py")),
     (r"(maxent-grpo-(generate|vllm-proxy)|python -m maxent_grpo\.generate) ", Checked("help of console")),
