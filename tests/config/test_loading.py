@@ -148,7 +148,7 @@ def test_the_environment_names_a_recipe_and_learns_which_was_used(recipe: Recipe
 
 
 def test_prompts_are_clipped_at_what_the_environment_says(resolved_recipe: Resolve) -> None:
-    assert resolved_recipe("train-baseline", GRPO).max_prompt_chars == 2048
+    assert resolved_recipe("train-baseline", GRPO).max_prompt_chars is None
     assert resolved_recipe("train-baseline", GRPO, {"MAX_PROMPT_CHARS": "99"}).max_prompt_chars == 99
     with pytest.raises(UsageError, match="MAX_PROMPT_CHARS: 0 must be > 0"):
         resolved_recipe("train-baseline", GRPO, {"MAX_PROMPT_CHARS": "0"})
@@ -234,7 +234,7 @@ def test_null_unsets_from_every_source(recipe: Recipe) -> None:
     overrides = {"flat": {"beta": None, "dataset_prompt_column": None, "max_prompt_length": None}}
     config = resolve("train-baseline", path, overrides, {})
     assert (config.training.seed, config.training.beta, config.training.max_prompt_length) == (42, 0.0, None)
-    assert config.script.dataset_prompt_column == "problem"
+    assert config.script.dataset_prompt_column is None
     training = GRPOConfig(output_dir="x", use_cpu=True, maxent_tau=None, seed=None, reward_timeout=None)
     assert (training.maxent_tau, training.seed, training.reward_timeout) == (0.0, 42, 10.0)
 

@@ -82,6 +82,10 @@ def test_what_only_shows_where_a_run_starts_is_refused() -> None:
         UsageError, match=r"^driver: async starts its own ranks, and 2 processes were launched"
     ):
         settings_of({"WORLD_SIZE": "2"}, driver="async")
+    with pytest.raises(
+        UsageError, match=r"^2 processes were launched, and 1 would train here: .*use_cpu=true"
+    ):
+        settings_of({"WORLD_SIZE": "2"})
     with pytest.raises(UsageError, match=r"^load_in_8bit, load_in_4bit: .* full precision; remove them$"):
         settings_of(load_in_8bit=True)
 

@@ -245,3 +245,43 @@ def test_tools_and_template_arguments_of_a_row_reach_the_template():
     rows = [{"prompt": [ASKED], "chat_template_kwargs": "thinking"}]
     with pytest.raises(UsageError, match=r"row 0, column 'chat_template_kwargs': .*no mapping of arguments"):
         build_prompts(rows, byte_tokenizer(), PromptSettings())
+
+
+def test_a_text_of_the_column_prompt_goes_to_the_model_as_it_is(caplog):
+    tokenizer = byte_tokenizer(adds_bos=True)
+    templated = "<|bos|><|start|>user\n3+4=<|end|><|start|>assistant\n"
+    for row, settings, text in (
+        ({"prompt": "3+4="}, PromptSettings(), "<|bos|>3+4="),
+        ({"prompt": "<|bos|>3+4="}, PromptSettings(), "<|bos|>3+4="),
+        ({"problem": "3+4="}, PromptSettings(), templated),
+        ({"prompt": "3+4="}, PromptSettings(apply_chat_template=True), templated),
+        ({"problem": "3+4="}, PromptSettings(apply_chat_template=False), "<|bos|>3+4="),
+        (
+            {"prompt": "3+4="},
+            PromptSettings(system_prompt="S"),
+            "<|bos|><|start|>system\nS<|end|>" + templated[7:],
+        ),
+        ({"prompt": [ASKED]}, PromptSettings(apply_chat_template=False), templated),
+    ):
+        (prompt,) = build_prompts([row], tokenizer, settings)
+        assert prompt.text == text
+        assert prompt.token_ids.count(tokenizer.bos_token_id) == 1
+    assert caplog.text.count("go to the model as they are; apply_chat_template=true") == 2
+    with pytest.raises(UsageError, match="system_prompt: needs the chat template"):
+        build_prompts(
+            [{"prompt": "a"}], tokenizer, PromptSettings(apply_chat_template=False, system_prompt="S")
+        )
+
+
+def test_prompt_comes_before_problem_and_that_is_said(caplog):
+    rows = [{"problem": "9-1=", "prompt": [ASKED], "solution": "7"}]
+    (prompt,) = build_prompts(rows, byte_tokenizer(), PromptSettings(solution_column="solution"))
+    assert "3+4=" in prompt.text
+    assert "taken from the column 'prompt', not problem" in caplog.text
+    (prompt,) = build_prompts(rows, byte_tokenizer(), PromptSettings("problem", "solution"))
+    assert "9-1=" in prompt.text
+
+
+def test_a_question_is_not_cut_unless_a_limit_is_set():
+    (prompt,) = build_prompts(rows_of("x" * 5000 + "?"), byte_tokenizer(), PromptSettings())
+    assert "x" * 5000 + "?" in prompt.text

@@ -54,6 +54,7 @@ def test_whole_records_pass(run, capsys) -> None:
         ([HEADER, step(1), step(2, train__loss=float("nan"))], "step 2: train/loss was not finite"),
         ([HEADER, step(1), step(2, train__kl=float("inf"))], "step 2: train/kl was not finite"),
         ([HEADER, step(2), step(1)], "step 1 comes after step 2"),
+        ([HEADER, step(1), step(1), step(2)], "step 1 was logged 2 times"),
         ([HEADER], "no step was logged"),
         ([HEADER, {"step": 1, "eval/x": 1.0}], "no record has train/loss"),
         (

@@ -64,8 +64,8 @@ class RunConfig:
     model: ModelSettings
     recipe_path: Path | None
     """Absolute."""
-    max_prompt_chars: int = 2048
-    """Characters of a user message, from MAX_PROMPT_CHARS."""
+    max_prompt_chars: int | None = None
+    """Characters kept of a user message, from MAX_PROMPT_CHARS."""
     dataset_retry: RetryPolicy = field(default_factory=RetryPolicy)
     """Patience with the hub, from MAXENT_HF_DATASET_…"""
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)

@@ -82,6 +82,11 @@ def run_settings(config: RunConfig, environ: Mapping[str, str] = os.environ) -> 
         changed = config.checkpoints != CheckpointSettings()
         return TRLSettings(**shared, args=training, changed_checkpoints=changed)
     objective = objective_spec(training)
+    if workers is None and launched_processes(environ) != training.world_size:
+        raise UsageError(
+            f"{launched_processes(environ)} processes were launched, and {training.world_size} would train here: each "
+            "would train a run of its own into one directory; set use_cpu=true where there is no GPU, or start one"
+        )
     controllers = controller_settings(training, max(1, training.max_steps))
     needs_reference = (
         build_objective(objective).needs_reference(controllers.beta) or controllers.kl_target > 0
@@ -183,12 +188,13 @@ def data_settings(config: RunConfig) -> DataSettings:
     """Data sets, and the columns and templates that make prompts of them."""
     script, training, retry = config.script, config.training, config.dataset_retry
 
-    def prompts(prompt_column: str, solution_column: str) -> PromptSettings:
+    def prompts(prompt_column: str | None, solution_column: str) -> PromptSettings:
         return alike(
             PromptSettings,
             training,
             prompt_column=prompt_column,
             solution_column=solution_column,
+            apply_chat_template=script.apply_chat_template,
             max_prompt_chars=config.max_prompt_chars,
         )
 

@@ -19,7 +19,10 @@ class ScriptFields:
     dataset_mixture: dict[str, Any] | None = setting(None, "Blend of datasets instead of dataset_name: "
         "{datasets: [{id, config, split, columns, weight}], seed, test_split_size}; a weight is the fraction "
         "of that dataset to keep.")
-    dataset_prompt_column: str = setting("problem", "Column of the training data that holds the question.")
+    dataset_prompt_column: str | None = setting(None, "Column of the training data that holds the prompt, a text or "
+        "a chat, or a path such as data.problem; unset: prompt, else problem, else question.")
+    apply_chat_template: bool | None = setting(None, "Make a text prompt a user's message in the chat template; unset: "
+        "a question (any column but prompt) is, and a text of the column prompt goes to the model as it is.")
     dataset_solution_column: str = setting("answer", "Column of the training data that holds the reference "
         "answer.")
     eval_dataset_name: str | None = setting(None, "Dataset for evaluation during training; unset: the test "
@@ -335,7 +338,8 @@ class VLLMFields:
 class MachineSettings:
     """The machine."""
 
-    max_prompt_chars: int = setting(2048, "Characters kept of a user message, clipped before the chat template.",
+    max_prompt_chars: int | None = setting(None, "Characters kept of a user message, clipped before the chat "
+        "template; unset: all, as max_prompt_length leaves out what is too long.",
         gt=0, env=("MAX_PROMPT_CHARS",))
     dataset_retries: int = setting(6, "Further attempts to load a dataset of the hub.",
         ge=0, env=("MAXENT_HF_DATASET_RETRIES",))

@@ -24,30 +24,36 @@ logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 
-PROMPT_COLUMN_FALLBACKS: dict[str, tuple[str, ...]] = {"problem": ("prompt", "question")}
-"""Prompt column → the columns to read in its place, in this order, where a dataset lacks it."""
+PROMPT_COLUMNS = ("prompt", "problem", "question")
+"""Columns that hold prompts, as TRL, Open-R1 and GSM8K call them: the first that is there, where none is named."""
 
 
 @dataclass(frozen=True)
 class PromptSettings:
     """How rows become prompts."""
 
-    prompt_column: str = "problem"
-    """Holds a text, or a chat: a list of {role, content}. Columns may be paths, ``data.problem``."""
+    prompt_column: str | None = None
+    """Holds a text, or a chat: a list of {role, content}; None: the first of `PROMPT_COLUMNS`. Columns may be paths,
+    ``data.problem``."""
     solution_column: str = "answer"
     """Holds the gold, which rewards receive as ``answer``."""
     system_prompt: str | None = None
     """Put before chats that do not bring their own system message."""
     chat_template: str | None = None
     """None: the tokenizer's own, or "ROLE: text" lines where it has none."""
-    max_prompt_chars: int = 2048
-    """Length limit of a user message; see `char_limit`."""
+    apply_chat_template: bool | None = None
+    """Whether a text becomes a user's message; None: a question does, and a text of the column ``prompt`` goes to the
+    model as it is (as in TRL) where there is neither a system prompt nor a template of one's own."""
+    max_prompt_chars: int | None = None
+    """Length to which user messages are cut, see `char_limit`; None: never."""
     max_prompt_length: int | None = None
     """Tokens of the whole templated prompt; longer ones are dropped."""
 
     @property
-    def char_limit(self) -> int:
+    def char_limit(self) -> int | None:
         """Characters kept of each user message: at least four per token that a prompt may have."""
+        if self.max_prompt_chars is None:
+            return None
         return max(self.max_prompt_chars, 4 * (self.max_prompt_length or 0))
 
 
@@ -59,7 +65,7 @@ def build_prompts(
     """The prompts of a dataset, in its order. ``Prompt.index`` is the row number in ``rows``.
 
     ``Prompt.columns`` is the row, with the gold also under ``answer``. User messages are clipped to
-    ``char_limit`` characters *before* templating, so that the template's own text is never cut.
+    ``char_limit`` characters, where there is such a limit, *before* templating.
     ``Prompt.messages`` is the clipped chat where the row has one in place of a text.
     ``Prompt.text`` holds all special tokens that the model reads, a beginning-of-sequence token included,
     and ``Prompt.token_ids`` encodes exactly this text.
@@ -75,11 +81,12 @@ def build_prompts(
     if len(rows) == 0:
         raise UsageError("there are no rows to make prompts from")
     names = list(rows[0])
+    if settings.prompt_column is None and (several := [c for c in PROMPT_COLUMNS if c in names])[1:]:
+        logger.warning("prompts are taken from the column '%s', not %s", several[0], " or ".join(several[1:]))
     prompt_column = _prompt_column(rows[0], settings.prompt_column)
     solution_column = _solution_column(rows[0], settings.solution_column)
-    begin = _plain_begin(tokenizer, settings)
     kept: list[Prompt] = []  # as yet without tokens
-    empty = clipped = 0
+    empty = clipped = untemplated = 0
     for index, row in enumerate(rows):
         if row.keys() != set(names):
             raise UsageError(
@@ -95,10 +102,21 @@ def build_prompts(
         clipped += was_clipped
         columns = row if solution_column is None else {**row, "answer": gold}
         messages = chat if isinstance(asked, list) else None
-        text = begin + _render(chat, tokenizer, settings, index, row)
+        if _goes_as_it_is(asked, prompt_column, settings):
+            untemplated += 1
+            text = _plain_begin(tokenizer, chat[-1]["content"]) + chat[-1]["content"]
+        else:
+            text = _rendered(chat, tokenizer, settings, index, row)
         kept.append(Prompt(index, text, (), columns, messages=messages))
     _warn(empty, "rows without a prompt or a gold answer left out of %d", len(rows))
     _warn(clipped, "prompts clipped: their user text has more than %d characters", settings.char_limit)
+    if untemplated and settings.apply_chat_template is None and tokenizer.chat_template:
+        logger.warning(
+            "%d texts of the column '%s' go to the model as they are; apply_chat_template=true makes them a user's "
+            "message, false says that this is meant",
+            untemplated,
+            prompt_column,
+        )
     prompts = _tokenise(kept, tokenizer, settings.max_prompt_length)
     if not prompts:
         raise UsageError(
@@ -127,8 +145,11 @@ def seeded_prompt(
     content = chat[last]["content"]
     filled = template.format(seed=seed, prompt=content)
     chat[last] = chat[last] | {"content": filled if "{prompt}" in template else content + filled}
-    text = _plain_begin(tokenizer, settings)
-    text += _render(chat, tokenizer, settings, prompt.index, prompt.columns)
+    column = _prompt_column(prompt.columns, settings.prompt_column)
+    if _goes_as_it_is(column_value(prompt.columns, column), column, settings):
+        text = _plain_begin(tokenizer, chat[-1]["content"]) + chat[-1]["content"]
+    else:
+        text = _rendered(chat, tokenizer, settings, prompt.index, prompt.columns)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return Prompt(prompt.index, text, tuple(ids), {}, prompt.epoch, seed_id=seed)
 
@@ -194,12 +215,13 @@ def _has_column(row: Mapping[str, Any], column: str) -> bool:
     return column in row or ("." in column and isinstance(row.get(column.partition(".")[0]), Mapping))
 
 
-def _prompt_column(row: Mapping[str, Any], wanted: str) -> str:
-    for column in (wanted, *PROMPT_COLUMN_FALLBACKS.get(wanted, ())):
-        if _has_column(row, column):
+def _prompt_column(row: Mapping[str, Any], wanted: str | None) -> str:
+    usual = wanted is None or wanted == "problem"  # what older recipes wrote, whatever the data set
+    for column in (wanted, *(PROMPT_COLUMNS if usual else ())):
+        if column is not None and _has_column(row, column):
             return column
     raise UsageError(
-        f"the dataset has no column '{wanted}' to take prompts from; it has {', '.join(row)}: "
+        f"the dataset has no column '{wanted or PROMPT_COLUMNS[0]}' to take prompts from; it has {', '.join(row)}: "
         "set dataset_prompt_column"
     )
 
@@ -244,7 +266,9 @@ def _is_blank(gold: Any) -> bool:
     return not gold.strip() if isinstance(gold, str) else gold in (None, [])
 
 
-def _clip(chat: Sequence[Message], limit: int) -> tuple[list[Message], bool]:
+def _clip(chat: list[Message], limit: int | None) -> tuple[list[Message], bool]:
+    if limit is None:
+        return chat, False
     long = [message["role"] == "user" and len(message["content"]) > limit for message in chat]
     clipped = [
         message | {"content": message["content"][:limit]} if is_long else message
@@ -314,12 +338,40 @@ def _parsed(column: Any) -> Any:
         return column
 
 
-def _plain_begin(tokenizer: "PreTrainedTokenizerBase", settings: PromptSettings) -> str:
-    """The beginning-of-sequence token where only the tokenizer would add it: a template brings its own."""
-    templated = settings.chat_template or tokenizer.chat_template
-    if templated or tokenizer.bos_token_id not in tokenizer("")["input_ids"]:
-        return ""
-    return str(tokenizer.bos_token)
+def _goes_as_it_is(asked: Any, column: str, settings: PromptSettings) -> bool:
+    """Whether a prompt is a text that no chat template touches. See `PromptSettings.apply_chat_template`.
+
+    Raises:
+        UsageError: a system prompt, and a text that is not to be part of a chat.
+    """
+    if not isinstance(asked, str) or settings.apply_chat_template:
+        return False
+    if settings.apply_chat_template is None:
+        return column == "prompt" and not (settings.system_prompt or settings.chat_template)
+    if settings.system_prompt:
+        raise UsageError(
+            "system_prompt: needs the chat template; set apply_chat_template=true, or leave it out"
+        )
+    return True
+
+
+def _rendered(
+    chat: list[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: PromptSettings,
+    index: int,
+    columns: Mapping[str, Any],
+) -> str:
+    """The chat as text, with the beginning-of-sequence token where no template brings its own."""
+    text = _render(chat, tokenizer, settings, index, columns)
+    return text if settings.chat_template or tokenizer.chat_template else _plain_begin(tokenizer, text) + text
+
+
+def _plain_begin(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """The beginning-of-sequence token where the tokenizer would add it and ``text`` does not hold it."""
+    begin = tokenizer.bos_token
+    adds = begin is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
+    return str(begin) if adds and not text.startswith(str(begin)) else ""
 
 
 def _tokenise(

@@ -23,7 +23,6 @@ from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.types import Prompt
 
 DRAWS = "math evaluation"  # the purpose in a sample's key: an evaluation shares no draws with training
-UNCLIPPED = 2**31
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -153,9 +152,7 @@ def prompts_of(
     if template is not None:
         texts = [(q.index, template.replace(QUESTION, q.text)) for q in questions]
         return [Prompt(index, text, tuple(tokenizer(text)["input_ids"]), {}) for index, text in texts]
-    settings = PromptSettings(
-        system_prompt=system_prompt, chat_template=spec.chat_template, max_prompt_chars=UNCLIPPED
-    )
+    settings = PromptSettings(system_prompt=system_prompt, chat_template=spec.chat_template)
     # build_prompts leaves out rows without a gold, which is the grader's business here.
     rows = [{"problem": question.text, "answer": "graded elsewhere"} for question in questions]
     prompts = build_prompts(rows, tokenizer, settings)

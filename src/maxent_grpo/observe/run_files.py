@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,10 +157,14 @@ def record_problems(
 
 
 def _order(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """An evaluation's record may share its step with the training record before it."""
+    """An evaluation's record may share its step with the training record before it; no step is trained twice."""
     for before, record in itertools.pairwise(records):
         if record["step"] < before["step"]:
             yield f"step {record['step']} comes after step {before['step']}"
+    steps = [record["step"] for record in records if any(key.startswith("train/") for key in record)]
+    for step, times in Counter(steps).items():
+        if times > 1:
+            yield f"step {step} was logged {times} times: did several processes write here?"
 
 
 def _non_finite(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
