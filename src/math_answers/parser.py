@@ -516,7 +516,7 @@ def _is_marked(base: Expression) -> bool:
 
 def _is_number(factor: Expression) -> bool:
     match factor:
-        case Apply(operation="percent" | "degree" | "factorial", arguments=(inner,)):
+        case Apply(operation="percent" | "degree" | "factorial" | "unit", arguments=(inner,)):
             return _is_number(inner)
     return isinstance(factor, Number)
 

@@ -43,7 +43,7 @@ _SPACES = re.compile(
 _GLUED_DOUBLE_QUAD = re.compile(r"\\q?quad(?=[A-Za-z])")
 _SPACED_THOUSANDS = re.compile(r"\s*-?\d{1,3}(?: \d{3})+(?:\.\d+)?\s*")
 _THOUSANDS_GAP = re.compile(r"(?<=\d)(?:\\[,!:; ]|\\thinspace|~)\s*(?=\d{3}(?!\d))")
-_THOUSANDS_COMMA = re.compile(r"(?<=\d),\s?\\!\s*(?=\d{3}(?!\d))")
+_GROUPED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:(?:,\s?\\!\s*|\{,\}|')\d{3})+)(?!\d)|(\{,\})")
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z])")
 _FRACTIONS = re.compile(r"\\(?:[dtc]frac|nicefrac|sfrac|tfrac|cfrac|xfrac)(?![A-Za-z])")
@@ -148,7 +148,7 @@ def respell(text: str) -> str:
     text = text.replace("\0", " ")
     if r"\begin" not in text:
         text = _DOUBLED_BACKSLASH.sub(r"\\", text)
-    text = _THOUSANDS_COMMA.sub(",", text).replace("{,}", ",").replace(r"\!", "").replace("{ ,}", ",")
+    text = _GROUPED.sub(_ungrouped, text.replace("{ ,}", "{,}")).replace(r"\!", "")
     text = _THOUSANDS_GAP.sub("", text)
     if "\\$" in text or not text.isascii() or _CURRENCY_WORD.search(text):
         text = _CURRENCY_BEHIND.sub(
@@ -207,6 +207,11 @@ def _listed_lines(text: str) -> str:
     if len(chunks) < 2 or any(_ENDS_OR_PROSE.search(chunk) for chunk in chunks):
         return text
     return " , ".join(chunks)
+
+
+def _ungrouped(found: re.Match[str]) -> str:
+    r"""``1{,}000``, ``1,\!000`` and ``1'000`` as 1000; another ``{,}`` is a comma."""
+    return "," if found[3] else found[1] + re.sub(r"\D", "", found[2])
 
 
 def _with_round_brackets(found: re.Match[str]) -> str:

@@ -110,8 +110,8 @@ class Token:
 
 
 def has_thousands(spelled: str) -> bool:
-    """Whether a comma in it could group digits as well as separate answers."""
-    return _THOUSANDS.search(spelled) is not None
+    """Whether a comma in it could group digits as well as separate answers: not in 1,000, since 000 is no answer."""
+    return any(",0" not in grouped[0] for grouped in _THOUSANDS.finditer(spelled))
 
 
 def tokenised(spelled: str, thousands: bool) -> list[Token]:

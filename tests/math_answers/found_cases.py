@@ -750,4 +750,17 @@ FOUND: dict[str, list[tuple[str, str, bool]]] = {
         (r"\sqrt{x}", "x^{1/2}", True),
         (r"\sqrt{x^3}", r"x\sqrt{x}", True),
     ],
+    "digits in groups": [
+        ("1'000", "0", False),
+        ("1'000", "1000", True),
+        ("1000", "1'000", True),
+        ("1{,}000", "[0;1]", False),
+        ("1,000", "1, 0", False),
+        ("100,000", "100, 0", False),
+        ("1,234", "1, 234", True),
+        (r"10,\!080", "10080", True),
+        (r"\frac{12}{5{,}525}", r"\frac{12}{5525}", True),
+        ("1 000 000", "1000000", True),
+        (r"3 \text{ cm} 4", "12", False),
+    ],
 }
