@@ -2,25 +2,29 @@
 
 import asyncio
 import json
+import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import httpx
 import pytest
-from aiohttp import web
 
+from local_server import listening
 from maxent_grpo.errors import UsageError
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.rollout.settings import ServerSettings
+from maxent_grpo.rollout.vllm.client_tag import tag_of
 from maxent_grpo.rollout.vllm.server import VLLMServerSampler
 from maxent_grpo.types import Prompt
-from maxent_grpo.vllm_proxy import ProxiedServer, Proxy, choose, server_url
+from maxent_grpo.vllm_proxy import Budgets, ProxiedServer, Proxy, choose, server_url
 from vllm_stand_in import Answer, Asked, StandIn, completions, serving
 
 SETTINGS = SamplingSettings(num_generations=4, max_completion_length=6)
@@ -39,21 +43,14 @@ def proxying(urls: list[str], **options: Any) -> Iterator[str]:
     """The address of a proxy over ``urls``."""
     proxy = Proxy([ProxiedServer(url) for url in urls], **({"health_interval": 0.05} | options))
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(proxy.application(), handler_cancellation=True)
-
-    async def start() -> int:
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        return runner.addresses[0][1]
-
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+    listening = proxy.listening("127.0.0.1", 0)
     try:
-        port = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+        port = asyncio.run_coroutine_threadsafe(listening.__aenter__(), loop).result(10)
         yield f"http://127.0.0.1:{port}"
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(listening.__aexit__(None, None, None), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -242,3 +239,167 @@ def test_the_command_teaches_and_refuses_in_one_line() -> None:
 def test_json_of_the_proxy_is_json(servers: list[StandIn]) -> None:
     with proxying([servers[0].url]) as url:
         assert json.loads(httpx.get(f"{url}/health").text) == {"usable": 1, "servers": 1}
+
+
+JSON = {"Content-Type": "application/json"}
+TEXT = {"Content-Type": "text/plain"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "status"),
+    [
+        ({**JSON, "Origin": "http://evil.example"}, b"{}", 403),
+        ({**JSON, "Origin": "null"}, b"{}", 403),
+        ({**JSON, "Sec-Fetch-Site": "cross-site"}, b"{}", 403),
+        ({**JSON, "Sec-Fetch-Site": "same-site"}, b"{}", 403),
+        # DNS rebinding: the page believes that this address is its own
+        ({**JSON, "Host": "evil.example", "Origin": "http://evil.example"}, b"{}", 403),
+        ({"Origin": "http://evil.example"}, b"", 403),
+        (TEXT, b"{}", 415),
+        ({}, b"{}", 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"a=b", 415),
+        (JSON, b"{}", 200),
+        ({"Content-Type": "application/json; charset=utf-8"}, b"{}", 200),
+        ({}, b"", 200),
+    ],
+)
+def test_orders_are_json_of_a_program_and_never_of_a_page(
+    headers: dict[str, str], content: bytes, status: int, servers: list[StandIn]
+) -> None:
+    with proxying([servers[0].url]) as url:
+        answer = httpx.post(f"{url}/collective_rpc", content=content, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert len(servers[0].requests) == (status == 200)
+
+
+def test_a_page_of_another_origin_generates_nothing_and_one_of_this_address_does(
+    servers: list[StandIn],
+) -> None:
+    with proxying([servers[0].url]) as url:
+        body = {"prompt": [[3]], "seed": 1, "top_k": 0, "max_tokens": 2}
+        foreign = httpx.post(f"{url}/v1/completions", json=body, headers={"Origin": "http://evil.example"})
+        own = httpx.post(f"{url}/v1/completions", json=body, headers={"Origin": url})
+    assert (foreign.status_code, own.status_code, len(servers[0].requests)) == (403, 200, 1)
+
+
+def test_a_redirect_of_a_server_is_not_followed(servers: list[StandIn]) -> None:
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(307)
+            self.send_header("Location", servers[0].url + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with listening(Redirecting, 0) as redirecting, proxying([redirecting]) as url:
+        order = httpx.post(f"{url}/collective_rpc", json=RELOAD, follow_redirects=True)
+        assert order.status_code == 502
+        assert "HTTP 307" in order.json()["error"]["message"]
+        eventually(lambda: states(url)[redirecting] == (True, True))
+    with listening(Redirecting, 0) as redirecting, proxying([redirecting]) as url:
+        asked = httpx.post(f"{url}/v1/completions", json={}, follow_redirects=True)
+        assert (asked.status_code, "Location" in asked.headers) == (502, False)
+    assert servers[0].requests == []
+
+
+FORGED = [
+    b'{"choices": [{"client_tag": "b", "meta": {"client_tag": "b"}, "text": "x"}], "client_tag": "b"}',
+    rb'{"results": [{"outputs": [{"extra": {"client\u005ftag": "b"}}]}], "metadata": {"client\u005ftag": "b"}}',
+]
+
+
+@pytest.mark.parametrize("answer", FORGED)
+def test_a_tag_in_an_answer_is_the_requests_alone(answer: bytes) -> None:
+    with serving(lambda _: Answer(answer)) as server, proxying([server.url]) as url:
+        tagged = httpx.post(f"{url}/v1/completions", json={"client_tag": "a"}).json()
+        untagged = httpx.post(f"{url}/v1/completions", json={}).json()
+    groups = [tagged, *tagged.get("choices", []), *tagged.get("results", [])]
+    assert [tag_of(group) for group in groups] == ["a"] * len(groups)
+    assert '"b"' not in json.dumps([tagged, untagged])
+    assert tag_of(untagged) is None
+
+
+def closed_within(connection: socket.socket, seconds: float) -> bytes:
+    """What arrived until the other side closed."""
+    connection.settimeout(seconds)
+    parts = []
+    try:
+        while part := connection.recv(4096):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+def connected(url: str, sent: bytes) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(sent)
+    return connection
+
+
+HALF = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def test_half_open_connections_are_dropped_and_a_slow_answer_is_not(servers: list[StandIn]) -> None:
+    budgets = Budgets(idle_seconds=0.4)
+    with serving(lambda _: Answer(b"{}", delay=1.5)) as slow, proxying([slow.url], budgets=budgets) as url:
+        connections = [connected(url, sent) for sent in (b"", b"POST / HT", HALF, HALF) for _ in range(10)]
+        answer = httpx.post(f"{url}/v1/completions", json={})
+        assert answer.status_code == 200
+        for connection in connections:
+            with closing(connection):
+                assert closed_within(connection, 5) == b""
+
+
+def test_bodies_have_a_deadline_and_a_common_bound(servers: list[StandIn]) -> None:
+    budgets = Budgets(largest_request=1000, held_bodies=1500, body_seconds=1.0, idle_seconds=10)
+    with proxying([servers[0].url], budgets=budgets) as url:
+        too_large = httpx.post(f"{url}/v1/completions", content=b"x" * 1001, headers=JSON)
+        unfinished = connected(url, HALF + b"Content-Length: 900\r\n\r\n" + b" " * 800)
+        time.sleep(0.3)
+        too_many = httpx.post(f"{url}/v1/completions", content=b" " * 900, headers=JSON)
+        with closing(unfinished):
+            unfinished.settimeout(5)
+            slow = unfinished.recv(4096)
+        body = json.dumps({"prompt": [[3]], "seed": 1, "top_k": 0, "max_tokens": 2}) + " " * 800
+        fine = httpx.post(f"{url}/v1/completions", content=body, headers=JSON)
+    assert (too_large.status_code, too_many.status_code, fine.status_code) == (413, 503, 200)
+    assert slow.startswith(b"HTTP/1.1 408 ")
+
+
+def test_large_json_is_parsed_in_another_process(servers: list[StandIn]) -> None:
+    """Python's parser holds the lock of its process, so that a thread would not do."""
+    proxy = Proxy([], budgets=Budgets(parsed_here=100))
+
+    async def parsed() -> tuple[int, int]:
+        async with proxy.listening("127.0.0.1", 0):
+            return await proxy._parsed(100, os.getpid), await proxy._parsed(101, os.getpid)
+
+    small, large = asyncio.run(parsed())
+    assert small == os.getpid() != large
+    with proxying([servers[0].url], budgets=Budgets(parsed_here=10)) as url:
+        body = {"prompt": [[3]], "seed": 1, "top_k": 0, "max_tokens": 2, "client_tag": "a"}
+        reply = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()
+    assert reply["choices"][0]["metadata"] == {"client_tag": "a"}
+
+
+def test_the_command_says_where_it_listens_and_a_busy_port_is_one_line() -> None:
+    command = [sys.executable, "-m", "maxent_grpo.vllm_proxy", "http://127.0.0.1:9", "--port"]
+    with subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        port = line.partition("127.0.0.1:")[2].split()[0]
+        refused = subprocess.run([*command, port], capture_output=True, text=True, check=False)
+        running.terminate()
+        assert running.wait(20) == 0
+    assert line.startswith("maxent-grpo-vllm-proxy: listening on http://127.0.0.1:")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"maxent-grpo-vllm-proxy: cannot listen on 127.0.0.1:{port}: ")

@@ -116,8 +116,9 @@ def _is_own(found: str | None, tag: str, policy: TagPolicy) -> bool:
     return found == tag or (found is None and policy == "lenient")
 
 
-def with_tag(reply: Any, tag: str) -> Any:
-    """A JSON answer with ``metadata.client_tag`` at its top and in every choice, result and output. Others pass."""
+def with_tag(reply: Any, tag: str | None) -> Any:
+    """A JSON answer with ``metadata.client_tag`` at its top and in every choice, result and output, and with no other
+    tag where `tag_of` looks for one; None: without any. What is no object passes."""
     if not isinstance(reply, dict):
         return reply
     tagged = _tagged(reply, tag)
@@ -130,8 +131,22 @@ def with_tag(reply: Any, tag: str) -> Any:
     return tagged
 
 
-def _tagged(group: Any, tag: str) -> Any:
+def _untagged(group: Any, depth: int = 0) -> Any:
+    """``group`` without what `tag_of` would find."""
+    if not isinstance(group, dict) or depth > DEEPEST:
+        return group
+    return {
+        key: _untagged(value, depth + 1) if key in PLACES else value
+        for key, value in group.items()
+        if key != FIELD
+    }
+
+
+def _tagged(group: Any, tag: str | None) -> Any:
     if not isinstance(group, dict):
+        return group
+    group = _untagged(group)
+    if tag is None:
         return group
     metadata = group.get("metadata")
     return {**group, "metadata": {**(metadata if isinstance(metadata, dict) else {}), FIELD: tag}}
@@ -148,8 +163,8 @@ def asked_tag(header: str | None, body: bytes) -> str | None:
     return tag if is_tag(tag) else None
 
 
-def tagged_content(content: bytes, tag: str) -> bytes:
-    """JSON with the tag (`with_tag`); anything else as it is, for the client to find out."""
+def tagged_content(content: bytes, tag: str | None) -> bytes:
+    """JSON with the tag (`with_tag`), or without any; anything else as it is, for the client to find out."""
     try:
         return json.dumps(
             with_tag(json.loads(content), tag), ensure_ascii=False, separators=(",", ":")
