@@ -1,5 +1,6 @@
 """Statistics that add up over micro-batches and ranks, and the meter that does it."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -69,7 +70,7 @@ class Meter:
         return stats
 
     def reduced(self) -> dict[str, float]:
-        """Every statistic over all ranks, as a number. A mean over nothing (no weight) is left out.
+        """Every statistic over all ranks, as a number. A mean or extreme over nothing is left out.
 
         Every rank must have met the same names: they travel in one tensor.
         """
@@ -91,5 +92,7 @@ class Meter:
             elif kind == "sum":
                 numbers[name] = float(values.sum())
             elif kind in ("min", "max"):
-                numbers[name] = float(values.min() if kind == "min" else values.max())
+                extreme = float(values.min() if kind == "min" else values.max())
+                if extreme != (math.inf if kind == "min" else -math.inf):
+                    numbers[name] = extreme
         return numbers

@@ -6,6 +6,7 @@ where InfoSeed adds S seeded completions to a group, they are its last S rows an
 ``V`` vocabulary, ``D`` hidden size. Log-probs are natural logarithms and entropies are in nats.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -83,7 +84,12 @@ class Group:
     rewards: Mapping[str, tuple[float, ...]]
     """Reward function → G scores; NaN where it gave none."""
     utilities: tuple[float, ...]
-    """G weighted sums of the rewards: always finite."""
+    """G weighted sums of the rewards; NaN where a completion has none: its group is learned from without it."""
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the utilities that there are differ."""
+        return len({utility for utility in self.utilities if not math.isnan(utility)}) > 1
 
     def originals(self) -> "Group":
         """The group without its seeded completions."""
@@ -119,7 +125,7 @@ class Batch:
     behaviour_logps: Tensor
     """[B, T] of the policy that sampled; 0 at padding"""
     utilities: Tensor
-    """[P, G]"""
+    """[P, G]; NaN where a completion has none (see `scored`)"""
     reference_logps: Tensor | None = None
     """[B, T] of the frozen reference; None where nothing needs it"""
     old_logps: Tensor | None = None
@@ -138,6 +144,12 @@ class Batch:
     @property
     def group_size(self) -> int:
         return self.utilities.shape[1]
+
+    @property
+    def scored(self) -> Tensor:
+        """Which completions have a utility: [P, G] bool. The others are no part of their group, and nothing is
+        learned from them but what does not depend on rewards (a KL or entropy term)."""
+        return ~self.utilities.isnan()
 
     @property
     def prompt_rows(self) -> Tensor:
@@ -230,13 +242,15 @@ class Signal:
     advantages: Tensor
     """[P, G]"""
     weights: Tensor | None = None
-    """[P, G], each group sums to 1; None where the objective has none"""
+    """[P, G], each group sums to 1 (to 0 where no completion has a utility); None where the objective has none"""
     log_q: Tensor | None = None
     """[P, G], log target distribution"""
     reference_scores: Tensor | None = None
     """[P, G], reference log-prob of each completion as the weights read it"""
     tau_factor: Tensor | None = None
     """[P, 1], what τ is multiplied by for each group; None: by 1"""
+    scored: Tensor | None = None
+    """[P, G] bool, see `Batch.scored`; advantages and weights are 0 elsewhere, and log_q is −∞. None: everywhere"""
     contrast_losses: Tensor | None = None
     """[P, G] shares of a contrastive loss over the whole optimiser batch"""
     contrast_gradient: Tensor | None = None

@@ -133,12 +133,23 @@ def test_the_utility_is_the_weighted_sum_of_the_scores_given():
     assert value(metrics, "reward/errors") == 0
 
 
-def test_not_applicable_everywhere_is_no_error_and_utility_zero():
+def test_not_applicable_everywhere_is_no_error_and_no_utility():
     scores, utilities, metrics = score(lambda **columns: [None] * 4)
-    assert all(map(math.isnan, scores))
-    assert utilities == [0.0] * 4
+    assert all(map(math.isnan, scores + utilities))
     assert (value(metrics, "reward/errors"), value(metrics, "reward/unscored")) == (0, 4)
     assert float(metrics["rewards/f/mean"].weight) == 0
+
+
+@pytest.mark.parametrize(("weight", "left"), [(1.0, math.nan), (0.0, 4.0)])
+def test_a_lost_score_takes_the_utility_and_an_abstention_does_not(weight, left):
+    def odd(completions, **columns):
+        return [None if len(c) == 2 else math.nan if len(c) == 4 else 10.0 for c in completions]
+
+    scorer = Scorer(load_rewards([length, odd], [1.0, weight]))
+    groups, metrics = scorer.score(ROLLOUTS, 0)
+    found = [utility for group in groups for utility in group.utilities]
+    np.testing.assert_array_equal(found, [1.0 + weight * 10, 2.0, 3.0 + weight * 10, left])
+    assert value(metrics, "reward/unscored") == math.isnan(left)
 
 
 def test_truncated_completions_lose_their_utility_only_if_asked():
@@ -155,7 +166,7 @@ def test_only_the_completions_that_make_a_function_raise_lose_their_score(bad):
     scores, utilities, metrics = score(raising_on(bad))
     expected = [math.nan if t in bad else float(len(t)) for t in ("a", "bb", "ccc", "dddd")]
     np.testing.assert_array_equal(scores, expected)
-    np.testing.assert_array_equal(utilities, np.nan_to_num(expected))
+    np.testing.assert_array_equal(utilities, expected)
     assert value(metrics, "reward/errors") == value(metrics, "reward/unscored") == len(bad)
 
 
@@ -165,7 +176,7 @@ def test_only_the_completions_that_make_a_function_raise_lose_their_score(bad):
 def test_a_score_that_is_no_finite_number_is_an_error_of_its_completion_alone(bad):
     scores, utilities, metrics = score(lambda **columns: [1.0, bad, 2.0, None])
     np.testing.assert_array_equal(scores, [1.0, math.nan, 2.0, math.nan])
-    assert utilities == [1.0, 0.0, 2.0, 0.0]
+    np.testing.assert_array_equal(utilities, scores)
     assert (value(metrics, "reward/errors"), value(metrics, "reward/unscored")) == (1, 2)
 
 

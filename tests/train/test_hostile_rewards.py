@@ -31,9 +31,13 @@ def test_hangs_and_crashes_cost_completions_and_not_the_run(configure, tmp_path,
         checksum = sum(map(ord, row["completion"])) % 7
         score = row["rewards"]["fragile"]
         assert score is None if checksum < 2 else score == checksum / 6
+        if score is None:
+            assert row["utility"] is None
+            assert (row["advantage"], row["weight"] or 0.0) == (0.0, 0.0)
         lost["errors"] += checksum < 2
         lost["timeouts"] += checksum == 0
     assert lost["errors"] > lost["timeouts"] > 0
+    assert sum(record["train/reward/unscored"] for record in records) == lost["errors"]
     for name, count in lost.items():
         assert sum(record[f"train/reward/{name}"] for record in records) == count
     assert children() == before

@@ -155,6 +155,17 @@ def test_a_completion_that_no_function_scored_teaches_nothing(make_trainer):
     assert 0 < int(unscored.sum()) < len(unscored)
     assert (output["advantages"][unscored] == 0).all()
     assert torch.isfinite(output["advantages"]).all()
+    for group, known, found in zip(
+        trainer._rewards.view(-1, GROUP),
+        ~unscored.view(-1, GROUP),
+        output["advantages"].view(-1, GROUP),
+        strict=True,
+    ):
+        utilities = group[known].double()
+        centred = utilities - utilities.mean() if len(utilities) > 1 else 0 * utilities
+        scaled = centred / (utilities.std(correction=min(1, max(0, len(utilities) - 1))) + 1e-4)
+        expected = len(utilities) * (scaled / 0.05).softmax(dim=0) * scaled
+        torch.testing.assert_close(found[known].double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_controllers_move_are_logged_saved_and_resumed(make_trainer, tmp_path):

@@ -84,12 +84,10 @@ class Evaluation:
 
 def summary(scores: Sequence[PromptScore], prefix: str) -> dict[str, float]:
     """Metrics ``<prefix>/…`` over the scores of all prompts, in their order."""
-    utilities = [utility for score in scores for utility in score.utilities]
+    utilities = [utility for score in scores for utility in score.utilities if not math.isnan(utility)]
     lengths = [length for score in scores for length in score.lengths]
-    metrics = {
-        "mean_reward": sum(utilities) / len(utilities),
-        "mean_length": sum(lengths) / len(lengths),
-    }
+    metrics = {"mean_reward": sum(utilities) / len(utilities)} if utilities else {}
+    metrics["mean_length"] = sum(lengths) / len(lengths)
     for name in scores[0].rewards:
         given = [reward for score in scores for reward in score.rewards[name] if not math.isnan(reward)]
         if given:

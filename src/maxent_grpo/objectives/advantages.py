@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.errors import RunError
+from maxent_grpo.objectives.reduce import within_scored
 from maxent_grpo.stats import Metrics, mean_stat
 
 Advantage = Callable[[Tensor], Tensor]
@@ -24,9 +25,13 @@ STD_FLOOR = 1e-4
 """Added to a standard deviation before dividing by it, as in TRL."""
 
 
-def has_spread(utilities: Tensor) -> Tensor:
-    """Whether the utilities of a group differ at all: [P, G] → [P] bool."""
-    return utilities.amax(dim=1) > utilities.amin(dim=1)
+def has_spread(utilities: Tensor, scored: Tensor | None = None) -> Tensor:
+    """Whether the utilities of a group differ at all, among those ``scored``: [P, G], [P, G] bool → [P] bool."""
+    if scored is None:
+        return utilities.amax(dim=1) > utilities.amin(dim=1)
+    missing = ~scored
+    highest = utilities.masked_fill(missing, -math.inf).amax(dim=1)
+    return highest > utilities.masked_fill(missing, math.inf).amin(dim=1)
 
 
 def group_std(utilities: Tensor) -> Tensor:
@@ -35,13 +40,24 @@ def group_std(utilities: Tensor) -> Tensor:
     return torch.where(has_spread(utilities), std, 0.0)
 
 
-def utility_metrics(utilities: Tensor) -> Metrics:
-    """Statistics of the utilities [P, G]."""
+def utility_metrics(utilities: Tensor, scored: Tensor | None = None) -> Metrics:
+    """Statistics of the utilities [P, G] of the ``scored`` completions; None: of all."""
+    stds = within_scored(group_std, scored, utilities, per_group=True)
     return {
-        "reward": mean_stat(utilities),
-        "reward_std": mean_stat(group_std(utilities)),
-        "frac_reward_zero_std": mean_stat((~has_spread(utilities)).float()),
+        "reward": mean_stat(utilities, scored),
+        "reward_std": mean_stat(stds),
+        "frac_reward_zero_std": mean_stat((~has_spread(utilities, scored)).float()),
     }
+
+
+def std_over_batch(utilities: Tensor) -> Tensor:
+    """The sample deviation of the utilities of an optimiser batch, those that there are: [P, G] → scalar."""
+    missing = utilities.isnan()
+    if bool(missing.any()):
+        utilities = utilities[~missing]
+        if not utilities.numel():
+            return utilities.new_zeros(())
+    return utilities.std(correction=min(1, utilities.numel() - 1))
 
 
 def dr_grpo(utilities: Tensor) -> Tensor:
@@ -66,7 +82,7 @@ def over_batch_std(advantages: Tensor, utilities: Tensor, utility_std: UtilitySt
     """
     if utility_std is not None:
         return advantages / (utility_std() + STD_FLOOR)
-    return advantages / (utilities.std(correction=min(1, utilities.numel() - 1)) + STD_FLOOR)
+    return advantages / (std_over_batch(utilities) + STD_FLOOR)
 
 
 def unscaled(advantages: Tensor, utilities: Tensor, utility_std: UtilityStd | None = None) -> Tensor:
@@ -154,6 +170,11 @@ class PassAtK:
 
     k: int = 4
 
+    @property
+    def least_size(self) -> int:
+        """A group with fewer scored completions has no subset of k, and no signal."""
+        return self.k
+
     def __call__(self, utilities: Tensor) -> Tensor:
         return pass_at_k(utilities, self.k)
 
@@ -178,8 +199,25 @@ class GroupAdvantages:
     positive_only: bool = False
     """Drop negative advantages: a control that only imitates what went well."""
 
-    def __call__(self, utilities: Tensor, utility_std: UtilityStd | None = None) -> Tensor:
-        """Utilities [P, G] → advantages [P, G], exactly 0 in groups without spread."""
+    def __call__(
+        self, utilities: Tensor, utility_std: UtilityStd | None = None, scored: Tensor | None = None
+    ) -> Tensor:
+        """Utilities [P, G] → advantages [P, G], exactly 0 in groups without spread and where not ``scored``."""
+        if (
+            scored is not None and utility_std is None
+        ):  # of the batch, where `kind` and `scale` see a part of it
+            known = utilities.masked_fill(~scored, math.nan)
+
+            def utility_std() -> Tensor:
+                return std_over_batch(known)
+
+        whole = utilities.shape[1]
+        return within_scored(lambda given: self._within(given, utility_std, whole), scored, utilities)
+
+    def _within(self, utilities: Tensor, utility_std: UtilityStd | None, whole: int) -> Tensor:
+        """Groups of one size, up to that of ``whole`` ones."""
+        if utilities.shape[1] < min(whole, getattr(self.kind, "least_size", 1)):
+            return torch.zeros_like(utilities)
         values = torch.where(has_spread(utilities).unsqueeze(1), self.kind(utilities), 0.0)
         values = self.scale(values, utilities, utility_std)
         return values.clamp(min=0.0) if self.positive_only else values

@@ -5,6 +5,7 @@ sum to G by completions, so that gradients compare with those of a surrogate: un
 scores are means over tokens, and under ``dr_grpo`` where they are sums, hence divided by the longest length as there.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from maxent_grpo.objectives.advantages import has_spread
 from maxent_grpo.objectives.parts import LossInputs, PolicyLoss
-from maxent_grpo.objectives.reduce import sequence_scores
+from maxent_grpo.objectives.reduce import sequence_scores, within_scored
 from maxent_grpo.objectives.surrogates import Clip, sequence_ratio
-from maxent_grpo.objectives.weights import ClosedForm, scores_of_reference
+from maxent_grpo.objectives.weights import ClosedForm, scores_of_reference, weighs
 from maxent_grpo.stats import Metrics
 from maxent_grpo.types import Batch, Knobs, Signal
 
@@ -111,8 +112,10 @@ class GroupLoss(PolicyLoss):
     def has_gradient(self, signal: Signal) -> Tensor:
         """The groups that have such a loss: [P] bool."""
         assert signal.log_q is not None, "`signal` sets it"
-        spread = has_spread(signal.log_q)
-        return spread if self.skip_zero_spread else torch.ones_like(spread)
+        spread = has_spread(signal.log_q, signal.scored)
+        if self.skip_zero_spread:
+            return spread
+        return torch.ones_like(spread) if signal.scored is None else weighs(signal.scored)
 
     def scores(self, logps: Tensor, batch: Batch) -> Tensor:
         """Log-probs [B, T] → scores [P, G]."""
@@ -151,7 +154,8 @@ class Listwise(GroupLoss):
     ) -> tuple[Signal, Metrics]:
         signal, metrics = self.target.signal(utilities, batch, knobs)
         assert signal.weights is not None, "`ClosedForm.signal` sets them"
-        first_order = listwise_advantages(signal.weights, self.scores(batch.behaviour_logps, batch))
+        scores = self.scores(batch.behaviour_logps, batch)
+        first_order = within_scored(listwise_advantages, batch.scored, signal.weights, scores)
         return self._silenced(signal, first_order), metrics
 
     def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
@@ -160,7 +164,8 @@ class Listwise(GroupLoss):
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         signal, denominators = inputs.signal, inputs.denominators
         assert signal.weights is not None, "`signal` sets them"
-        per_group = listwise(self.scores(inputs.forward.logps, inputs.batch), signal.weights)
+        scores = self.scores(inputs.forward.logps, inputs.batch)
+        per_group = within_scored(listwise, inputs.batch.scored, scores, signal.weights, per_group=True)
         divisor = denominators.groups * (1 if self.per_token else denominators.max_length)
         return self._summed(per_group, signal) / divisor, {}
 
@@ -179,7 +184,8 @@ class Likelihood(GroupLoss):
     ) -> tuple[Signal, Metrics]:
         signal, metrics = self.target.signal(utilities, batch, knobs)
         assert signal.weights is not None, "`ClosedForm.signal` sets them"
-        return self._silenced(signal, likelihood_advantages(signal.weights)), metrics
+        first_order = within_scored(likelihood_advantages, batch.scored, signal.weights)
+        return self._silenced(signal, first_order), metrics
 
     def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
         return self.target.weights(signal, tau, beta)
@@ -187,7 +193,8 @@ class Likelihood(GroupLoss):
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
         assert inputs.signal.weights is not None, "`signal` sets them"
         scores = self.scores(inputs.forward.logps, inputs.batch)
-        per_group = weighted_likelihood(scores, inputs.signal.weights)
+        weights, scored = inputs.signal.weights, inputs.batch.scored
+        per_group = within_scored(weighted_likelihood, scored, scores, weights, per_group=True)
         return self._summed(per_group, inputs.signal) / inputs.denominators.groups, {}
 
 
@@ -215,8 +222,10 @@ class Flow(GroupLoss):
             raise ValueError(
                 "policy_loss=flow matches rewards times the reference: the batch has no reference_logps"
             )
-        first_order = flow_advantages(self.scores(batch.behaviour_logps, batch), log_target, reference)
-        signal = Signal(advantages, None, log_target, reference)
+        scores, scored = self.scores(batch.behaviour_logps, batch), batch.scored
+        first_order = within_scored(flow_advantages, scored, scores, log_target, reference)
+        log_target = log_target.masked_fill(~scored, -math.inf)
+        signal = Signal(advantages, None, log_target, reference, scored=scored)
         return self._silenced(signal, first_order), {}
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
@@ -227,5 +236,13 @@ class Flow(GroupLoss):
         ratio = sequence_ratio(inputs.forward.logps, inputs.old_logps, inputs.mask)
         low, high = self.clip.range
         weights = ratio.detach().clamp(1.0 - low, 1.0 + high).view_as(scores)
-        per_group = flow_balance(scores, signal.log_q, signal.reference_scores, weights)
+        per_group = within_scored(
+            flow_balance,
+            inputs.batch.scored,
+            scores,
+            signal.log_q,
+            signal.reference_scores,
+            weights,
+            per_group=True,
+        )
         return self._summed(per_group, signal) / inputs.denominators.sequences, {}

@@ -6,7 +6,7 @@ micro-batch. Losses add up over micro-batches and ranks because every denominato
 An `Objective` is a handful of values that carry their own numbers: `catalog` makes it of flat settings.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -79,7 +79,8 @@ class Objective:
         advantages: the scaled advantages A for ``clip``; G·w·A for ``tilted``; G·(w − p) for ``listwise``, with p the
         behaviour policy's softmax within the group; G·w − 1 for ``likelihood``; −2 × the residual for ``flow``. They
         are exactly zero in a group with equal utilities, which then has no policy gradient at all (unless
-        ``skip_zero_spread_groups`` is off).
+        ``skip_zero_spread_groups`` is off). A completion without a utility has advantage and weight 0, and the others
+        of its group get what they would get without it.
 
         Args:
             batch: whole groups, all those of this rank.
@@ -91,15 +92,16 @@ class Objective:
             ValueError: β > 0 in an objective with weights, or with the KL in the reward, and no reference log-probs
                 in the batch, or answer clusters or mode counts that the objective needs and the batch lacks.
         """
-        metrics = utility_metrics(batch.utilities)
-        utilities = batch.utilities
+        scored = batch.scored
+        metrics = utility_metrics(batch.utilities, scored)
+        utilities = batch.utilities.masked_fill(~scored, 0.0)
         for shape in self.shaping:
             utilities = shape(utilities, batch, knobs)
         if self.shaping:
-            metrics["reward_shaped"] = mean_stat(utilities)
-        advantages = self.advantages(utilities, utility_std)
+            metrics["reward_shaped"] = mean_stat(utilities, scored)
+        advantages = self.advantages(utilities, utility_std, scored)
         signal, more = self.policy_loss.signal(utilities, advantages, batch, knobs)
-        return signal, metrics | more
+        return replace(signal, scored=scored), metrics | more
 
     def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
         """The candidate weights at other τ and β, differentiable in both: scalars → [P, G].

@@ -28,6 +28,11 @@ class LossInputs:
         return self.batch.completion_mask
 
     @property
+    def scored_mask(self) -> Tensor:
+        """The tokens of completions that have a utility, [B, T] bool: what a group compares."""
+        return self.mask & self.batch.scored.view(-1, 1)
+
+    @property
     def advantages(self) -> Tensor:
         """[B]"""
         return self.signal.advantages.flatten()

@@ -44,6 +44,47 @@ def sequence_scores(logps: Tensor, mask: Tensor, group_size: int, length_normali
     return rows.view(-1, group_size)
 
 
+def within_scored(
+    function: Callable[..., Tensor], scored: Tensor | None, *values: Tensor | None, per_group: bool = False
+) -> Tensor:
+    """``function`` of each group without the completions that have no utility: as if the group were smaller.
+
+    Args:
+        function: of ``values``, tensors over groups of one size → [P, G], or [P] if ``per_group``. It must treat each
+            group by itself.
+        scored: [P, G] bool; None: all, and ``function`` is called as it is.
+        values: [P, G], of which the first is floating point, or one entry per group ([P, 1] or [P]), or None.
+
+    Returns:
+        [P, G], 0 where not ``scored``, or [P], 0 for groups without a scored completion; differentiable as
+        ``function`` is.
+    """
+    if scored is None or bool(scored.all()):
+        return function(*values)
+    assert values[0] is not None, "the first value gives the result its precision"
+    result = values[0].masked_fill(torch.ones_like(scored), 0.0)  # 0, with a gradient of 0
+    if per_group:
+        result = result.sum(dim=1)
+    counts = scored.sum(dim=1)
+    for size in sorted(set(counts.tolist())):
+        groups = (counts == size).nonzero().flatten()
+        rows, columns = scored[groups].nonzero(as_tuple=True)
+        if size == 0:
+            continue
+        parts = [
+            value
+            if value is None
+            else value[groups[rows], columns].view(-1, size)
+            if value.shape == scored.shape
+            else value[groups]
+            for value in values
+        ]
+        found = function(*parts)
+        place = (groups,) if per_group else (groups[rows], columns)
+        result = result.index_put(place, found.flatten().to(result.dtype))
+    return result
+
+
 def sequence_mean(values: Tensor, mask: Tensor, denominators: Denominators) -> Tensor:
     """Mean over tokens within a completion, then over completions (GRPO, Shao et al. 2024, eq. 3): scalar."""
     return row_means(values, mask).sum() / denominators.sequences

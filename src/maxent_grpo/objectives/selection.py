@@ -118,8 +118,8 @@ class TopEntropy:
         entropy = inputs.forward.entropy
         if entropy is None:
             raise ValueError("top_entropy_quantile needs Forward.entropy, and it is None")
-        top = high_entropy(entropy, inputs.mask, inputs.batch.group_size, self.share)
-        return top, {"top_entropy/kept": mean_stat(top.float(), inputs.mask)}
+        top = high_entropy(entropy, inputs.scored_mask, inputs.batch.group_size, self.share)
+        return top, {"top_entropy/kept": mean_stat(top.float(), inputs.scored_mask)}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class ClipCov:
     high: float = 5.0
 
     def __call__(self, inputs: LossInputs, events: ClipEvents) -> tuple[Tensor, Metrics]:
-        mask, size = inputs.mask, inputs.batch.group_size
+        mask, size = inputs.scored_mask, inputs.batch.group_size
         cov = covariance(inputs.advantages, inputs.forward.logps, mask, size)
         dropped = clip_cov(cov, events.low | events.high, mask, size, self.share, self.low, self.high)
         return ~dropped, {"clip_cov/dropped": mean_stat(dropped.float(), mask)}
@@ -145,7 +145,7 @@ class KLCov(Penalty):
     coefficient: float = 1.0
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Metrics]:
-        mask, size, logps = inputs.mask, inputs.batch.group_size, inputs.forward.logps
+        mask, size, logps = inputs.scored_mask, inputs.batch.group_size, inputs.forward.logps
         cov = covariance(inputs.advantages, logps, mask, size)
         held = kl_cov(cov, mask, size, self.share)
         distance = log_ratio(logps, inputs.old_logps, mask).abs()

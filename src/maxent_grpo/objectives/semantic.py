@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from maxent_grpo.objectives.reduce import sequence_scores
+from maxent_grpo.objectives.reduce import sequence_scores, within_scored
 from maxent_grpo.stats import Metrics, extreme_stat, mean_stat
 from maxent_grpo.types import Batch, Knobs, Signal
 
@@ -75,15 +75,25 @@ class SeedGRPO:
         scores = sequence_scores(
             batch.behaviour_logps, batch.completion_mask, batch.group_size, self.length_normalize_logprobs
         )
-        entropy = semantic_entropy(batch.answer_clusters, scores)
+        scored = batch.scored
+        entropy = within_scored(
+            lambda logps, clusters: semantic_entropy(clusters, logps),
+            scored,
+            scores,
+            batch.answer_clusters,
+            per_group=True,
+        )
         alpha = effective_alpha(self.alpha, batch.group_size, self.normalize_by_max_entropy)
         scale = seed_scale(entropy, alpha)
+        if self.normalize_by_max_entropy and not bool(scored.all()):  # the largest entropy of a smaller group
+            sizes = scored.sum(dim=1).clamp(min=2).to(entropy.dtype)
+            scale = 1.0 / (1.0 + self.alpha / sizes.log() * entropy)
         metrics = seed_metrics(entropy, scale, alpha, batch.group_size)
         return Signal(advantages * scale.unsqueeze(1)), metrics
 
 
 def seed_metrics(entropy: Tensor, scale: Tensor, alpha: float, group_size: int) -> Metrics:
-    """Statistics of SEED-GRPO: semantic entropy and scale [P], α_eff."""
+    """Statistics of SEED-GRPO: semantic entropy and scale [P], α_eff of a group that is whole."""
     return {
         "seed_grpo/semantic_entropy_mean": mean_stat(entropy),
         "seed_grpo/semantic_entropy_min": extreme_stat(entropy, "min"),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maxent_grpo.objectives.advantages import has_spread
 from maxent_grpo.objectives.parts import Shaping
-from maxent_grpo.objectives.reduce import row_sums, sequence_scores
+from maxent_grpo.objectives.reduce import row_sums, sequence_scores, within_scored
 from maxent_grpo.types import Batch, Knobs
 
 SPREAD_FLOOR = 1e-6
@@ -69,7 +69,9 @@ def unlikeliness(utilities: Tensor, scores: Tensor, coefficient: float) -> Tenso
     return torch.where(has_spread(utilities).unsqueeze(1), shaped, utilities)
 
 
-def entropy_bonus(utilities: Tensor, logps: Tensor, mask: Tensor, coefficient: float) -> Tensor:
+def entropy_bonus(
+    utilities: Tensor, logps: Tensor, mask: Tensor, coefficient: float, scored: Tensor | None = None
+) -> Tensor:
     """Utilities with a bonus for completions sampled where the policy was less certain than in the rest of the group.
 
     ``U_i + c·σ_U·z_i``: σ_U is the standard deviation of all utilities given (1 where they do not differ), z_i
@@ -81,13 +83,19 @@ def entropy_bonus(utilities: Tensor, logps: Tensor, mask: Tensor, coefficient: f
         utilities: [P, G].
         logps, mask: [B, T] behaviour log-probs; padding may hold anything.
         coefficient: c; 0 changes nothing.
+        scored: [P, G] bool, the completions that have a utility; None: all.
     """
     surprisal = -sequence_scores(logps, mask, utilities.shape[1], length_normalize=True)
-    spread = surprisal.std(dim=1, correction=0, keepdim=True).clamp(min=SPREAD_FLOOR)
-    z = (surprisal - surprisal.mean(dim=1, keepdim=True)) / spread
-    deviation = utilities.std(correction=0)
+    z = within_scored(_z_scores, scored, surprisal)
+    known = utilities if scored is None or bool(scored.all()) else utilities[scored]
+    deviation = known.std(correction=0)
     deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
     return utilities + coefficient * deviation * z
+
+
+def _z_scores(values: Tensor) -> Tensor:
+    spread = values.std(dim=1, correction=0, keepdim=True).clamp(min=SPREAD_FLOOR)
+    return (values - values.mean(dim=1, keepdim=True)) / spread
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,12 @@ class Unlikeliness(Shaping):
         scores = sequence_scores(
             batch.behaviour_logps, batch.completion_mask, batch.group_size, length_normalize=False
         )
-        return unlikeliness(utilities, scores, self.coefficient)
+        return within_scored(
+            lambda given, likely: unlikeliness(given, likely, self.coefficient),
+            batch.scored,
+            utilities,
+            scores,
+        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +138,8 @@ class EntropyBonus(Shaping):
     coefficient: float
 
     def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
-        return entropy_bonus(utilities, batch.behaviour_logps, batch.completion_mask, self.coefficient)
+        logps, mask = batch.behaviour_logps, batch.completion_mask
+        return entropy_bonus(utilities, logps, mask, self.coefficient, batch.scored)
 
 
 @dataclass(frozen=True)

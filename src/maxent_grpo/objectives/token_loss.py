@@ -82,6 +82,8 @@ class TokenLoss(PolicyLoss):
             metrics |= correction_metrics(ratios, self.correction.cap, mask)
             if not self.surrogate.corrects_itself:
                 per_token = per_token * ratios.clamp(max=self.correction.cap)
+        if not self.surrogate.silent_at_zero:
+            per_token = torch.where(inputs.batch.scored.view(-1, 1), per_token, 0.0)
         return inputs.reduced(per_token), metrics
 
 

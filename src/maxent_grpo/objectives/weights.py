@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from maxent_grpo.objectives.reduce import sequence_scores
-from maxent_grpo.stats import Metrics, extreme_stat, mean_stat
+from maxent_grpo.objectives.reduce import sequence_scores, within_scored
+from maxent_grpo.stats import Metrics, Stat, extreme_stat, mean_stat
 from maxent_grpo.types import Batch, Knobs, Signal
 
 WeightDenominator = Literal["tau_plus_beta", "tau"]
@@ -133,24 +133,53 @@ def weight_entropy(weights: Tensor) -> Tensor:
     return -(weights * weights.clamp(min=tiny).log()).sum(dim=-1)
 
 
-def weight_metrics(weights: Tensor, log_q: Tensor, denominator: float | Tensor) -> Metrics:
-    """Statistics of the candidate weights and of their target, both [P, G]; ``denominator`` is τ+β or τ."""
+def weighs(scored: Tensor) -> Tensor:
+    """Groups with enough scored completions for their weights to say something: [P, G] → [P] bool.
+
+    That is two, or all where a group is one completion.
+    """
+    return scored.sum(dim=1) >= min(2, scored.shape[1])
+
+
+def weight_metrics(
+    weights: Tensor, log_q: Tensor, denominator: float | Tensor, scored: Tensor | None = None
+) -> Metrics:
+    """Statistics of the candidate weights and of their target, both [P, G]; ``denominator`` is τ+β or τ.
+
+    Both are 0 where not ``scored``; groups that `weighs` leaves out do not count.
+    """
     entropy = weight_entropy(weights)
     q_entropy = weight_entropy(log_q.exp())
-    group_size = weights.shape[1]
+    kept, largest = None, math.log(max(2, weights.shape[1]))
+    normalized = entropy / largest
+    if scored is not None and not bool(scored.all()):
+        kept = weighs(scored)
+        normalized = entropy / scored.sum(dim=1).clamp(min=2).to(entropy.dtype).log()
+
+    def extreme(values: Tensor, kind: Literal["min", "max"]) -> Stat:
+        nothing = math.inf if kind == "min" else -math.inf
+        return extreme_stat(values if kept is None else values.masked_fill(~kept, nothing), kind)
+
     return {
-        "weight_entropy": mean_stat(entropy),
-        "weight_entropy_norm": mean_stat(entropy / math.log(group_size) if group_size > 1 else entropy),
-        "weight_entropy_min": extreme_stat(entropy, "min"),
-        "weight_entropy_max": extreme_stat(entropy, "max"),
+        "weight_entropy": mean_stat(entropy, kept),
+        "weight_entropy_norm": mean_stat(normalized if weights.shape[1] > 1 else entropy, kept),
+        "weight_entropy_min": extreme(entropy, "min"),
+        "weight_entropy_max": extreme(entropy, "max"),
         "weight_norm_denom": mean_stat(
             torch.as_tensor(denominator, dtype=weights.dtype, device=weights.device)
         ),
-        "effective_rollouts": mean_stat(entropy.exp()),
-        "q_entropy_mean": mean_stat(q_entropy),
-        "q_entropy_min": extreme_stat(q_entropy, "min"),
-        "q_entropy_max": extreme_stat(q_entropy, "max"),
+        "effective_rollouts": mean_stat(entropy.exp(), kept),
+        "q_entropy_mean": mean_stat(q_entropy, kept),
+        "q_entropy_min": extreme(q_entropy, "min"),
+        "q_entropy_max": extreme(q_entropy, "max"),
     }
+
+
+def group_sizes(scored: Tensor) -> Tensor | int:
+    """G, or where some completions are not ``scored`` how many are: [P, 1]."""
+    if bool(scored.all()):
+        return scored.shape[1]
+    return scored.sum(dim=1, keepdim=True)
 
 
 def scores_of_reference(batch: Batch, per_token: bool) -> Tensor | None:
@@ -172,17 +201,35 @@ class ClosedForm:
 
     def signal(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> tuple[Signal, Metrics]:
         """The weights, with all advantages 0."""
+        scored = batch.scored
         reference = scores_of_reference(batch, self.length_normalize_ref)
-        log_q = target_log_q(utilities, self.q_temperature, self.q_epsilon)
-        weights = closed_form_weights(log_q, reference, knobs.tau, knobs.beta, self.denominator)
+        log_q = within_scored(
+            lambda given: target_log_q(given, self.q_temperature, self.q_epsilon), scored, utilities
+        ).masked_fill(~scored, -math.inf)
+        weights = self._weights(log_q, reference, knobs.tau, knobs.beta, scored)
         divisor = knobs.tau + (knobs.beta if self.denominator == "tau_plus_beta" else 0.0)
-        signal = Signal(torch.zeros_like(weights), weights, log_q, reference)
-        return signal, weight_metrics(weights, log_q, divisor)
+        signal = Signal(torch.zeros_like(weights), weights, log_q, reference, scored=scored)
+        return signal, weight_metrics(weights, log_q, divisor, scored)
 
     def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
         """The weights at other τ and β."""
         assert signal.log_q is not None, "`signal` sets it"
-        return closed_form_weights(signal.log_q, signal.reference_scores, tau, beta, self.denominator)
+        return self._weights(signal.log_q, signal.reference_scores, tau, beta, signal.scored)
+
+    def _weights(
+        self,
+        log_q: Tensor,
+        reference: Tensor | None,
+        tau: float | Tensor,
+        beta: float | Tensor,
+        scored: Tensor | None,
+    ) -> Tensor:
+        return within_scored(
+            lambda target, known: closed_form_weights(target, known, tau, beta, self.denominator),
+            scored,
+            log_q,
+            reference,
+        )
 
 
 @dataclass(frozen=True)
@@ -202,6 +249,7 @@ class Tilt:
 
     def signal(self, advantages: Tensor, batch: Batch, knobs: Knobs) -> tuple[Signal, Metrics]:
         """The tilted advantages [P, G], the weights, and what they are made of."""
+        scored = batch.scored
         reference = scores_of_reference(batch, self.length_normalize_ref)
         tilt = advantages
         if self.by_length_share:
@@ -213,18 +261,34 @@ class Tilt:
                 raise ValueError("maxent_tau_mode_adaptive needs Batch.mode_counts, and it is None")
             factor = mode_adaptive_factor(batch.mode_counts.to(tilt.dtype))
         tau = knobs.tau if factor is None else knobs.tau * factor
-        weights = tilted_weights(tilt, tau, reference, knobs.beta)
+        weights = self._weights(tilt, reference, knobs.tau, factor, knobs.beta, scored)
         if knobs.tau != math.inf:  # at τ = ∞ it is the backbone itself, to the last bit
-            advantages = batch.group_size * weights * advantages
-        log_q = torch.log_softmax(tilt, dim=1)
-        signal = Signal(advantages, weights, log_q, reference, factor)
-        return signal, weight_metrics(weights, log_q, tau + knobs.beta)
+            advantages = group_sizes(scored) * weights * advantages
+        log_q = within_scored(lambda given: torch.log_softmax(given, dim=1), scored, tilt)
+        log_q = log_q.masked_fill(~scored, -math.inf)
+        signal = Signal(advantages, weights, log_q, reference, factor, scored)
+        return signal, weight_metrics(weights, log_q, tau + knobs.beta, scored)
 
     def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
         """The weights at other τ and β."""
         assert signal.log_q is not None, "`signal` sets it"
-        taus = tau if signal.tau_factor is None else tau * signal.tau_factor
-        return tilted_weights(signal.log_q, taus, signal.reference_scores, beta)
+        return self._weights(
+            signal.log_q, signal.reference_scores, tau, signal.tau_factor, beta, signal.scored
+        )
+
+    def _weights(
+        self,
+        tilt: Tensor,
+        reference: Tensor | None,
+        tau: float | Tensor,
+        factor: Tensor | None,
+        beta: float | Tensor,
+        scored: Tensor | None,
+    ) -> Tensor:
+        def weights(given: Tensor, known: Tensor | None, times: Tensor | None) -> Tensor:
+            return tilted_weights(given, tau if times is None else tau * times, known, beta)
+
+        return within_scored(weights, scored, tilt, reference, factor)
 
 
 def _tempered_softmax(scores: Tensor, temperature: float | Tensor) -> Tensor:

@@ -93,8 +93,8 @@ class Scorer:
 
         Each function is called once over all of them (an isolated one as `Isolation` says). Where that raises it is
         called again for each completion alone, so that only the offending ones lose its score; they are counted, and
-        the first of each function is logged. A completion's utility is the weighted sum of the scores that it got, 0
-        where it got none.
+        the first of each function is logged. A completion's utility is the weighted sum of the scores that it got; it
+        has none (NaN) where no function gave a score, or where one that has a weight lost it.
 
         Args:
             rollouts: the completions.
@@ -123,7 +123,11 @@ class Scorer:
         groups: list[Group] = []
         for rollout, part in _groups(rollouts):
             rewards = {reward.name: scores[reward.name].values[part] for reward in self.functions}
-            groups.append(Group(rollout, rewards, self._utilities(rollout, rewards)))
+            lost = [
+                any(reward.weight and row in scores[reward.name].errors for reward in self.functions)
+                for row in range(part.start, part.stop)
+            ]
+            groups.append(Group(rollout, rewards, self._utilities(rollout, rewards, lost)))
         return groups, group_metrics(groups) | _call_metrics(scores.values())
 
     def _context(self, step: int, is_eval: bool) -> CallContext:
@@ -164,12 +168,19 @@ class Scorer:
                 exc_info=None if isinstance(error, LOST) else error,
             )
 
-    def _utilities(self, rollout: Rollout, rewards: dict[str, tuple[float, ...]]) -> tuple[float, ...]:
+    def _utilities(
+        self, rollout: Rollout, rewards: dict[str, tuple[float, ...]], lost: Sequence[bool]
+    ) -> tuple[float, ...]:
         utilities = []
         for i, reason in enumerate(rollout.finish_reasons):
-            given = ((f.weight, rewards[f.name][i]) for f in self.functions)
-            utility = math.fsum(weight * score for weight, score in given if not math.isnan(score))
-            utilities.append(0.0 if self.zero_truncated and reason == "length" else utility)
+            scores = [(f.weight, rewards[f.name][i]) for f in self.functions]
+            given = [(weight, score) for weight, score in scores if not math.isnan(score)]
+            if self.zero_truncated and reason == "length":
+                utilities.append(0.0)
+            elif lost[i] or not given:
+                utilities.append(math.nan)
+            else:
+                utilities.append(math.fsum(weight * score for weight, score in given))
         return tuple(utilities)
 
 
@@ -221,8 +232,7 @@ def group_metrics(groups: Sequence[Group]) -> Metrics:
         stds = [statistics.stdev(given) if len(given) > 1 else 0.0 for given in scored if given]
         metrics[f"rewards/{name}/mean"] = mean_stat(_tensor([s for given in scored for s in given]))
         metrics[f"rewards/{name}/std"] = mean_stat(_tensor(stds))
-    unscored = sum(all(map(math.isnan, row)) for g in groups for row in zip(*g.rewards.values(), strict=True))
-    metrics["reward/unscored"] = _sum_stat(unscored)
+    metrics["reward/unscored"] = _sum_stat(sum(math.isnan(u) for group in groups for u in group.utilities))
     lengths = _tensor([length for group in groups for length in group.rollout.lengths])
     clipped = [reason == "length" for group in groups for reason in group.rollout.finish_reasons]
     metrics["completions/mean_length_sampled"] = mean_stat(lengths)

@@ -18,6 +18,7 @@ from maxent_grpo.config.plan import BatchPlan
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.models.lm_head import EntropyMode
 from maxent_grpo.models.policy import PolicyForward
+from maxent_grpo.objectives.advantages import std_over_batch
 from maxent_grpo.train.micro_batches import MicroBatch, scoring_batches
 from maxent_grpo.train.strategies.strategy import Strategy
 from maxent_grpo.types import Batch, Denominators, Forward, Signal
@@ -114,8 +115,7 @@ class Learner:
 
     def utility_std(self, batch: Batch) -> Tensor:
         """The sample standard deviation of the utilities over all ranks: what ``scale_rewards="batch"`` divides by."""
-        utilities = self.accelerator.gather(batch.utilities)
-        return utilities.std(correction=min(1, utilities.numel() - 1))
+        return std_over_batch(self.accelerator.gather(batch.utilities))
 
     def forward(self, batch: Batch, *, last: bool = True) -> Forward:
         """The policy's view of the batch's completions: log-probs, entropy, and what InfoSeed reads.
@@ -180,6 +180,7 @@ class Learner:
             log_q=None if signal.log_q is None else gather(signal.log_q),
             reference_scores=None if signal.reference_scores is None else gather(signal.reference_scores),
             tau_factor=None if signal.tau_factor is None else gather(signal.tau_factor),
+            scored=None if signal.scored is None else gather(signal.scored),
         )
 
     def from_first_rank(self, numbers: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from maxent_grpo.controllers.controller import Measurement
+from maxent_grpo.objectives.weights import weighs
 from maxent_grpo.stats import Metrics
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.learner import with_reference
@@ -96,4 +97,9 @@ def weights_of(run: Run, signal: Signal) -> Callable[[Tensor, Tensor], Tensor] |
     if signal.weights is None:
         return None
     everywhere = run.learner.gathered(signal)
+    if everywhere.scored is not None:
+        counted = weighs(everywhere.scored).nonzero().flatten().tolist()
+        if not counted:
+            return None
+        everywhere = everywhere.select(counted)
     return lambda tau, beta: run.objective.weights(everywhere, tau, beta)

@@ -7,6 +7,7 @@ After several updates on one rollout the two differ: TRL clips the ratio of a fr
 follows the objective itself.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from maxent_grpo.objectives.catalog import CATALOG, ObjectiveSpec, build_objecti
 from maxent_grpo.objectives.components import NUMBERS
 from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.objectives.token_loss import TokenLoss
-from maxent_grpo.stats import Metrics, Stat, mean_stat
+from maxent_grpo.objectives.weights import weighs
+from maxent_grpo.stats import Metrics, mean_stat
 from maxent_grpo.tasks.registry import answer_clusters
 from maxent_grpo.types import Batch, Signal
 
@@ -98,20 +100,20 @@ class MaxEntGRPOTrainer(GRPOTrainer):
             self.beta = 0.0
         if not (self._changes_advantages and self.model is not None and self.model.training):
             return output
-        batch, scored = self._whole_batch(output)
+        batch = self._whole_batch(output)
         signal, metrics = self.objective.signal(batch, knobs)
-        advantages = torch.where(scored, signal.advantages.flatten(), 0.0)
+        advantages = signal.advantages.flatten()
         rows = output["completion_mask"].shape[0]
         start = self.accelerator.process_index * rows
         output["advantages"] = advantages[start : start + rows].to(output["advantages"].dtype)
-        numbers = {name: mean_of(stat) for name, stat in (metrics | self._kl(batch)).items()}
+        numbers = numbers_of(metrics | self._kl(batch))
         numbers |= self._control(signal, numbers)
         for name, value in numbers.items():
             self._metrics["train"][name].append(value)
         return output
 
-    def _whole_batch(self, output: Mapping[str, Any]) -> tuple[Batch, Tensor]:
-        """The completions of all processes, and which of them any reward function scored [B]."""
+    def _whole_batch(self, output: Mapping[str, Any]) -> Batch:
+        """The completions of all processes."""
         assert self._rewards is not None, "TRL scores before it returns"
         mask = self._gathered(output["completion_mask"]).bool()
         needs_logps = self.objective.reads_logps or self.controllers.settings.kl_target > 0
@@ -119,9 +121,9 @@ class MaxEntGRPOTrainer(GRPOTrainer):
             self._behaviour_logps(output) if needs_logps else torch.zeros_like(output["completion_mask"])
         )
         reference = output.get("ref_per_token_logps")
-        utilities, scored = self._utilities(self._rewards)
+        utilities = self._utilities(self._rewards)
         clusters = self._answer_clusters().view_as(utilities) if self.objective.needs_answers else None
-        batch = Batch(
+        return Batch(
             prompt_ids=mask.new_zeros(
                 utilities.shape[0], 1, dtype=torch.long
             ),  # advantages do not read prompts
@@ -133,10 +135,9 @@ class MaxEntGRPOTrainer(GRPOTrainer):
             reference_logps=None if reference is None else self._gathered(reference),
             answer_clusters=clusters,
         )
-        return batch, scored
 
-    def _utilities(self, rewards: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted sums [P, G], the group's mean where no function gave a score; and where one did [B]."""
+    def _utilities(self, rewards: Tensor) -> Tensor:
+        """Weighted sums [P, G], NaN where no function gave a score."""
         scored = ~rewards.isnan().all(dim=1)
         grouped = rewards.view(-1, self.num_generations, rewards.shape[1])
         if self.multi_objective_aggregation == "normalize_then_sum":
@@ -145,10 +146,7 @@ class MaxEntGRPOTrainer(GRPOTrainer):
             std = (centred.square().nansum(dim=1, keepdim=True) / (counts - 1).clamp(min=1)).sqrt()
             grouped = centred / (std + 1e-4)
         utilities = (grouped * self.reward_weights.to(rewards.device)).nansum(dim=2)
-        utilities = utilities.masked_fill(~scored.view_as(utilities), torch.nan)
-        return torch.where(utilities.isnan(), utilities.nanmean(dim=1, keepdim=True), utilities).nan_to_num(
-            0.0
-        ), scored
+        return utilities.masked_fill(~scored.view_as(utilities), torch.nan)
 
     def _behaviour_logps(self, output: Mapping[str, Any]) -> Tensor:
         """Log-probs [B, T] of the policy that sampled: as the sampler or TRL has them, else of the policy as it is."""
@@ -196,13 +194,16 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         self._controlled_step = step
         base = self.args.learning_rate
         scheduler = self.lr_scheduler
+        counted = signal
+        if signal.weights is not None and signal.scored is not None:
+            counted = signal.select(weighs(signal.scored).nonzero().flatten().tolist())
         self.controllers, metrics = self.controllers.update(
             Measurement(
                 step=step + 1,
                 kl=measured.get("kl"),
                 weight_entropy=measured.get("weight_entropy"),
                 lr_scale=float(scheduler.get_last_lr()[0]) / base if scheduler is not None and base else 1.0,
-                weights=lambda tau, beta: self.objective.weights(signal, tau, beta),
+                weights=lambda tau, beta: self.objective.weights(counted, tau, beta),
             )
         )
         return metrics
@@ -259,6 +260,8 @@ def whole_text(completion: Any) -> str:
     return "".join(str(message.get("content") or "") for message in completion)
 
 
-def mean_of(stat: Stat) -> float:
-    """The number that a statistic of the whole batch stands for."""
-    return float(stat.value / stat.weight) if stat.kind == "mean" else float(stat.value)
+def numbers_of(metrics: Metrics) -> dict[str, float]:
+    """The numbers that statistics of the whole batch stand for; means and extremes over nothing are left out."""
+    found = {name: s for name, s in metrics.items() if s.kind != "mean" or s.weight > 0}
+    numbers = {name: float(s.value / s.weight if s.kind == "mean" else s.value) for name, s in found.items()}
+    return {name: value for name, value in numbers.items() if not math.isinf(value)}
