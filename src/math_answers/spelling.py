@@ -77,6 +77,8 @@ _INVISIBLE = re.compile(
 )
 _ENDS_PROOF = re.compile(r"[■□✓✅]|\\(?:Box|square)\s*\Z")
 _ENDS_OR_PROSE = re.compile(r"[,;:=]\Z|(?<![A-Za-z\\])[A-Za-z]{3,}|\\begin|^[=&]|\n")
+_LETTERS = re.compile(r"[A-Za-z]")
+_COMMAS = re.compile(r",(?:\s*,)+")
 _HEADING = re.compile(r"#+ ")
 
 _CURRENCIES = {
@@ -138,50 +140,73 @@ def respell(text: str) -> str:
     Linear in the length of the text. What carries meaning stays: commas, brackets, ``\\text``, order, words. What only
     marks goes (bold, code, colour, the tokens of a chat template), as does the sentence around an answer.
     """
-    text = unmarked(text)
+    text = _plain_signs(unmarked(text))
+    if _SPACED_THOUSANDS.fullmatch(text):
+        return text.replace(" ", "").replace("$", "")
+    if "\\" in text or "$" in text:
+        text = _plain_commands(text)
+    text = _SPACES.sub(" ", text).strip()
+    while text.startswith("{") and r"\choose" not in text and (group := _SOLE_GROUP.fullmatch(text)):
+        text = group[1].strip()
+    if "(" in text or "[" in text or "]" in text:
+        text = unwrapped(_REMARK.sub(_without_remark, text))
+        if r"\sqrt[" not in text:
+            text = _FRENCH_INTERVAL.sub(_with_round_brackets, text)
+    else:
+        text = unwrapped(text)
+    text = _DEGREES.sub(DEGREE, _PERCENT.sub(PERCENT, text)).strip()
+    text = _LEADING_EQUALS.sub("", text, count=1) if text.startswith(("=", r"\approx")) else text
+    if _LETTERS.search(text):
+        text = _plain_words(text)
+    if "," in text:
+        text = _COMMAS.sub(",", text)
+    return text.rstrip(" .,;:\\").strip()
+
+
+def _plain_signs(text: str) -> str:
+    """With ASCII for Unicode, digits without groups, and currencies as units."""
     if "\n\n" in text:
         text = _listed_lines(text)
-    text = _AND_SO_ON.sub(r"\\ldots ", text)
     if not text.isascii():
         text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
+        text = _AND_SO_ON.sub(r"\\ldots ", text)
         text = unicodedata.normalize("NFKC", text.translate(_SIGN_TABLE))
     text = text.replace("\0", " ")
-    if r"\begin" not in text:
+    if "..." in text:
+        text = _AND_SO_ON.sub(r"\\ldots ", text)
+    if "\\\\" in text and r"\begin" not in text:
         text = _DOUBLED_BACKSLASH.sub(r"\\", text)
-    text = _GROUPED.sub(_ungrouped, text.replace("{ ,}", "{,}")).replace(r"\!", "")
-    text = _THOUSANDS_GAP.sub("", text)
+    if "," in text or "'" in text:
+        text = _GROUPED.sub(_ungrouped, text.replace("{ ,}", "{,}"))
+    if "\\" in text or "~" in text:
+        text = _THOUSANDS_GAP.sub("", text.replace(r"\!", ""))
     if "\\$" in text or not text.isascii() or _CURRENCY_WORD.search(text):
-        text = _CURRENCY_BEHIND.sub(
-            lambda sign: rf"\text{{ {_CURRENCIES[sign[1]]}}}", _CURRENCY.sub(_priced, text)
-        )
+        text = _CURRENCY.sub(_priced, text)
+        text = _CURRENCY_BEHIND.sub(lambda sign: rf"\text{{ {_CURRENCIES[sign[1]]}}}", text)
+    return text
+
+
+def _plain_commands(text: str) -> str:
+    """With one TeX command for what has several, and none for what only moves ink."""
     text = _DELIMITERS.sub(" ", text)
-    if _SPACED_THOUSANDS.fullmatch(text):
-        return text.replace(" ", "")
     if r"\begin" in text:
         text = _LEFT_BRACE_SYSTEM.sub(r"\\begin{cases}\2\\end{cases}", text)
     text = _FRACTIONS.sub(r"\\frac", _SIZES.sub(" ", text))
     text = _FONTS.sub(" ", _UPRIGHT.sub(r"\\text", text))
-    text = _GLUED_DOUBLE_QUAD.sub(" ", text)
-    text = _SPACES.sub(" ", text).strip()
-    while text.startswith("{") and r"\choose" not in text and (group := _SOLE_GROUP.fullmatch(text)):
-        text = group[1].strip()
-    if "(" in text or "[" in text:
-        text = _REMARK.sub(_without_remark, text)
-    text = unwrapped(text)
-    if ("[" in text or "]" in text) and r"\sqrt[" not in text:
-        text = _FRENCH_INTERVAL.sub(_with_round_brackets, text)
-    text = _UNIT_FRACTION.sub(r"\\text{\1/\2}", text)
-    text = _NON.sub(r"\\text{non} ", text)
-    text = _DEGREES.sub(DEGREE, _PERCENT.sub(PERCENT, _PERMILLE.sub(r"\\permille ", text))).strip()
+    if "quad" in text:
+        text = _GLUED_DOUBLE_QUAD.sub(" ", text)
+    if r"\text" in text:
+        text = _UNIT_FRACTION.sub(r"\\text{\1/\2}", text)
+    return _LOGIC.sub(lambda found: r"\land" if found[1] else r"\lor", text.replace(r"\&", AND))
+
+
+def _plain_words(text: str) -> str:
+    """With commands for "and", "or" and "non-", units for "th" and "{cm}", without what only announces an answer."""
+    text = _NON.sub(r"\\text{non} ", _PERMILLE.sub(r"\\permille ", text))
     text = _BRACED_UNIT.sub(_unit_of_group, _ORDINAL.sub(r"\\text{ ordinal}", text))
-    text = _LEADING_EQUALS.sub("", text, count=1) if text.startswith(("=", r"\approx")) else text
     text = _ANNOUNCEMENT.sub("", text, count=1) if _ANNOUNCEMENT.match(text) else text
     text = _TEXT_CONNECTIVE.sub(lambda found: AND if found[1] in ("and", "&", r"\&") else OR, text)
-    text = _CONNECTIVE.sub(lambda found: f" {AND}" if "and" in found.groups() else f" {OR}", text)
-    text = text.replace(r"\&", AND)
-    text = _LOGIC.sub(lambda found: r"\land" if found[1] else r"\lor", text)
-    text = re.sub(r",(?:\s*,)+", ",", text)
-    return text.rstrip(" .,;:\\").strip()
+    return _CONNECTIVE.sub(lambda found: f" {AND}" if "and" in found.groups() else f" {OR}", text)
 
 
 def unmarked(text: str) -> str:
