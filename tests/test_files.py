@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.files import JsonlFile
+from maxent_grpo.files import JsonlFile, escaped, replace_file
 
 
 def filled(path: Path, steps: int) -> JsonlFile:
@@ -92,3 +92,31 @@ def test_the_log_is_light_to_import():
     code = f"import sys, {modules}; print({heavy} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
+
+
+LONE = "é \ud800 \udcff 😀"
+
+
+def test_a_lone_surrogate_is_an_escape_in_every_file_and_never_lost(tmp_path):
+    path = tmp_path / "c.jsonl"
+    JsonlFile(path).append({"step": 1, "completion": LONE})
+    assert path.read_bytes().decode("utf-8").count("\\ud800") == 1
+    assert JsonlFile.read(path)[0]["completion"] == LONE
+    replace_file(tmp_path / "page.html", LONE)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "é \\ud800 \\udcff 😀"
+    assert escaped({"a": [LONE, 1, None], "b": ("plain",)}) == {
+        "a": ["é \\ud800 \\udcff 😀", 1, None],
+        "b": ["plain"],
+    }
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"step": "x"}', b'{"step": true}', b"\xff", b"\0\0"])
+def test_every_kind_of_corrupt_middle_line_is_named(tmp_path, line):
+    log = filled(tmp_path / "m.jsonl", 3)
+    lines = log.path.read_bytes().splitlines()
+    log.path.write_bytes(b"\n".join([lines[0], line, *lines[1:]]) + b"\n")
+    for read in (lambda: JsonlFile.read(log.path), lambda: log.cut_back(2)):
+        with pytest.raises(RunError, match=r"m.jsonl: line 2 .*restore the file or delete the line"):
+            read()
+    log.cut_back(-1)
+    assert log.path.read_bytes() == b""

@@ -23,15 +23,32 @@ Fingerprint = Mapping[str, Any]
 def replace_file(path: Path, contents: str | bytes, *, shared: bool = False) -> None:
     """Put ``contents`` at ``path``, on the disk: a reader sees the old file or the new one, also after a crash.
 
-    Text is written as UTF-8. What is unfinished lies beside ``path`` under one name, which the next call takes again;
-    ``shared``: under a name of this process, as others may write the same file at the same time.
+    Text is written as UTF-8, a lone surrogate as an escape. What is unfinished lies beside ``path`` under one name,
+    which the next call takes again; ``shared``: under a name of this process, as others may write the same file at the
+    same time.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial" if shared else f".{path.name}.partial")
     with unfinished.open("wb") as file:
-        file.write(contents.encode() if isinstance(contents, str) else contents)
+        file.write(utf8(contents) if isinstance(contents, str) else contents)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def utf8(text: str) -> bytes:
+    """``text`` in UTF-8. A lone surrogate, which a model's text may hold, has no such form and becomes ``\\udc80``."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def escaped(value: Any) -> Any:
+    """``value``, text or lists and mappings of it, with every lone surrogate as an escape: for those who need UTF-8."""
+    if isinstance(value, str):
+        return value if value.isascii() else utf8(value).decode()
+    if isinstance(value, Mapping):
+        return {key: escaped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [escaped(item) for item in value]
+    return value
 
 
 def strict_json(value: Any) -> Any:
@@ -63,11 +80,12 @@ class JsonlFile:
     def cut_back(self, step: int) -> None:
         """Atomically drop the records whose step is greater than ``step``, and a torn last line.
 
-        What stays keeps its bytes. A file that does not exist has nothing to cut.
+        What stays keeps its bytes. A file that does not exist has nothing to cut; below 0 nothing of it is read.
         """
         if not self.path.exists():
             return
-        kept = b"".join(line + b"\n" for line, record in _step_lines(self.path) if record["step"] <= step)
+        lines = _step_lines(self.path) if step >= 0 else iter(())
+        kept = b"".join(line + b"\n" for line, record in lines if record["step"] <= step)
         if kept != self.path.read_bytes():
             replace_file(self.path, kept)
 
@@ -198,14 +216,12 @@ def read_rows(
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
-    text = json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False) + "\n"
-    # A lone surrogate, which a tokenizer may decode to, has no UTF-8 form; as an escape it is still JSON.
-    return text.encode("utf-8", "backslashreplace")
+    return utf8(json.dumps(strict_json(record), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _step_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     def has_step(record: Any) -> bool:
-        return isinstance(record, dict) and "step" in record
+        return isinstance(record, dict) and type(record.get("step")) is int
 
     return _lines(path, has_step, "is not a record with a step", RunError)
 
@@ -218,7 +234,7 @@ def _lines(
         for number, line in enumerate(file, start=1):
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if not line.endswith(b"\n"):
                     return
                 raise error_kind(

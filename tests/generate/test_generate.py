@@ -226,6 +226,16 @@ def test_a_folder_of_datasets_has_the_rows_in_their_order(data, tmp_path):
     assert not (tmp_path / "out" / ".cache").exists()
 
 
+def test_a_lone_surrogate_is_kept_in_the_lines_and_an_escape_in_the_folder(data, tmp_path):
+    from datasets import load_from_disk
+
+    with serving(lambda request: chat("before \ud800 after")) as server:
+        run(settings_of(server.url, data, tmp_path, output_format="dataset"))
+    assert {row["generation"][0] for row in lines(tmp_path)} == {"before \ud800 after"}
+    saved = load_from_disk(str(tmp_path / "out" / "dataset"))
+    assert {text for (text,) in saved["generation"]} == {"before \\ud800 after"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

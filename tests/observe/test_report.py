@@ -1,9 +1,11 @@
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe.report import SummaryTable, final_numbers, repeat_commands, report_run, write_report
 from maxent_grpo.observe.run_files import load_run
 
@@ -52,6 +54,25 @@ def test_completions_are_escaped(finished_run):
     assert "script" not in parsed.tags
     assert not [name for _, name, _ in parsed.found if name.startswith("on")]
     assert "&lt;script&gt;alert(&#39;owned&#39;)&lt;/script&gt;" in page
+
+
+def test_a_lone_surrogate_in_a_completion_is_shown_as_an_escape(make_run):
+    run = make_run("surrogate")
+    path = run / "completions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    JsonlFile(path).cut_back(-1)
+    for row in rows:
+        JsonlFile(path).append(row | {"completion": "before \ud800 after"})
+    report_run(run)
+    assert "before \\ud800 after" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("contents", [b"{", b"\xff", b"a: b: c"])
+def test_a_damaged_configuration_is_named(make_run, contents):
+    run = make_run("damaged")
+    (run / "resolved_config.yaml").write_bytes(contents)
+    with pytest.raises(UsageError, match=r"resolved_config.yaml: .*restore the file that the run wrote"):
+        report_run(run)
 
 
 def test_labels_and_titles_are_escaped(make_run, tmp_path):

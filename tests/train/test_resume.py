@@ -134,11 +134,12 @@ def test_a_truncated_checkpoint_is_refused_by_name(configure, tmp_path):
 
 def test_resuming_from_a_path_that_is_no_checkpoint_is_refused(configure, tmp_path):
     with pytest.raises(UsageError, match="is not a complete checkpoint"):
-        train(configure(resume_from_checkpoint=str(tmp_path / "nowhere")))
+        train(configure(resume_from_checkpoint=str(tmp_path)))
 
 
-def test_resuming_before_the_first_checkpoint_starts_at_step_0(configure):
+def test_resuming_before_the_first_checkpoint_starts_at_step_0_and_says_so(configure, caplog):
     assert train(configure(resume_from_checkpoint=True)).global_step == 6
+    assert "holds no complete checkpoint, so the run starts at step 0" in caplog.text
 
 
 def test_only_the_newest_checkpoints_stay(configure, tmp_path):
@@ -160,3 +161,45 @@ def test_the_final_policy_loads_as_any_other(configure, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
     assert model.config.vocab_size == len(tokenizer)
+
+
+def test_a_folder_that_is_not_there_does_not_exist(configure, tmp_path):
+    nowhere = tmp_path / "checkpoint-3"
+    for settings in ({}, {"command": "train-baseline", "force_custom_loop": False}):
+        with pytest.raises(UsageError, match="checkpoint-3 does not exist; give a checkpoint-<step> folder"):
+            train(configure(resume_from_checkpoint=str(nowhere), **settings))
+    nowhere.write_text("")
+    with pytest.raises(UsageError, match="checkpoint-3 is a file"):
+        train(configure(resume_from_checkpoint=str(nowhere)))
+
+
+def test_resuming_says_what_comes_from_the_checkpoint(configure, tmp_path, caplog):
+    train(configure(max_steps=2))
+    changed = {"maxent_tau": 0.1, "weight_decay": 0.5, "learning_rate": 1e-3}
+    train(configure(max_steps=4, resume_from_checkpoint=True, **changed))
+    told = {r.getMessage() for r in caplog.records if "changed setting" in r.getMessage()}
+    front = "resuming with a changed setting that has no effect: "
+    assert f"{front}maxent_tau: 0.05 → 0.1; it comes from the checkpoint and goes on at 0.05" in told
+    assert f"{front}weight_decay: 0.0 → 0.5; it comes from the checkpoint and goes on at 0.0" in told
+    assert "resuming with a changed setting: learning_rate: 0.003 → 0.001" in told
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {r["train/tau"] for r in records[1:]} == {0.05}
+
+
+def test_an_interrupt_says_how_to_go_on(configure, tmp_path, monkeypatch, capsys):
+    real, recipe = drivers.step, tmp_path / "recipe.yaml"
+    write_resolved(configure(overwrite_output_dir=True), recipe)
+
+    def interrupted(at):
+        def step(run, groups):
+            if run.step + 1 == at:
+                raise KeyboardInterrupt
+            return real(run, groups)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(drivers, "step", step)
+            assert main(["command=train-maxent", f"maxent.recipe={recipe}"]) == 130
+        return capsys.readouterr().err
+
+    assert "interrupted; start it again: there is no checkpoint yet" in interrupted(1)
+    assert "interrupted; resume_from_checkpoint=true goes on from checkpoint-2" in interrupted(4)

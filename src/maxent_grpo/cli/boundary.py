@@ -42,7 +42,7 @@ class ErrorContext:
     ) -> bool:
         if isinstance(error, KeyboardInterrupt) and self.ends_interrupts:
             self.exit_code = INTERRUPTED
-            print(self.line("interrupted"), file=sys.stderr)
+            print(self.line(str(error) or "interrupted"), file=sys.stderr)
             return True
         if not isinstance(error, Exception):
             return False

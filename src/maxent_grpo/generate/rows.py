@@ -12,6 +12,7 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.files import escaped
 from maxent_grpo.generate.client import Reply
 from maxent_grpo.generate.settings import PROMPT_COLUMNS, GenerateSettings
 
@@ -209,7 +210,7 @@ def _generated(
                 line: dict[str, Any] = {}
                 if index not in failures:
                     file.seek(offsets[index])
-                    line = json.loads(file.readline())
+                    line = escaped(json.loads(file.readline()))
                 row = {stem + suffix: line.get(stem + suffix) for suffix in SUFFIXES}
                 yield row | {f"{stem}_row": index, f"{stem}_error": failures.get(index)}
 

@@ -11,6 +11,7 @@ METRICS_FILE: Final = "metrics.jsonl"
 TIMINGS_FILE: Final = "timings.jsonl"
 COMPLETIONS_FILE: Final = "completions.jsonl"
 CONFIG_FILE: Final = "resolved_config.yaml"
+LOCK_FILE: Final = ".run.lock"
 STOP_FILE: Final = "stop"  # not of a run: whoever makes it asks the run to save and end
 
 REWARD: Final = "train/reward"

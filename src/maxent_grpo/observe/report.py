@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from maxent_grpo.files import replace_file
 from maxent_grpo.observe import names
 from maxent_grpo.observe.definitions import definitions
 from maxent_grpo.observe.names import is_secret, without_secrets
@@ -84,7 +85,7 @@ def write_report(
     )
     out_dir.mkdir(parents=True, exist_ok=True)
     html = out_dir / TEMPLATE.name
-    html.write_text(page, encoding="utf-8")
+    replace_file(html, page)
     return ReportPaths(html, tuple(figures))
 
 

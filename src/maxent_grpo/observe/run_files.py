@@ -110,7 +110,11 @@ def _read_config(path: Path) -> Mapping[str, Any] | None:
         return None
     import yaml
 
-    config = yaml.safe_load(path.read_text())
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: cannot be read ({reason}); restore the file that the run wrote") from error
     if not isinstance(config, dict):
         raise UsageError(f"{path}: not a mapping of settings; restore the file that the run wrote")
     return config

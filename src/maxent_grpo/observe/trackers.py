@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.files import escaped
 from maxent_grpo.observe.names import without_secrets
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Trackers:
         shown = ("prompt", "completion", "advantage", "weight")
         columns = ["step", *shown, *(f"reward/{name}" for name in rewards)]
         data = [
-            [step, *(row[key] for key in shown), *(row["rewards"][name] for name in rewards)]
+            [step, *escaped([row[key] for key in shown]), *(row["rewards"][name] for name in rewards)]
             for row in rows[:TABLE_ROWS]
         ]
         self._accelerator.get_tracker("wandb").log_table("completions", columns=columns, data=data, step=step)

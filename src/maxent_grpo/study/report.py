@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from maxent_grpo import __version__
+from maxent_grpo.files import replace_file
 from maxent_grpo.observe.report import render_page
 from maxent_grpo.observe.run_files import load_run
 from maxent_grpo.study.effects import aa_alarms, measured_outcomes, run_outcomes
@@ -64,7 +65,7 @@ def write_report(
         short=lambda *numbers: " and ".join(f"{number:g}" for number in numbers),
         span=_span,
     )
-    path.write_text(page, encoding="utf-8")
+    replace_file(path, page)
     return path
 
 

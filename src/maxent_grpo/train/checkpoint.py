@@ -14,7 +14,6 @@ Shallow checkpoints hold the small files of the policy without its weights, whic
 import json
 import logging
 import os
-import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -23,16 +22,30 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.config.environment import SKIP, SOURCE, CheckpointSettings
-from maxent_grpo.controllers.state import read_state, write_state
+from maxent_grpo.controllers.state import SETTING_KEYS, read_state, write_state
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.loading import BESIDE_THE_WEIGHTS, is_adapted
-from maxent_grpo.train.ranks import gathered, own_part
+from maxent_grpo.train.integrity import (
+    MANIFEST,
+    NAME,
+    POSITION,
+    SUMS,
+    checkpoints,
+    flush,
+    flushed_sums,
+    manifest_of,
+    naming_damage,
+    naming_failed_writes,
+    read_json,
+    refuse_damage,
+    write_sums,
+)
+from maxent_grpo.train.ranks import gathered, own_part, share
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.strategies.replicated import write_json
 from maxent_grpo.train.strategies.strategy import NO_STATE
 from maxent_grpo.types import Group, Prompt, Rollout
 
-MANIFEST = "manifest.json"
 BUFFER = "buffer.json"
 NAMES = {"replicated": "ddp, or of one process", "accelerate": "zero2 or zero3"}
 """Kinds of training state whose name is not the setting's."""
@@ -42,11 +55,18 @@ SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_at
 """Settings in which two configurations must agree for one's weights to fit the other."""
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"checkpoint-(\d+)")
-
 
 def save_checkpoint(run: Run) -> Path:
-    """Write ``<output_dir>/checkpoint-<step>`` and drop the oldest ones beyond ``save_total_limit``."""
+    """Write ``<output_dir>/checkpoint-<step>`` and drop the oldest ones beyond ``save_total_limit``.
+
+    Raises:
+        RunError: the disk is full, or gone.
+    """
+    with naming_failed_writes(run.output_dir):
+        return _save_checkpoint(run)
+
+
+def _save_checkpoint(run: Run) -> Path:
     final = run.output_dir / f"checkpoint-{run.step}"
     partial = run.output_dir / f".checkpoint-{run.step}.partial"
     accelerator = run.learner.accelerator
@@ -60,21 +80,26 @@ def save_checkpoint(run: Run) -> Path:
         save_metadata(run.learner.strategy.sampling_model, run.tokenizer, run.metadata_source, partial)
     kind = run.learner.strategy.save(partial, main=accelerator.is_main_process)
     rollout = in_stream_order(run) if run.updates_left > 0 else []
-    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_state(partial / "controller_state.json", run.controllers.state_dict())
-        write_json(partial / "trainer_state.json", _trainer_state(run, kind))
+        write_json(partial / POSITION, _trainer_state(run, kind))
         if rollout:
             write_json(partial / "rollout.json", [asdict(group) for group in rollout])
         if run.buffer is not None:
             write_json(partial / BUFFER, run.buffer())
-        files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
-        write_json(partial / MANIFEST, {str(p.relative_to(partial)): p.stat().st_size for p in files})
-        for path in partial.rglob("*"):
-            _flush(path)
-        shutil.rmtree(final, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    names = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
+    own = names[share(len(names), accelerator)]
+    sums = gathered(flushed_sums([partial / name for name in own]), accelerator)
+    if accelerator.is_main_process:
+        write_json(partial / MANIFEST, manifest_of(partial, names, sums))
+        flush(partial / MANIFEST)
+        for path in (partial, *partial.rglob("*")):
+            if path.is_dir():
+                flush(path)
+        remove(final)
         os.replace(partial, final)
-        _flush(run.output_dir)
+        flush(run.output_dir)
         kept = run.cadence.save_total_limit
         for old in checkpoints(run.output_dir)[:-kept] if kept else []:
             shutil.rmtree(old)
@@ -82,6 +107,14 @@ def save_checkpoint(run: Run) -> Path:
             logger.warning("%s holds no training state (%s is true): it cannot be resumed", final, SKIP)
     accelerator.wait_for_everyone()
     return final
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def has_full_policy(run: Run) -> bool:
@@ -115,7 +148,10 @@ def find_source(settings: CheckpointSettings, output_dir: Path, config: Pretrain
     source = settings.metadata_source or paired_run(output_dir)
     if source is None:
         return None
-    theirs = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    try:
+        theirs = json.loads((source / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{SOURCE}: {source / 'config.json'} cannot be read ({error})") from error
     mine = config.to_dict()
     for key in SHAPE:
         if key in theirs and theirs[key] != mine.get(key):
@@ -146,49 +182,108 @@ def save_metadata(
 
 
 def save_final(run: Run) -> None:
-    """The trained policy in the output directory itself; each file appears whole or not at all."""
+    """The trained policy in the output directory itself; each file appears whole or not at all, its checksum last.
+
+    Raises:
+        RunError: the disk is full, or gone.
+    """
     partial = run.output_dir / ".final.partial"
-    if run.learner.accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    save_policy(run, partial)
-    if not run.learner.accelerator.is_main_process:
-        return
-    for path in sorted(partial.iterdir()):
-        _flush(path)
-        os.replace(path, run.output_dir / path.name)
-    partial.rmdir()
-
-
-def checkpoints(output_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    found = [(int(m[1]), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found) if (path / MANIFEST).is_file()]
+    with naming_failed_writes(run.output_dir):
+        if run.learner.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            (run.output_dir / SUMS).unlink(missing_ok=True)
+        save_policy(run, partial)
+        if not run.learner.accelerator.is_main_process:
+            return
+        names = sorted(path.name for path in partial.iterdir())
+        write_sums(partial, names, flushed_sums([partial / name for name in names]))
+        flush(partial / SUMS)
+        for name in [*names, SUMS]:
+            os.replace(partial / name, run.output_dir / name)
+        partial.rmdir()
 
 
 def find_checkpoint(output_dir: Path, resume: bool | str) -> Path | None:
     """The checkpoint that ``resume_from_checkpoint`` asks for: the newest of ``output_dir`` for true, or a path.
 
-    None: true was asked and there is no complete checkpoint yet. Raises `UsageError` for a path that is none, or
-    one with missing or truncated files.
+    None: true was asked and there is no complete checkpoint yet. Raises `UsageError` for a path that is none, and for
+    one whose files are not as they were written.
     """
     if str(resume).lower() == "true":
-        newest = checkpoints(output_dir)[-1:]
-        path = newest[0] if newest else None
+        found = checkpoints(output_dir)
+        path = found[-1] if found else None
+        if path is None:
+            logger.warning(
+                "resume_from_checkpoint=true: %s holds no complete checkpoint, so the run starts at step 0",
+                output_dir,
+            )
+        for other in output_dir.glob("checkpoint-*"):
+            if path and other not in found and NAME.fullmatch(other.name) and _step(other) > _step(path):
+                logger.warning(
+                    "%s is not a complete checkpoint (no %s): resuming %s", other, MANIFEST, path.name
+                )
     else:
         path = Path(str(resume))
+        refuse_no_checkpoint(path, output_dir)
         if not (path / MANIFEST).is_file():
             raise UsageError(
-                f"resume_from_checkpoint: {path} is not a complete checkpoint (no {MANIFEST}); "
-                "give a checkpoint-<step> folder, or true for the newest of output_dir"
+                f"resume_from_checkpoint: {path} is not a complete checkpoint (no {MANIFEST}); {_offer(output_dir)}"
             )
     if path is not None:
-        _verify(path)
+        refuse_damage(path)
     return path
 
 
+def refuse_no_checkpoint(path: Path, output_dir: Path) -> None:
+    """Raise `UsageError` where ``path`` is no folder."""
+    if not path.is_dir():
+        fault = "is a file" if path.exists() else "does not exist"
+        raise UsageError(f"resume_from_checkpoint: {path} {fault}; {_offer(output_dir)}")
+
+
+def _offer(output_dir: Path) -> str:
+    names = ", ".join(path.name for path in checkpoints(output_dir)[-3:])
+    has = f" ({output_dir} has {names})" if names else f" ({output_dir} has none)"
+    return f"give a checkpoint-<step> folder, or true for the newest of output_dir{has}"
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def settings_of_checkpoint(checkpoint: Path) -> dict[str, str]:
+    """Settings that a resumed run takes from its checkpoint whatever the recipe says, each with what it goes on with.
+
+    τ, β, the coefficient of an adaptive entropy and the meta-controller are in the state of the controllers, and the
+    optimiser's numbers beside its moments.
+    """
+    state = read_state(checkpoint / "controller_state.json")
+    kept = {"maxent_tau": f"{state.get('tau')}", "beta": f"{state.get('beta')}"}
+    if "entropy" in state:
+        kept["entropy_coef"] = f"{state['entropy']['coef']}"
+    for name, value in state.get("meta", {}).get("controller", {}).items():
+        if SETTING_KEYS.get(name, "enabled") != "enabled":
+            kept[f"controller_meta_{SETTING_KEYS[name]}"] = str(value)
+    if (checkpoint / "optimizer.json").is_file():
+        group = read_json(checkpoint / "optimizer.json")["param_groups"][0]
+        numbers = {"weight_decay": group.get("weight_decay"), "adam_epsilon": group.get("eps")}
+        numbers |= dict(zip(("adam_beta1", "adam_beta2"), group.get("betas") or (), strict=False))
+        kept |= {name: str(value) for name, value in numbers.items() if value is not None}
+    return kept
+
+
 def load_checkpoint(run: Run, path: Path) -> None:
-    """Put ``run`` where ``path`` left it: parameters, optimiser, controllers, prompt stream, rollout, position."""
-    state = json.loads((path / "trainer_state.json").read_text())
+    """Put ``run`` where ``path`` left it: parameters, optimiser, controllers, prompt stream, rollout, position.
+
+    Raises:
+        UsageError: it was saved by another kind of run, or does not fit this one.
+    """
+    with naming_damage(path):
+        _load_checkpoint(run, path)
+
+
+def _load_checkpoint(run: Run, path: Path) -> None:
+    state = read_json(path / POSITION)
     strategy, kind = run.learner.strategy, state["training_state"]
     if kind == NO_STATE:
         raise UsageError(
@@ -221,7 +316,7 @@ def load_checkpoint(run: Run, path: Path) -> None:
     run.tokens_seen = state["num_input_tokens_seen"]
     run.rollout, run.updates_done = (), 0
     if (path / "rollout.json").is_file():
-        groups = [group_from_json(g) for g in json.loads((path / "rollout.json").read_text())]
+        groups = [group_from_json(g) for g in read_json(path / "rollout.json")]
         if len(groups) != run.plan.prompts_per_rollout:
             raise UsageError(
                 f"resume_from_checkpoint: {path} lies within a rollout of {len(groups)} prompts, and this run takes "
@@ -234,7 +329,7 @@ def load_checkpoint(run: Run, path: Path) -> None:
 
 def refuse_buffered_groups(path: Path) -> None:
     """Raise `UsageError` where a Ray driver's checkpoint holds prompts that the inline driver would not train on."""
-    state = json.loads((path / BUFFER).read_text()) if (path / BUFFER).is_file() else {}
+    state = read_json(path / BUFFER) if (path / BUFFER).is_file() else {}
     left = len(state.get("ready", ())) + len(state.get("waiting", ()))
     if left:
         raise UsageError(
@@ -289,20 +384,3 @@ def group_from_json(stored: dict[str, Any]) -> Group:
 
 def _prompt_from_json(stored: dict[str, Any]) -> Prompt:
     return Prompt(**(stored | {name: tuple(stored[name]) for name in ("token_ids", "branch")}))
-
-
-def _verify(path: Path) -> None:
-    for name, size in json.loads((path / MANIFEST).read_text()).items():
-        if not (path / name).is_file() or (path / name).stat().st_size != size:
-            raise UsageError(
-                f"resume_from_checkpoint: {path} is damaged ({name} is missing or truncated); "
-                "delete it and resume from an earlier checkpoint"
-            )
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,7 @@ import yaml
 
 from maxent_grpo.config.parts import RecordSettings
 from maxent_grpo.controllers.state import write_state
-from maxent_grpo.files import JsonlFile
+from maxent_grpo.files import JsonlFile, replace_file
 from maxent_grpo.observe import names
 from maxent_grpo.observe.console import Progress, Ticker
 from maxent_grpo.observe.run_files import git_sha, sample_rows
@@ -34,16 +34,35 @@ class RecordFiles:
         self.completions = JsonlFile(output_dir / names.COMPLETIONS_FILE)
         self._config = output_dir / names.CONFIG_FILE
 
-    def start(self, settings: RecordSettings, step: int) -> None:
-        """Write the resolved configuration and drop what was recorded after ``step``; at step 0 the header is first."""
+    def start(self, settings: RecordSettings, step: int, kept: Mapping[str, str] | None = None) -> None:
+        """Write the resolved configuration and drop what was recorded after ``step``; at step 0 the header is first.
+
+        ``kept``: settings that come from the checkpoint whatever the configuration says, with their values.
+        """
         if step and self._config.is_file():
-            for change in changed_settings(self._config.read_text(encoding="utf-8"), settings.resolved):
-                logger.warning("resuming with a changed setting: %s", change)
-        self._config.write_text(settings.resolved, encoding="utf-8")
+            for warning in self._changes(settings, kept or {}):
+                logger.warning("%s", warning)
+        replace_file(self._config, settings.resolved)
         for log in (self.metrics, self.timings, self.completions):
             log.cut_back(step or -1)  # −1 drops everything
         if not step:
             self.metrics.append({"step": 0} | run_header(settings))
+
+    def _changes(self, settings: RecordSettings, kept: Mapping[str, str]) -> list[str]:
+        try:
+            changes = changed_settings(self._config.read_text(encoding="utf-8"), settings.resolved)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+            return [
+                f"{self._config} is damaged ({type(error).__name__}): this run's settings cannot be compared with it, "
+                "and it is written anew"
+            ]
+        return [
+            f"resuming with a changed setting that has no effect: {name}: {change}; it comes from the checkpoint and "
+            f"goes on at {kept[name]}"
+            if name in kept
+            else f"resuming with a changed setting: {name}: {change}"
+            for name, change in changes.items()
+        ]
 
     def last_metrics(self) -> dict[str, float]:
         """The last recorded value of every metric."""
@@ -119,16 +138,16 @@ class RunRecorder:
         self._trackers.finish()
 
 
-def changed_settings(old: str, new: str) -> list[str]:
-    """``name: old → new`` of each setting that differs between two resolved configurations."""
+def changed_settings(old: str, new: str) -> dict[str, str]:
+    """``old → new`` of each setting that differs between two resolved configurations, by name."""
     before, after = yaml.safe_load(old), yaml.safe_load(new)
-    return [
-        f"{name}: {before[section].get(name)} → {value}"
+    return {
+        name: f"{before[section].get(name)} → {value}"
         for section in ("script", "training", "model")
         for name, value in after[section].items()
         if before[section].get(name) != value
         and name not in ("resume_from_checkpoint", "overwrite_output_dir")
-    ]
+    }
 
 
 def run_header(settings: RecordSettings) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """From settings to a finished run: build its parts, train, save."""
 
 import logging
-import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,16 @@ from maxent_grpo.train.checkpoint import (
     find_checkpoint,
     load_checkpoint,
     refuse_buffered_groups,
+    remove,
     save_final,
+    settings_of_checkpoint,
 )
 from maxent_grpo.train.drivers import train_inline
+from maxent_grpo.train.integrity import SUMS, naming_failed_writes, way_on
 from maxent_grpo.train.ranks import naming_lost_ranks, on_first_rank
 from maxent_grpo.train.records import RecordFiles, RunRecorder
+from maxent_grpo.train.run_lock import locked
+from maxent_grpo.train.stopping import LOCAL_SIGNALS, stopping_on_signal
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +47,15 @@ def train(settings: NativeSettings | TRLSettings, given: Given | None = None) ->
     given, records, output_dir = given or Given(), settings.records, settings.output.directory
     first, files = settings.process_index == 0, RecordFiles(output_dir)
     in_trl = isinstance(settings, TRLSettings)
-    with naming_lost_ranks():
-        checkpoint = on_first_rank(lambda: prepare(settings.output, in_trl=in_trl), is_first=first)
+    with naming_lost_ranks(), naming_failed_writes(output_dir), ExitStack() as held:
+
+        def begin() -> Path | None:
+            make_writable(output_dir)
+            held.enter_context(locked(output_dir))
+            return prepare(settings.output, in_trl=in_trl)
+
+        checkpoint = on_first_rank(begin, is_first=first)
+        held.enter_context(saying_the_way_on(output_dir))
         if isinstance(settings, TRLSettings):
             from maxent_grpo.train.trl_route import train_with_trl
 
@@ -58,13 +71,14 @@ def train(settings: NativeSettings | TRLSettings, given: Given | None = None) ->
                     refuse_buffered_groups(checkpoint)
                     load_checkpoint(run, checkpoint)
                 if first:
-                    files.start(records, run.step)
+                    files.start(records, run.step, settings_of_checkpoint(checkpoint) if checkpoint else None)
                 title, shown = f"{records.title} → {output_dir}", first and records.progress
                 with Progress(run.cadence.total_steps, title, shown, start_step=run.step) as progress:
                     if run.step:
                         progress.note(f"resumed after step {run.step}")
                     recorder = RunRecorder(run, records, progress)
-                    train_inline(run, recorder)
+                    with stopping_on_signal(output_dir, *(LOCAL_SIGNALS if run.plan.ranks == 1 else ())):
+                        train_inline(run, recorder)
                 save_final(run)
                 run.learner.accelerator.wait_for_everyone()  # the first rank's files are whole from here on
                 recorder.finish()
@@ -74,13 +88,17 @@ def train(settings: NativeSettings | TRLSettings, given: Given | None = None) ->
         return TrainResult(output_dir, step, files.last_metrics())
 
 
-def prepare(output: OutputSettings, *, in_trl: bool) -> Path | None:
-    """Make the output directory; returns the checkpoint to resume from, of TRL's format if ``in_trl``.
+@contextmanager
+def saying_the_way_on(output_dir: Path) -> Iterator[None]:
+    """Give an interrupt (Ctrl-C) a text: how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"interrupted; {way_on(output_dir)}") from error
 
-    Raises:
-        UsageError: the directory cannot be written, or holds a run that was neither to be resumed nor overwritten.
-    """
-    directory, resume = output.directory, output.resume
+
+def make_writable(directory: Path) -> None:
+    """Make the output directory. Raises `UsageError` where it cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".writable"
@@ -90,6 +108,15 @@ def prepare(output: OutputSettings, *, in_trl: bool) -> Path | None:
         raise UsageError(
             f"output_dir: cannot write to {directory} ({error.strerror}); choose another directory"
         ) from error
+
+
+def prepare(output: OutputSettings, *, in_trl: bool) -> Path | None:
+    """The checkpoint to resume from, of TRL's format if ``in_trl``; None: a new run, for which room was made.
+
+    Raises:
+        UsageError: the directory holds a run that was neither to be resumed nor overwritten.
+    """
+    directory, resume = output.directory, output.resume
     if resume and str(resume).lower() != "false":
         if in_trl:
             from maxent_grpo.train.trl_route import find_trl_checkpoint
@@ -113,9 +140,5 @@ def kept_state(output_dir: Path) -> list[Path]:
 
 def remove_run(output_dir: Path) -> None:
     """Remove the checkpoints, final policy and controller state of an earlier run; its records are cut back later."""
-    for path in kept_state(output_dir):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    (output_dir / "controller_state.json").unlink(missing_ok=True)
+    for path in [*kept_state(output_dir), output_dir / SUMS, output_dir / "controller_state.json"]:
+        remove(path)

@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from maxent_grpo.config.environment import VARIABLES
 from maxent_grpo.config.parts import TRLSettings
+from maxent_grpo.errors import UsageError
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.models.loading import load_policy, load_tokenizer
 from maxent_grpo.train.build import (
@@ -24,8 +25,16 @@ from maxent_grpo.train.build import (
     training_prompts,
     training_rewards,
 )
+from maxent_grpo.train.checkpoint import refuse_no_checkpoint, settings_of_checkpoint
+from maxent_grpo.train.integrity import unreadable
 from maxent_grpo.train.records import RecordFiles
-from maxent_grpo.train.stopping import forget_request, stop_asked, stopped
+from maxent_grpo.train.stopping import (
+    LOCAL_SIGNALS,
+    forget_request,
+    stop_asked,
+    stopped,
+    stopping_on_signal,
+)
 from maxent_grpo.train.trl import MaxEntGRPOTrainer
 from maxent_grpo.types import Prompt
 
@@ -39,10 +48,23 @@ TIMINGS = ("step_time", "runtime", "samples_per_second", "steps_per_second", "to
 
 def find_trl_checkpoint(output_dir: Path, resume: str) -> Path | None:
     """The checkpoint that ``resume_from_checkpoint`` asks for, in TRL's own format; None: there is none yet."""
-    if resume.lower() != "true":
-        return Path(resume)
-    newest = get_last_checkpoint(str(output_dir))
-    return None if newest is None else Path(newest)
+    if resume.lower() == "true":
+        newest = get_last_checkpoint(str(output_dir))
+        if newest is None:
+            logger.warning(
+                "resume_from_checkpoint=true: %s holds no checkpoint, so the run starts at step 0", output_dir
+            )
+            return None
+        path = Path(newest)
+    else:
+        path = Path(resume)
+        refuse_no_checkpoint(path, output_dir)
+    fault = unreadable(path)
+    if fault is not None:
+        raise UsageError(
+            f"resume_from_checkpoint: {path} is damaged ({fault}); resume an earlier checkpoint of {path.parent}"
+        )
+    return path
 
 
 def train_with_trl(settings: TRLSettings, given: Given, files: RecordFiles, checkpoint: Path | None) -> int:
@@ -58,7 +80,7 @@ def train_with_trl(settings: TRLSettings, given: Given, files: RecordFiles, chec
                 "TRL's trainer saves checkpoints in its own way and reads none of %s", ", ".join(VARIABLES)
             )
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-        files.start(settings.records, step)
+        files.start(settings.records, step, settings_of_checkpoint(checkpoint) if checkpoint else None)
     tokenizer = given.tokenizer or load_tokenizer(source)
     rewards = training_rewards(settings.rewards, given)
     prompts = training_prompts(settings.data, given, tokenizer)
@@ -75,9 +97,10 @@ def train_with_trl(settings: TRLSettings, given: Given, files: RecordFiles, chec
     )
     stop = StopRequest(output_dir, trainer.accelerator)
     trainer.add_callback(stop)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if stop.granted:
-        raise stopped(output_dir, trainer.accelerator, int(trainer.state.global_step))
+    with stopping_on_signal(output_dir, *(LOCAL_SIGNALS if trainer.accelerator.num_processes == 1 else ())):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if stop.granted:
+            raise stopped(output_dir, trainer.accelerator, int(trainer.state.global_step))
     forget_request(output_dir, trainer.accelerator)
     trainer.save_model(str(output_dir))
     return int(trainer.state.global_step)

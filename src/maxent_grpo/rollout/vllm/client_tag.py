@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from maxent_grpo.files import utf8
 from maxent_grpo.rollout.settings import TagPolicy
 
 logger = logging.getLogger(__name__)
@@ -166,9 +167,8 @@ def asked_tag(header: str | None, body: bytes) -> str | None:
 def tagged_content(content: bytes, tag: str | None) -> bytes:
     """JSON with the tag (`with_tag`), or without any; anything else as it is, for the client to find out."""
     try:
-        return json.dumps(
-            with_tag(json.loads(content), tag), ensure_ascii=False, separators=(",", ":")
-        ).encode()
+        tagged = with_tag(json.loads(content), tag)
+        return utf8(json.dumps(tagged, ensure_ascii=False, separators=(",", ":")))
     except (ValueError, RecursionError):
         return content
 

@@ -3,6 +3,7 @@
 Both loops call no other step than `train.step`, in the learner's process.
 """
 
+import signal
 from pathlib import Path
 
 from maxent_grpo.config.parts import NativeSettings
@@ -10,6 +11,7 @@ from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.files import JsonlFile
 from maxent_grpo.observe.console import Progress
 from maxent_grpo.train.build import Given, make_cadence, make_tokenizer, training_prompts
+from maxent_grpo.train.checkpoint import settings_of_checkpoint
 from maxent_grpo.train.ray.buffer import Bounds, GroupBuffer
 from maxent_grpo.train.ray.cluster import Places, cluster
 from maxent_grpo.train.ray.learner_worker import TICKETS_FILE
@@ -32,10 +34,10 @@ def train_on_ray(settings: NativeSettings, given: Given, checkpoint: Path | None
     told = WorkerConfig.of(settings, given, total_steps)
 
     def cut_back(step: int) -> None:
-        files.start(records, step)
+        files.start(records, step, settings_of_checkpoint(checkpoint) if checkpoint else None)
         tickets.cut_back(step or -1)
 
-    with stopping_on_signal(output_dir), cluster(workers.address, output_dir):
+    with stopping_on_signal(output_dir, signal.SIGUSR1), cluster(workers.address, output_dir):
         places = Places(workers, use_cpu=settings.device.use_cpu)
         with Progress(total_steps, f"{records.title} → {output_dir}", records.progress) as progress:
             rollouts = RolloutSupervisor(told, places, stream, buffer, progress)
