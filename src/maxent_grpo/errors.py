@@ -23,3 +23,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" (did you mean x?)"`` for a message about ``word``, x the known word nearest to it; "" where none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def first_line(problem: BaseException) -> str:
+    """An exception's type and the first line of what it says, for a message of one line."""
+    said = next((line.strip() for line in str(problem).splitlines() if line.strip()), "")
+    return f"{type(problem).__name__}: {said}"[:300] if said else type(problem).__name__

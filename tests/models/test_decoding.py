@@ -9,7 +9,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from maxent_grpo.models.decoding import ExpandedDecoding, SharedPromptDecoding, start_decoding
+from maxent_grpo.models.decoding import RepeatedDecoding, SharedPromptDecoding, find_way, start_decoding
 from maxent_grpo.models.packing import left_padded
 
 PROMPTS = [(5, 6, 7, 8, 9, 10, 11), (12, 13), (20, 21, 22, 23)]
@@ -53,7 +53,7 @@ def one_by_one(model, tokens):
 
 @pytest.mark.parametrize(
     ("kind", "decoding_class"),
-    [("llama", SharedPromptDecoding), ("qwen3", SharedPromptDecoding), ("gemma2", ExpandedDecoding)],
+    [("llama", SharedPromptDecoding), ("qwen3", SharedPromptDecoding), ("gemma2", RepeatedDecoding)],
 )
 @torch.no_grad()
 def test_decoding_equals_one_unpadded_forward_per_row(kind, decoding_class):
@@ -61,7 +61,7 @@ def test_decoding_equals_one_unpadded_forward_per_row(kind, decoding_class):
     ids, mask = left_padded(PROMPTS, pad_id=0)
     tokens = written(len(PROMPTS) * GROUP)
     expected = one_by_one(model, tokens)
-    logits, decoding = start_decoding(model, ids, mask, GROUP, ROOM)
+    logits, decoding = start_decoding(model, ids, mask, GROUP, ROOM, find_way(model).way)
     assert type(decoding) is decoding_class
     tolerance = {"rtol": 0, "atol": 1e-10 if model.dtype == torch.float64 else 1e-5}
     torch.testing.assert_close(logits, expected[:, 0], **tolerance)
@@ -82,7 +82,7 @@ def test_a_prompt_whose_rows_are_all_finished_is_forgotten():
     model = tiny("llama")
     ids, mask = left_padded(PROMPTS, pad_id=0)
     tokens = written(9)
-    _, decoding = start_decoding(model, ids, mask, GROUP, ROOM)
+    _, decoding = start_decoding(model, ids, mask, GROUP, ROOM, "shared")
     decoding.step(tokens[:, 0])
     rows = torch.tensor([0, 7, 8])
     decoding.keep(rows)
@@ -96,7 +96,7 @@ def test_no_memory_is_allocated_per_token():
     model = tiny("llama")
     ids, mask = left_padded(PROMPTS, pad_id=0)
     tokens = written(9)
-    _, decoding = start_decoding(model, ids, mask, GROUP, ROOM)
+    _, decoding = start_decoding(model, ids, mask, GROUP, ROOM, "shared")
     places = [layer.row_keys.data_ptr() for layer in decoding.layers]
     for t in range(ROOM):
         decoding.step(tokens[:, t])

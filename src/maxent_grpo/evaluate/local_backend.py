@@ -38,7 +38,7 @@ class LocalBackend(AbstractContextManager["LocalBackend"]):
 
     def __exit__(self, *error: object) -> None:
         """Let go of the model, so that the next one has the memory."""
-        for name in ("_model", "_tokenizer"):
+        for name in ("_sampler", "_model", "_tokenizer"):
             self.__dict__.pop(name, None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -66,7 +66,7 @@ class LocalBackend(AbstractContextManager["LocalBackend"]):
     def sample(
         self, questions: Sequence[Question], *, seed: int, temperature: float, num_generations: int
     ) -> Iterator[Samples]:
-        sampler = LocalSampler(self._model, self._tokenizer)
+        sampler = self._sampler
         settings = sampling_settings(self._spec, temperature, num_generations)
         prompts = prompts_of(questions, self._spec, self._system_prompt, self._tokenizer)
         for start in range(0, len(prompts), self._spec.batch_size):
@@ -75,6 +75,10 @@ class LocalBackend(AbstractContextManager["LocalBackend"]):
                 yield Samples(
                     rollout.prompt.index, rollout.prompt.text, rollout.texts, tuple(rollout.finish_reasons)
                 )
+
+    @cached_property
+    def _sampler(self) -> LocalSampler:
+        return LocalSampler(self._model, self._tokenizer)
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:

@@ -3,19 +3,34 @@
 `SharedPromptDecoding` keeps the prompts' keys and values as the prefill left them, and per row only what it adds, in
 memory allocated once. Attention over a prompt is one matrix product for all its completions (Juravsky et
 al. 2024, "Hydragen", arXiv:2402.05099), which reads 1/G of the memory. The result is that of ordinary attention up to
-rounding. Models whose attention is not plain softmax(q·k) over the whole context decode with `ExpandedDecoding`.
+rounding. Models whose attention is not plain softmax(q·k) over the whole context decode with `RepeatedDecoding`, those
+whose cache cannot be repeated (convolutions, recurrent states) with `ExpandedDecoding`.
+
+No way is taken on trust: `find_way` compares each, on a few tokens, with the model's own forward without a cache.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
+from maxent_grpo.errors import UsageError, first_line
+from maxent_grpo.models.packing import left_padded
+
 ATTENTION = "maxent_grpo_shared_prompt"
+Way = Literal["shared", "repeated", "expanded"]
+WAYS: dict[Way, str] = {
+    "shared": "each prompt is read and kept once for its group",
+    "repeated": "each prompt is read once, and its cache copied for every completion",
+    "expanded": "each prompt is read once per completion, into Transformers' own cache",
+}
+"""Ways to decode, the cheapest first, and what each means."""
 
 
 class Decoding(Protocol):
@@ -30,16 +45,135 @@ class Decoding(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FoundWay:
+    """The cheapest way of a model's decoding that gives its own log-probs, and the reasons against cheaper ones."""
+
+    way: Way
+    obstacles: dict[Way, str]
+
+    def __str__(self) -> str:
+        reasons = "; ".join(f"not {way}: {reason}" for way, reason in self.obstacles.items())
+        return f"{self.way} ({WAYS[self.way]})" + (f"; {reasons}" if reasons else "")
+
+
+@torch.no_grad()
+def find_way(model: PreTrainedModel) -> FoundWay:
+    """Try the ways on a few tokens: the first whose log-probs equal those of a forward per row without a cache.
+
+    They may differ by a thousandth of the spread (standard deviation over the vocabulary) of the log-probs, and by 1e-5
+    in any case; in half precision by a tenth, which still tells a wrong formula from rounding.
+
+    Raises:
+        UsageError: none does.
+    """
+    was_training = model.training
+    model.eval()
+    probe = _Probe.of(model)
+    obstacles: dict[Way, str] = {}
+    try:
+        expected = probe.expected(model)
+        sound = bool(expected.isfinite().all())  # damaged weights prove nothing; the sampler reports them
+        half = torch.finfo(model.dtype).bits < 32
+        tolerance = (
+            max(0.1, 0.1 * float(expected.std()))
+            if half
+            else max(1e-5, 1e-3 * float(expected.std(-1).mean()))
+        )
+        for way in WAYS:
+            try:
+                error = probe.error(model, way, expected)
+            except Exception as problem:  # noqa: BLE001  # whatever a shortcut meets is a reason not to take it
+                obstacles[way] = first_line(problem)
+                continue
+            if error <= tolerance or not sound:
+                return FoundWay(way, obstacles)
+            obstacles[way] = f"its log-probs differ by {error:.2g} from the model's own forward"
+    except Exception as problem:
+        raise UsageError(
+            f"model_name_or_path: the forward of {type(model).__name__} fails on two short prompts: "
+            f"{first_line(problem)}"
+        ) from problem
+    finally:
+        model.train(was_training)
+    reasons = "; ".join(f"{way}: {reason}" for way, reason in obstacles.items())
+    raise UsageError(
+        f"model_name_or_path: {type(model).__name__} cannot be sampled in this process ({reasons}); "
+        "sample with use_vllm"
+    )
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Two prompts of unequal length, written on by two rows each; a row is dropped on the way."""
+
+    prompts: list[tuple[int, ...]]
+    written: Tensor
+    """[4, T]"""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "_Probe":
+        config = model.config.get_text_config()
+        window = getattr(config, "sliding_window", None) or 0
+        length = max(7, window + 2 if window <= LONGEST_PROBED_WINDOW else 0)
+        draw = torch.Generator().manual_seed(0)
+        least = min(3, config.vocab_size - 1)  # the first ids are often padding
+        ids = torch.randint(
+            least, config.vocab_size, (length + 3 + 4 * PROBED_STEPS,), generator=draw
+        ).tolist()
+        written = torch.tensor(ids[-4 * PROBED_STEPS :]).view(4, PROBED_STEPS).to(model.device)
+        return cls([tuple(ids[:length]), tuple(ids[length : length + 3])], written)
+
+    def expected(self, model: PreTrainedModel) -> Tensor:
+        """[4, T + 1, V] log-probs by an unpadded forward per prompt, without a cache."""
+        rows = []
+        for place, prompt in enumerate(self.prompts):
+            written = self.written[2 * place : 2 * place + 2]
+            ids = torch.cat([torch.tensor([prompt, prompt], device=written.device), written], dim=1)
+            rows.append(
+                model(input_ids=ids, use_cache=False).logits[:, len(prompt) - 1 :].float().log_softmax(-1)
+            )
+        return torch.cat(rows)
+
+    def error(self, model: PreTrainedModel, way: Way, expected: Tensor) -> float:
+        """The largest difference of a log-prob; NaN where one is NaN."""
+        ids, mask = (tensor.to(model.device) for tensor in left_padded(self.prompts, pad_id=0))
+        logits, decoding = start_decoding(model, ids, mask, 2, PROBED_STEPS, way)
+        live = torch.arange(4, device=model.device)
+        errors = [(logits.float().log_softmax(-1) - expected[:, 0]).abs().max()]
+        for step in range(PROBED_STEPS):
+            if step == 1:
+                live = live[[0, 2, 3]]
+                decoding.keep(live)
+            logits = decoding.step(self.written[live, step])
+            errors.append((logits.float().log_softmax(-1) - expected[live, step + 1]).abs().max())
+        return float(torch.stack(errors).max())
+
+
+PROBED_STEPS = 4
+LONGEST_PROBED_WINDOW = 256
+"""A sliding window up to here is filled by the probe."""
+
+
 def start_decoding(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, group: int, room: int
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, group: int, room: int, way: Way
 ) -> tuple[Tensor, Decoding]:
     """Read left-padded prompts ``ids`` [P, L]: the logits of the first token of each row [P·G, V], and the state.
 
     ``room`` is the largest number of tokens that a row will be given.
+
+    Raises:
+        NotImplementedError: the model's attention or cache does not allow ``way``.
     """
+    if way == "expanded":
+        expanded = ExpandedDecoding(model, mask.repeat_interleave(group, dim=0))
+        return expanded.read(ids.repeat_interleave(group, dim=0)), expanded
     logits, prompts = read_prompts(model, ids, mask)
-    kind = SharedPromptDecoding if shares_prompts(model, prompts) else ExpandedDecoding
-    return logits.repeat_interleave(group, dim=0), kind(model, prompts, mask, group, room)
+    logits = logits.repeat_interleave(group, dim=0)
+    if way == "shared":
+        refuse_other_attention(model, prompts)
+        return logits, SharedPromptDecoding(model, prompts, mask, group, room)
+    return logits, RepeatedDecoding(model, prompts, mask, group, room)
 
 
 def read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache]:
@@ -57,16 +191,18 @@ def read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Ten
     return out.logits[:, -1], out.past_key_values
 
 
-def shares_prompts(model: PreTrainedModel, prompts: DynamicCache) -> bool:
-    """True if every layer's attention is softmax(scale·q·k) over the whole context, and can be replaced."""
-    config = model.config.get_text_config()
-    whole_context = all(type(layer) is DynamicLayer for layer in prompts.layers)
-    plain_scores = getattr(config, "attn_logit_softcapping", None) is None
-    return bool(model._supports_attention_backend) and whole_context and plain_scores
+def refuse_other_attention(model: PreTrainedModel, prompts: DynamicCache) -> None:
+    """Raise `NotImplementedError` unless each layer's is softmax(scale·q·k) over all tokens, and can be replaced."""
+    if not model._supports_attention_backend:
+        raise NotImplementedError("its architecture takes no attention function from outside")
+    if any(type(layer) is not DynamicLayer for layer in prompts.layers):
+        raise NotImplementedError("some of its layers do not keep keys and values of all tokens")
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        raise NotImplementedError("its attention scores are soft-capped")
 
 
-class ExpandedDecoding:
-    """A cache entry per row, prompt included: what Transformers does."""
+class RepeatedDecoding:
+    """A cache entry per row, prompt included, copied after each prompt has been read once."""
 
     def __init__(
         self, model: PreTrainedModel, prompts: DynamicCache, mask: Tensor, group: int, room: int
@@ -91,6 +227,51 @@ class ExpandedDecoding:
     def keep(self, rows: Tensor) -> None:
         self.cache.batch_select_indices(rows)
         self.seen = self.seen[rows]
+
+
+class ExpandedDecoding:
+    """Each row reads its prompt itself, into whatever cache the model makes: what Transformers does.
+
+    Nothing is asked of that cache, so that no row is ever dropped from it: finished ones go on with padding.
+    """
+
+    def __init__(self, model: PreTrainedModel, mask: Tensor) -> None:
+        self.model, self.seen = model, mask
+        self.live = torch.arange(mask.shape[0], device=mask.device)
+        plain: Any = model
+        if hasattr(plain, "get_base_model"):  # PEFT's wrapper hides the signature
+            plain = plain.get_base_model()
+        taken = inspect.signature(plain.forward).parameters
+        self.takes_positions = "position_ids" in taken
+        self.takes_few_logits = "logits_to_keep" in taken
+        self.state = "past_key_values" if "past_key_values" in taken else "cache_params"
+        self.cache: Any = None
+
+    def read(self, ids: Tensor) -> Tensor:
+        positions = (self.seen.long().cumsum(dim=1) - 1).clamp(min=0)
+        return self._run(ids, positions, {"logits_to_keep": 1} if self.takes_few_logits else {})
+
+    def step(self, tokens: Tensor) -> Tensor:
+        every = torch.zeros(self.seen.shape[0], dtype=tokens.dtype, device=tokens.device)
+        every[self.live] = tokens
+        self.seen = torch.cat([self.seen, torch.ones_like(self.seen[:, :1])], dim=1)
+        positions = self.seen.sum(dim=1, keepdim=True) - 1
+        return self._run(every.unsqueeze(1), positions, {self.state: self.cache})[self.live]
+
+    def keep(self, rows: Tensor) -> None:
+        self.live = self.live[rows]
+
+    def _run(self, ids: Tensor, positions: Tensor, others: dict[str, Any]) -> Tensor:
+        if self.takes_positions:
+            others["position_ids"] = positions
+        if (
+            self.cache is None or self.state == "past_key_values"
+        ):  # a recurrent state has left the padding behind
+            others["attention_mask"] = self.seen.long()
+        out = self.model(input_ids=ids, use_cache=True, **others)
+        self.cache = getattr(out, self.state)
+        logits: Tensor = out.logits[:, -1]
+        return logits
 
 
 class SharedPromptDecoding:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, first_line
 from maxent_grpo.models.lm_head import EntropyMode, LogitScale, logps_of_logits, token_logps
 from maxent_grpo.models.packing import Packing, left_padded, pack
 from maxent_grpo.models.prefix_attention import IMPLEMENTATION
@@ -130,22 +130,37 @@ class PolicyForward(nn.Module):
         was_training = model.training
         model.eval()
         batch = probe_batch(model)
-        expected = self(batch)[0]
-        if "packed" not in self.obstacles:
-            model.set_attn_implementation(IMPLEMENTATION)
+        try:
+            expected = self(batch)[0]
+        except Exception as problem:
+            raise UsageError(
+                f"model_name_or_path: the forward of {type(model).__name__} fails on two short prompts: "
+                f"{first_line(problem)}"
+            ) from problem
         # Of rounding; a wrong formula is far off.
         tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 0.1
         serving: set[Shortcut] = set()
         shortcuts: tuple[Shortcut, ...] = ("packed", "head")
+        usual = model.config.get_text_config()._attn_implementation
         for shortcut in shortcuts:
             if shortcut in self.obstacles:
                 continue
             self.shortcuts = frozenset({shortcut})
-            error = float((self(batch)[0] - expected).abs().max())
-            if error <= tolerance * max(1.0, float(expected.abs().max())):
-                serving.add(shortcut)
+            try:
+                if shortcut == "packed":
+                    model.set_attn_implementation(IMPLEMENTATION)
+                error = float((self(batch)[0] - expected).abs().max())
+            except Exception as problem:  # noqa: BLE001  # whatever a shortcut meets is a reason not to take it
+                self.obstacles[shortcut] = first_line(problem)
             else:
-                self.obstacles[shortcut] = f"its log-probs differ by {error:.2g} from the model's own forward"
+                if error <= tolerance * max(1.0, float(expected.abs().max())):
+                    serving.add(shortcut)
+                else:
+                    self.obstacles[shortcut] = (
+                        f"its log-probs differ by {error:.2g} from the model's own forward"
+                    )
+        if "packed" not in serving and usual != IMPLEMENTATION:
+            model.set_attn_implementation(usual)
         self.shortcuts = frozenset(serving)
         for shortcut, reason in self.obstacles.items():
             warnings.warn(f"{type(model).__name__}: {COSTS[shortcut]}, as {reason}", stacklevel=3)

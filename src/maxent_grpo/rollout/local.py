@@ -4,9 +4,12 @@ Each row owns a stream of uniform draws, one per token, made from the row's key;
 cumulative distribution passes its draw. Left out: beam search, penalties, guided decoding (a vLLM sampler's business).
 """
 
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -14,13 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.models.decoding import start_decoding
+from maxent_grpo.models.decoding import FoundWay, find_way, start_decoding
 from maxent_grpo.models.loading import stop_token_ids
 from maxent_grpo.models.packing import left_padded
 from maxent_grpo.randomness import KeyPart, uniforms
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.rollout.token_sampling import draw_tokens
 from maxent_grpo.types import Prompt, Rollout
+
+logger = logging.getLogger(__name__)
 
 FINISHED_SHARE = 1 / 8
 """Rows are dropped from the cache when this share of them has finished: dropping copies what the others wrote."""
@@ -35,6 +40,21 @@ class LocalSampler(Sampler):
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
     """The learner's precision, so that both compute alike."""
 
+    @cached_property
+    def way(self) -> FoundWay:
+        """The proved way of decoding; said once, where it is not the cheapest as a warning.
+
+        Found at the first use: whoever makes a sampler of a model with weights asks for it then, so that a model that
+        cannot be sampled is refused at start. Raises `UsageError` there.
+        """
+        found = find_way(self.model)
+        said = f"{type(self.model).__name__}: sampling is {found}"
+        if found.obstacles:
+            warnings.warn(said, stacklevel=2)
+        else:
+            logger.info(said)
+        return found
+
     @torch.no_grad()
     def sample(
         self,
@@ -45,6 +65,7 @@ class LocalSampler(Sampler):
         finished: Finished | None = None,
     ) -> list[Rollout]:
         """See `Sampler.sample`. Raises `RunError` where the policy gives non-finite probabilities."""
+        _ = self.way
         was_training = self.model.training
         self.model.eval()
         rows = [(*key, *p.key, g) for p in prompts for g in range(settings.num_generations)]
@@ -85,7 +106,7 @@ class LocalSampler(Sampler):
         lengths = torch.full((rows,), width, device=device)
         stopped = torch.zeros(rows, dtype=torch.bool, device=device)
 
-        logits, decoding = start_decoding(self.model, ids, mask, group, room=width - 1)
+        logits, decoding = start_decoding(self.model, ids, mask, group, width - 1, self.way.way)
         # The rows that `decoding` holds: unfinished, or finished of late.
         live = torch.arange(rows, device=device)
         # Looking at which rows are finished waits for the device: for each token where that is free, seldom elsewhere.

@@ -44,8 +44,11 @@ SamplerFactory = Callable[[SamplerParts], tuple[Sampler, WeightSync | None]]
 
 
 def local_sampler(parts: SamplerParts) -> tuple[Sampler, None]:
-    """The factory of ``sampler: local``."""
-    return LocalSampler(parts.whole, parts.tokenizer, parts.autocast), None
+    """The factory of ``sampler: local``. Raises `UsageError` for a model that cannot be sampled in this process."""
+    sampler = LocalSampler(parts.whole, parts.tokenizer, parts.autocast)
+    if parts.whole is parts.model:  # a copy for sampling has no weights yet, and is tried when it has
+        _ = sampler.way
+    return sampler, None
 
 
 def make_sampler(parts: SamplerParts) -> tuple[Sampler, WeightSync | None]:

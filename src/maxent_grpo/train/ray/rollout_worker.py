@@ -62,6 +62,7 @@ class RolloutWorker:
             sampler, self._sync = sampler_of_copy(settings, self._model, tokenizer, probed, accelerator)
         else:
             sampler = LocalSampler(self._model, tokenizer, accelerator.autocast)
+            _ = sampler.way  # refused at start, where it cannot sample
         self._sampler = configured(sampler, settings, tokenizer)
         self._sampling = settings.sampling
         self._seed = settings.seed
