@@ -34,7 +34,7 @@ from math_answers.relations import (
     same_claims,
     same_heads,
 )
-from math_answers.sets import is_set, same_real_sets
+from math_answers.sets import interval_of, is_set, same_real_sets
 from math_answers.values import MAX_ITEMS, Same, distinct, every, matched, same_numbers, same_values
 
 _CONSTANT = Symbol("C")
@@ -73,6 +73,10 @@ def _same(pred: Expression, gold: Expression, policy: GraderPolicy) -> bool | No
         if verdict is True:
             return True
         by_value = same_real_sets(pred, gold)
+        if by_value is None:
+            ours, theirs = interval_of(pred), interval_of(gold)
+            if (ours is None) != (theirs is None):
+                return inside(ours or pred, theirs or gold)
         return verdict if by_value is None else by_value
     return _same_structures(pred, gold, policy, inside)
 

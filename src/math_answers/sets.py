@@ -88,6 +88,30 @@ def is_set(expression: Expression) -> bool:
     return False
 
 
+def interval_of(expression: Expression) -> Expression | None:
+    """The interval, or union of intervals, of inequalities that bound one name; their ends may be unknown."""
+    match expression:
+        case Related(sides=(low, name, high), relations=(first, second)) if (
+            is_single_name(name) and first[:1] == second[:1] and {first, second} <= ORDER
+        ):
+            if first.startswith(">"):
+                low, high, first, second = high, low, second, first
+            return Bracketed("[" if "=" in first else "(", "]" if "=" in second else ")", (low, high))
+        case Related(sides=(left, right), relations=(relation,)) if relation in ORDER:
+            if not is_single_name(left):
+                left, right, relation = right, left, backwards(relation) or ""
+            if not is_single_name(left) or symbols(left) & symbols(right):
+                return None
+            if relation.startswith("<"):
+                return Bracketed("(", "]" if "=" in relation else ")", (Apply("neg", (_INFINITY,)), right))
+            return Bracketed("[" if "=" in relation else "(", ")", (right, _INFINITY))
+        case Listed(items=items, joiner="or"):
+            parts_of = [interval_of(item) for item in items]
+            known = tuple(part for part in parts_of if part is not None)
+            return Apply("union", known) if len(known) == len(items) else None
+    return None
+
+
 def real_set(expression: Expression) -> RealSet:
     """The set that an answer describes.
 
