@@ -167,13 +167,13 @@ class ControllerFields:
 class CompletionFields:
     """Rewards and prompts."""
 
-    reward_timeout: float = native(10.0, "Seconds of wall clock that an isolated reward function has for a "
+    reward_timeout: float = setting(10.0, "Seconds of wall clock that an isolated reward function has for a "
         "completion, or it loses its score.", gt=0)
-    reward_memory_mb: int = native(2048, "Memory of a reward worker in MB; what asks for more loses its "
+    reward_memory_mb: int = setting(2048, "Memory of a reward worker in MB; what asks for more loses its "
         "completion the score; 0: no limit.", ge=0)
-    reward_workers: int = native(2, "Processes per rank that run isolated reward functions; scores do not "
+    reward_workers: int = setting(2, "Processes per rank that run isolated reward functions; scores do not "
         "depend on it.", gt=0)
-    reward_isolation: bool = native(True, "Run module:function rewards, and built-in ones that may not end, in "
+    reward_isolation: bool = setting(True, "Run module:function rewards, and built-in ones that may not end, in "
         "worker processes; false: all in the trainer's, without deadline.")
     zero_truncated_completion_rewards: bool = native(False, "Give utility 0 to a completion that ran to "
         "max_completion_length without ending.")

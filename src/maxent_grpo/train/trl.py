@@ -7,6 +7,8 @@ After several updates on one rollout the two differ: TRL clips the ratio of a fr
 follows the objective itself.
 """
 
+import inspect
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +37,8 @@ from maxent_grpo.stats import Metrics, mean_stat
 from maxent_grpo.tasks.registry import answer_clusters
 from maxent_grpo.types import Batch, Signal
 
+logger = logging.getLogger(__name__)
+
 TRL_ONLY_TAU = 0.05
 """τ where the arguments are TRL's own: that of the shipped MaxEnt recipes."""
 
@@ -49,6 +53,20 @@ BEYOND_ADVANTAGES = (
     "maxent_tau_mode_adaptive",
 )
 """Settings of an objective that are no advantage: they need the native loop's loss, or data that TRL has not."""
+
+OWN_NAMES = {
+    "reward": "utility",
+    "reward_std": "utility_std",
+    "frac_reward_zero_std": "frac_utility_zero_std",
+}
+"""The objective's metrics whose names are TRL's for something else: over whole rollouts, unscored rows left out."""
+
+SCORER = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+"""What TRL's scorer takes: of a batch with images, all that the model reads besides tokens."""
+
+
+class RefusedSettings(UsageError, ValueError):
+    """Settings that `MaxEntGRPOTrainer` refuses: a ``ValueError`` too, as TRL's own refusals are."""
 
 
 class MaxEntGRPOTrainer(GRPOTrainer):
@@ -66,10 +84,44 @@ class MaxEntGRPOTrainer(GRPOTrainer):
     controllers: Controllers
     num_generations: int
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: TRLConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: Any = None,
+        optimizers: Any = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: Any = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
+    ) -> None:
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
+        )
         assert isinstance(self.args, TRLConfig), "TRL's trainer takes no other"
-        spec, settings = settings_of(self.args)
+        try:
+            spec, settings = settings_of(self.args)
+        except UsageError as error:
+            raise RefusedSettings(str(error)) from error
         self.objective = build_objective(spec)
         self.controllers = Controllers.start(settings)
         self._beta_in_loss = spec["kl_in_loss"] or not isinstance(self.args, GRPOConfig)
@@ -85,10 +137,17 @@ class MaxEntGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
-        """TRL's rewards [B, functions] of all processes, which are kept for the advantages."""
-        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._answers = [(whole_text(c), row.get("task")) for c, row in zip(completions, inputs, strict=True)]
+        """The rewards [B, functions] of all processes, which are kept for the advantages."""
+        self._rewards = self._scores(inputs, prompts, completions, completion_ids_list)
+        self._answers = [
+            (answer_text(completion), row.get("task"))
+            for completion, row in zip(completions, inputs, strict=True)
+        ]
         return self._rewards
+
+    def _scores(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        """TRL's rewards [B, functions] of all processes, NaN where a function gave none."""
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch with this objective's advantages; the controllers move on once per optimiser step."""
@@ -106,22 +165,33 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         rows = output["completion_mask"].shape[0]
         start = self.accelerator.process_index * rows
         output["advantages"] = advantages[start : start + rows].to(output["advantages"].dtype)
+        self._show(advantages)
         numbers = numbers_of(metrics | self._kl(batch))
         numbers |= self._control(signal, numbers)
+        if self.beta != 0.0:
+            numbers.pop("kl", None)  # TRL logs the one in its loss under this name
         for name, value in numbers.items():
-            self._metrics["train"][name].append(value)
+            self._metrics["train"][OWN_NAMES.get(name, name)].append(value)
         return output
 
     def _whole_batch(self, output: Mapping[str, Any]) -> Batch:
-        """The completions of all processes."""
+        """The completions of all processes.
+
+        A completion takes part in its group, and has a utility, where some function scored it and it has tokens to
+        learn from: TRL leaves none to those that ``mask_truncated_completions`` is about. A token counts where the
+        policy wrote it (no tool and no environment did) and its log-probs are known.
+        """
         assert self._rewards is not None, "TRL scores before it returns"
-        mask = self._gathered(output["completion_mask"]).bool()
+        own = output["completion_mask"] * output.get("tool_mask", 1)
+        mask = self._gathered(own).bool()
         needs_logps = self.objective.reads_logps or self.controllers.settings.kl_target > 0
-        behaviour = (
-            self._behaviour_logps(output) if needs_logps else torch.zeros_like(output["completion_mask"])
-        )
+        behaviour = self._gathered(self._behaviour_logps(output) if needs_logps else torch.zeros_like(own))
         reference = output.get("ref_per_token_logps")
-        utilities = self._utilities(self._rewards)
+        reference = None if reference is None else self._gathered(reference)
+        for logps in (behaviour, reference):
+            mask = mask if logps is None else mask & logps.isfinite()
+        kept = ~self._rewards.isnan().all(dim=1) & mask.any(dim=1)
+        utilities = self._utilities(self._rewards, kept)
         clusters = self._answer_clusters().view_as(utilities) if self.objective.needs_answers else None
         return Batch(
             prompt_ids=mask.new_zeros(
@@ -130,31 +200,42 @@ class MaxEntGRPOTrainer(GRPOTrainer):
             prompt_mask=mask.new_ones(utilities.shape[0], 1),
             completion_ids=mask.long(),
             completion_mask=mask,
-            behaviour_logps=self._gathered(behaviour),
+            behaviour_logps=behaviour,
             utilities=utilities,
-            reference_logps=None if reference is None else self._gathered(reference),
+            reference_logps=reference,
             answer_clusters=clusters,
         )
 
-    def _utilities(self, rewards: Tensor) -> Tensor:
-        """Weighted sums [P, G], NaN where no function gave a score."""
-        scored = ~rewards.isnan().all(dim=1)
-        grouped = rewards.view(-1, self.num_generations, rewards.shape[1])
+    def _utilities(self, rewards: Tensor, kept: Tensor) -> Tensor:
+        """Weighted sums [P, G] of the rewards [B, functions], NaN where ``kept`` [B] is false."""
+        grouped = rewards.masked_fill(~kept.unsqueeze(1), torch.nan)
+        grouped = grouped.view(-1, self.num_generations, rewards.shape[1])
         if self.multi_objective_aggregation == "normalize_then_sum":
             centred = grouped - grouped.nanmean(dim=1, keepdim=True)
             counts = (~grouped.isnan()).sum(dim=1, keepdim=True)
             std = (centred.square().nansum(dim=1, keepdim=True) / (counts - 1).clamp(min=1)).sqrt()
             grouped = centred / (std + 1e-4)
         utilities = (grouped * self.reward_weights.to(rewards.device)).nansum(dim=2)
-        return utilities.masked_fill(~scored.view_as(utilities), torch.nan)
+        return utilities.masked_fill(~kept.view_as(utilities), torch.nan)
 
     def _behaviour_logps(self, output: Mapping[str, Any]) -> Tensor:
-        """Log-probs [B, T] of the policy that sampled: as the sampler or TRL has them, else of the policy as it is."""
-        for name in ("sampling_per_token_logps", "old_per_token_logps"):
-            if output.get(name) is not None:
-                return output[name]
+        """Log-probs [B, T] of the policy that sampled: as the sampler or TRL has them, else of the policy as it is.
+
+        vLLM has NaN for some tokens; there the policy's own stands in, as TRL takes its ratio to the sampler for 1.
+        """
+        sampled, old = output.get("sampling_per_token_logps"), output.get("old_per_token_logps")
+        if sampled is None:
+            return self._policy_logps(output) if old is None else old
+        unknown = sampled.isnan()
+        if not bool(self.accelerator.gather(unknown.any().view(1)).any()):
+            return sampled
+        return torch.where(unknown, self._policy_logps(output) if old is None else old, sampled)
+
+    def _policy_logps(self, output: Mapping[str, Any]) -> Tensor:
+        """Log-probs [B, T] of the policy as it is, which reads images where the batch has them."""
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
         mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        beside = {name: output[name] for name in SCORER if output.get(name) is not None}
         with torch.no_grad():
             logps: Tensor = self._get_per_token_logps_and_entropies(
                 self.model,
@@ -162,8 +243,16 @@ class MaxEntGRPOTrainer(GRPOTrainer):
                 mask,
                 output["completion_ids"].shape[1],
                 batch_size=self.args.per_device_train_batch_size,
+                **beside,
             )[0]
         return logps
+
+    def _show(self, advantages: Tensor) -> None:
+        """Put what is trained on, [B] of all processes, into the table of completions in place of TRL's."""
+        shown: Any = self._logs["advantages"]
+        for _ in range(min(len(shown), len(advantages))):
+            shown.pop()
+        shown.extend(advantages.tolist())
 
     def _answer_clusters(self) -> Tensor:
         """Which completions of a group answer the same, over all processes: [B] int64."""
@@ -196,7 +285,8 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         scheduler = self.lr_scheduler
         counted = signal
         if signal.weights is not None and signal.scored is not None:
-            counted = signal.select(weighs(signal.scored).nonzero().flatten().tolist())
+            groups = weighs(signal.scored).nonzero().flatten().tolist()
+            counted = signal.select(groups) if groups else signal
         self.controllers, metrics = self.controllers.update(
             Measurement(
                 step=step + 1,
@@ -218,9 +308,15 @@ class MaxEntGRPOTrainer(GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            path = Path(checkpoint) / "controller_state.json"
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / "controller_state.json"
+        if path.is_file():
             self.controllers = self.controllers.load_state_dict(read_state(path), source=str(path))
+        elif self.accelerator.is_main_process:
+            logger.warning(
+                "%s is not there (TRL's own trainer writes none): the controllers start afresh", path
+            )
 
 
 def settings_of(args: TRLConfig) -> tuple[ObjectiveSpec, ControllerSettings]:
@@ -253,11 +349,17 @@ def changes_advantages(objective: Objective) -> bool:
     return not (plain and isinstance(loss, TokenLoss) and loss.reweighting is None)
 
 
-def whole_text(completion: Any) -> str:
-    """A completion's text, plain or as TRL's list of messages."""
+def answer_text(completion: Any) -> str:
+    """The policy's last words: a plain completion, or the last message of a chat that is the assistant's."""
     if isinstance(completion, str):
         return completion
-    return "".join(str(message.get("content") or "") for message in completion)
+    said = [
+        message.get("content") for message in completion if message.get("role", "assistant") == "assistant"
+    ]
+    content = said[-1] if said else None
+    if isinstance(content, list):  # blocks, as chats with images have them
+        return "".join(str(block.get("text") or "") for block in content)
+    return str(content or "")
 
 
 def numbers_of(metrics: Metrics) -> dict[str, float]:
