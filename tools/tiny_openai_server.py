@@ -40,7 +40,9 @@ class Model:
 
     def complete(self, prompt: str, body: Mapping[str, Any]) -> tuple[list[tuple[str, str]], dict[str, int]]:
         """(text, finish reason) of each of ``n`` completions, and the tokens that they took."""
-        ids = self._tokenizer(prompt, return_tensors="pt")["input_ids"]
+        # as vLLM: a chat template brings its own special tokens, a plain prompt may say that it does
+        added = "messages" not in body and bool(body.get("add_special_tokens", True))
+        ids = self._tokenizer(prompt, add_special_tokens=added, return_tensors="pt")["input_ids"]
         n, temperature = int(body.get("n") or 1), float(body.get("temperature", 1.0))
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:

@@ -198,3 +198,21 @@ def test_an_evaluation_over_a_real_model_resumes_after_the_server_died(tmp_path)
     assert 0 < len(read_records(path)) < 6
     # Another port, the same served model: the answers are still good.
     assert evaluate(policy, tmp_path / "killed").metrics == whole.metrics
+
+
+@pytest.mark.parametrize("bos", ["<s>", "<|begin_of_text|>", "<bos>"])
+def test_a_template_that_spells_bos_has_the_server_add_none(bos):
+    templates = {f"{bos}[INST] {{question}} [/INST]": False, "Q: {question} A:": None}
+    prints = []
+    for template, added in templates.items():
+        with serving(
+            lambda request: Reply(b'{"choices": [{"text": "1", "finish_reason": "stop"}]}')
+        ) as server:
+            spec = spec_of(server.url, prompt_template=template)
+            ask(spec, n=1)
+            prints.append(EndpointBackend(spec, None).fingerprint()["backend"])
+        bodies = [request.body for request in server.requests]
+        assert {body.get("add_special_tokens") for body in bodies} == {added}
+        assert sorted(body["prompt"] for body in bodies)[0] == template.replace("{question}", "question 0")
+    assert "bos" in prints[0]
+    assert "bos" not in prints[1]

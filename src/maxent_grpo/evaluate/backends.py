@@ -32,6 +32,17 @@ PROMPT_TEMPLATES = {
 }
 """Templates of Dr. GRPO's evaluation by name (Liu et al. 2025, arXiv:2503.20783, appendix)."""
 
+BOS_TOKENS = (
+    "<|begin_of_text|>",
+    "<s>",
+    "<bos>",
+    "<|startoftext|>",
+    "<｜begin▁of▁sentence｜>",
+    "<BOS_TOKEN>",
+    "[BOS]",
+)
+"""Beginning-of-sequence tokens as Llama, Mistral, Gemma, LFM, DeepSeek, Cohere and others spell them."""
+
 
 class Backend(AbstractContextManager["Backend"], Protocol):
     """A model that answers questions, made from a spec and a system prompt.
@@ -82,6 +93,11 @@ def plain_template(spec: InferenceModelSpec) -> str | None:
             f"{QUESTION}"
         )
     return template
+
+
+def spells_bos(text: str | None, tokens: tuple[str, ...] = BOS_TOKENS) -> bool:
+    """Whether ``text`` begins with one of ``tokens``, so that the tokenizer must not add another."""
+    return text is not None and text.lstrip().startswith(tokens)
 
 
 def messages_of(question: Question, system_prompt: str | None) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.evaluate.backends import FORMAT, QUESTION, messages_of, plain_template
+from maxent_grpo.evaluate.backends import FORMAT, QUESTION, messages_of, plain_template, spells_bos
 from maxent_grpo.evaluate.benchmarks import Question
 from maxent_grpo.evaluate.records import Samples
 from maxent_grpo.evaluate.settings import InferenceModelSpec
@@ -38,9 +38,10 @@ class EndpointBackend(AbstractContextManager["EndpointBackend"]):
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """The name that is asked for, and ``revision`` as given: what an endpoint serves cannot be seen."""
+        bos = {"bos": "the template's"} if spells_bos(self._template) else {}
         return {
             "model": {"served_name": self._spec.model_name_or_path, "revision": self._spec.revision},
-            "backend": {"kind": self._spec.backend, "format": FORMAT},
+            "backend": {"kind": self._spec.backend, "format": FORMAT} | bos,
         }
 
     def sample(
@@ -83,7 +84,9 @@ class EndpointBackend(AbstractContextManager["EndpointBackend"]):
         if self._spec.stop_sequences:
             body["stop"] = list(self._spec.stop_sequences)
         if self._template is not None:
-            return body | {"prompt": self._prompt_text(question)}
+            # vLLM's and SGLang's field; without it the server's tokenizer adds a token that the template spells
+            bos = {"add_special_tokens": False} if spells_bos(self._template) else {}
+            return body | bos | {"prompt": self._prompt_text(question)}
         if self._spec.chat_template is not None:
             body["chat_template"] = self._spec.chat_template  # vLLM's; others refuse it, as they must
         return body | {"messages": messages_of(question, self._system_prompt)}

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.data.prompts import PromptSettings, build_prompts
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.backends import FORMAT, QUESTION, plain_template
+from maxent_grpo.evaluate.backends import FORMAT, QUESTION, plain_template, spells_bos
 from maxent_grpo.evaluate.benchmarks import Question
 from maxent_grpo.evaluate.records import Samples
 from maxent_grpo.evaluate.settings import InferenceModelSpec
@@ -57,7 +57,13 @@ class LocalBackend(AbstractContextManager["LocalBackend"]):
             weights = "sha256:" + directory_digest(Path(location))
         else:
             weights = "commit:" + hub_commit(location, spec.revision, spec.cache_dir)
-        shaping = {"torch_dtype": spec.torch_dtype, "tokenizer_kwargs": spec.tokenizer_kwargs}
+        shaping: dict[str, Any] = {
+            "torch_dtype": spec.torch_dtype,
+            "tokenizer_kwargs": spec.tokenizer_kwargs,
+        }
+        template = plain_template(spec)
+        if template is not None and _has_bos(template, self._tokenizer) and self._tokenizer("")["input_ids"]:
+            shaping["bos"] = "the template's"  # answers from before had read the tokenizer's as well
         return {
             "model": {"weights": weights, "revision": spec.revision},
             "backend": {"kind": spec.backend, "format": FORMAT} | shaping,
@@ -155,12 +161,21 @@ def prompts_of(
     template = plain_template(spec)
     if template is not None:
         texts = [(q.index, template.replace(QUESTION, q.text)) for q in questions]
-        return [Prompt(index, text, tuple(tokenizer(text)["input_ids"]), {}) for index, text in texts]
+        return [Prompt(index, text, plain_ids(text, tokenizer), {}) for index, text in texts]
     settings = PromptSettings(system_prompt=system_prompt, chat_template=spec.chat_template)
     # build_prompts leaves out rows without a gold, which is the grader's business here.
     rows = [{"problem": question.text, "answer": "graded elsewhere"} for question in questions]
     prompts = build_prompts(rows, tokenizer, settings)
     return [replace(prompt, index=q.index) for prompt, q in zip(prompts, questions, strict=True)]
+
+
+def plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens of a plain prompt, with those that the tokenizer adds unless the text spells its first one."""
+    return tuple(tokenizer(text, add_special_tokens=not _has_bos(text, tokenizer))["input_ids"])
+
+
+def _has_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer.bos_token is not None and spells_bos(text, (str(tokenizer.bos_token),))
 
 
 def directory_digest(directory: Path) -> str:
