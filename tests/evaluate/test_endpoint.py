@@ -1,14 +1,19 @@
 """An OpenAI-compatible server as backend: what is sent, what is survived, and what ends the evaluation."""
 
+import json
 import time
 from dataclasses import replace
 
 import pytest
 
-from maxent_grpo.errors import RunError
-from maxent_grpo.evaluate.benchmarks import Question
+from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.evaluate.benchmarks import Question, resolve_benchmark
 from maxent_grpo.evaluate.endpoint import EndpointBackend
+from maxent_grpo.evaluate.grading import MathGrader, grader_for
+from maxent_grpo.evaluate.math_eval import flatten
 from maxent_grpo.evaluate.records import read_records
+from maxent_grpo.evaluate.result_files import results_table, summary
+from maxent_grpo.evaluate.settings import read_request
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference
 from openai_server import Reply, Request, bundled_policy, chat, serving
 
@@ -114,10 +119,10 @@ def test_no_server_at_all_is_one_line():
 
 def test_a_failure_does_not_wait_for_requests_that_hang():
     def answer(request: Request) -> Reply:
-        return Reply(b"bad", status=400) if "3" in request.question else replace(chat("x"), delay=3.0)
+        return Reply(b"bad", status=404) if "3" in request.question else replace(chat("x"), delay=3.0)
 
     began = time.monotonic()
-    with serving(answer) as server, pytest.raises(RunError, match="refuses the request with HTTP 400: bad"):
+    with serving(answer) as server, pytest.raises(RunError, match="refuses the request with HTTP 404: bad"):
         ask(spec_of(server.url, request_timeout=60.0), n=1)
     assert time.monotonic() - began < 2.5
 
@@ -158,6 +163,102 @@ def test_what_servers_take_out_of_a_text_goes_back():
     ]
     assert [found[i].finish_reasons[0] for i in range(4)] == ["stop", "stop", "length", "length"]
     assert server.requests[0].body["stop"] == ["</answer>"]
+
+
+@pytest.mark.parametrize(
+    ("stops", "reply", "text", "counted"),
+    [
+        (["</answer>"], chat("<think>2</think><answer>7"), "<think>2</think><answer>7</answer>", False),
+        (["</answer>"], chat("<answer>7</answer>"), "<answer>7</answer>", False),
+        (["</answer>"], chat("<answer>7", "length"), "<answer>7", False),
+        (["</answer>"], chat("<answer>7", stop_reason=None), "<answer>7", False),  # it says: by an end token
+        (["</answer>"], chat("7"), "7", True),
+        (["</answer>", "</s>"], chat("<answer>7"), "<answer>7", True),
+        (["END"], chat("<answer>7</answer>"), "<answer>7</answer>", True),
+        ([], chat("<answer>7"), "<answer>7", False),
+    ],
+)
+def test_a_stop_string_goes_back_where_it_is_certain_and_is_counted_elsewhere(
+    stops, reply, text, counted, caplog
+):
+    with serving(lambda request: reply) as server:
+        found = ask(spec_of(server.url, stop_sequences=tuple(stops)))
+    assert {completion for one in found.values() for completion in one.completions} == {text}
+    lines = [record.getMessage() for record in caplog.records if "no stop_reason" in record.getMessage()]
+    assert len(lines) == counted
+    assert not counted or ("8 completions ended" in lines[0] and repr(stops[0]) in lines[0])
+
+
+def evaluate_file(tmp_path, answer, **changes):
+    tmp_path.mkdir(exist_ok=True)
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"problem": "question {i}", "answer": "{i}"}}\n' for i in range(4)))
+    with serving(answer) as server:
+        return run_math_eval_inference(
+            [spec_of(server.url, **changes)],
+            dataset="mine",
+            eval_overrides={"dataset_name": str(data)},
+            seeds=[0],
+            num_generations=2,
+            artifacts=ArtifactSettings(root_dir=str(tmp_path / "root")),
+            progress=False,
+        )[0]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_prompt_that_the_server_refuses_ends_that_prompt_and_is_asked_again(tmp_path, status):
+    def right(request: Request) -> Reply:
+        return chat(f"<answer>{request.question[-1]}</answer>")
+
+    def answer(request: Request) -> Reply:
+        return Reply(b"too long", status=status) if "2" in request.question else right(request)
+
+    result = evaluate_file(tmp_path, answer)
+    assert (result.total, result.accuracy, result.prompt_indices) == (3, 1.0, (0, 1, 3))
+    assert f"HTTP {status}: too long" in result.errors[2]
+    assert "1 prompts have no answer and count in no figure" in results_table([result])
+    assert list(summary(result)["prompts_without_answer"]) == ["2"]
+    (path,) = tmp_path.rglob("errors_seed_0.jsonl")
+    (row,) = map(json.loads, path.read_text().splitlines())
+    assert row == {"prompt_index": 2, "error": result.errors[2]}
+
+    asked = []
+    again = evaluate_file(tmp_path, lambda request: asked.append(request.question) or right(request))
+    assert set(asked) == {"question 2"}
+    assert (again.total, again.errors) == (4, {})
+    assert not path.exists()
+
+
+def test_where_every_prompt_is_refused_the_evaluation_ends(tmp_path):
+    with pytest.raises(RunError, match=r"no prompt has an answer, .*HTTP 400: no top_k here"):
+        evaluate_file(tmp_path, lambda request: Reply(b"no top_k here", status=400))
+
+
+def test_the_graders_policy_is_set_per_model_or_benchmark_and_is_part_of_the_fingerprint(tmp_path):
+    def answer(request: Request) -> Reply:
+        return chat(f"I think it is {request.question[-1]}")
+
+    assert evaluate_file(tmp_path / "a", answer).accuracy == 0.0
+    lenient = {"extraction": ["boxed", "last_number"]}
+    assert evaluate_file(tmp_path / "b", answer, grader_policy=lenient).accuracy == 1.0
+    with pytest.raises(UsageError, match=r"grader.options.extraction: unknown in the file, \['boxed'"):
+        evaluate_file(tmp_path / "a", answer, grader_policy=lenient)
+    with pytest.raises(UsageError, match="grader_policy: unknown option 'extract'; known are extraction"):
+        evaluate_file(tmp_path / "c", answer, grader_policy={"extract": "boxed"})
+    request = {
+        "models": ["m"],
+        "eval": {"dataset_name": "x.jsonl", "grader_policy": {"extraction": "last_number"}},
+    }
+    found = read_request(request)
+    benchmark = resolve_benchmark("mine", found.eval)
+    grader = grader_for(benchmark, {"units": "ignored"})
+    assert grader.fingerprint()["options"] == {"extraction": ["last_number"], "units": "ignored"}
+    assert "options" not in str(flatten({"grader": MathGrader().fingerprint()}))
+
+
+def test_the_weights_behind_an_endpoint_are_no_part_of_its_fingerprint():
+    backend = EndpointBackend(spec_of("http://localhost:1/v1", revision="abc"), None)
+    assert backend.fingerprint()["model"] == {"served_name": "served", "revision": "abc"}
 
 
 def test_a_plain_template_goes_to_the_completions_route():

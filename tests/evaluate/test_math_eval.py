@@ -10,7 +10,7 @@ from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.evaluate import local_backend
 from maxent_grpo.evaluate.passk import exploration_scores
 from maxent_grpo.evaluate.records import Answers, read_records
-from maxent_grpo.evaluate.result_files import results_table, write_results
+from maxent_grpo.evaluate.result_files import headline_metrics, results_table, write_results
 from maxent_grpo.files import fingerprint_path
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference
 from maxent_grpo.tasks.registry import load_rows
@@ -221,6 +221,25 @@ def test_several_models_and_temperatures_give_a_result_each(tmp_path):
         ("b", 0.5, 2),
     ]
     assert "pass_at_3" in results_table(results)
+
+
+def test_the_table_shows_every_k_that_was_asked_for(tmp_path):
+    (result,) = run(tmp_path, ks=[2, 3], limit=2)
+    assert headline_metrics(result) == [
+        "pass_at_1",
+        "pass_at_1_unbiased",
+        "pass_at_2_unbiased",
+        "pass_at_3_unbiased",
+        "avg_at_3",
+        *(f"{kind}_at_{k}" for kind in ("distinct", "coverage") for k in (1, 2, 3)),
+    ]
+    assert all(name in results_table([result]) for name in headline_metrics(result))
+    (whole,) = run(tmp_path, limit=2)
+    assert "pass_at_4" in headline_metrics(whole)
+    assert "pass_at_4_unbiased" not in headline_metrics(whole)
+    settings = {"dataset": "graph_coloring", "seeds": [0], "num_generations": 1, "progress": False}
+    with pytest.raises(UsageError, match="grader_policy: graph_coloring is judged by its task's verifier"):
+        run_math_eval_inference([replace(TINY, grader_policy={"units": "ignored"})], **settings)
 
 
 def test_prompts_can_be_left_out_of_the_artifacts(tmp_path):

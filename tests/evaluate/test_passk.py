@@ -76,8 +76,26 @@ def test_distinct_and_coverage_count_right_modes_once():
     )
     # The wrong "c" does not count; answers without a key count one each, up to the two that there are.
     assert distinct_at(samples, 4).tolist() == [2, 2, 0]
-    assert distinct_at(samples, 2).tolist() == [1, 2, 0]
+    assert distinct_at(samples, 2) == pytest.approx([5 / 6 + 1 / 2, 2, 0])
     assert coverage_at(samples, 4).tolist() == [0.5, 1, 0]
+
+
+@pytest.mark.parametrize("n", [1, 3, 6])
+def test_distinct_at_k_is_the_mean_over_subsets(n):
+    rng = generator(3, "passk test", n)
+    modes = tuple(tuple("abcd"[i] for i in row) for row in rng.integers(0, 4, size=(20, n)))
+    samples = ScoredSamples(
+        (rng.random((20, n)) < 0.7).astype(float), modes=modes, mode_counts=(4,) * 10 + (5,) * 10
+    )
+    for k in range(1, n + 1):
+        subsets = list(combinations(range(n), k))
+        expected = [
+            sum(len({row[i] for i in subset if ok[i]}) for subset in subsets) / len(subsets)
+            for row, ok in zip(modes, samples.right, strict=True)
+        ]
+        assert distinct_at(samples, k) == pytest.approx(expected, abs=1e-12)
+        assert coverage_at(samples, k) == pytest.approx(np.array(expected) / samples.mode_counts, abs=1e-12)
+    assert distinct_at(samples, n).tolist() == expected  # k = n: the plain count, to the bit
 
 
 @pytest.mark.parametrize(("n", "ks"), [(1, (1,)), (2, (1, 2)), (8, (1, 2, 4, 8)), (10, (1, 2, 4, 8, 10))])

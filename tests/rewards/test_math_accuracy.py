@@ -4,7 +4,9 @@ import math
 
 import pytest
 
+from maxent_grpo.errors import UsageError
 from maxent_grpo.rewards.math import accuracy, boxed_accuracy_math, cosine, length
+from maxent_grpo.rewards.registry import RewardOptions, load_rewards
 
 
 @pytest.mark.parametrize(
@@ -61,3 +63,19 @@ def test_length_prefers_the_shorter_of_a_group():
     texts = [right, right.ljust(19), wrong.ljust(14), wrong.ljust(19), wrong]
     assert length(texts, ["1"] * 5) == pytest.approx([0.5, -0.5, 0.0, -0.5, 0.0])
     assert length([right, wrong], ["1"] * 2) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "boxed_accuracy_math", "cosine", "length"])
+def test_the_graders_policy_is_a_setting_of_every_reward_that_grades(name):
+    policy = {"extraction": ["last_number"], "relative_tolerance": 0.01}
+    texts, golds = ["It is 3.14 here", "It may well be 3.3 here"], ["3.1415", "3.1415"]
+    (reward,) = load_rewards([name], options=RewardOptions({"grader_policy": policy}, isolation=False))
+    first, second = reward.function(completions=texts, answer=golds)
+    assert first > 0 >= second
+    (usual,) = load_rewards([name], options=RewardOptions({"grader_policy": None}, isolation=False))
+    assert all(score <= 0 for score in usual.function(completions=texts, answer=golds))
+    (isolated,) = load_rewards([name], options=RewardOptions({"grader_policy": policy}))
+    assert hash(isolated.location)
+    for wrong in ({"extract": "boxed"}, {"units": "never"}, {"significant_digits": "x"}):
+        with pytest.raises(UsageError, match=r"^grader_policy: "):
+            load_rewards([name], options=RewardOptions({"grader_policy": wrong}))

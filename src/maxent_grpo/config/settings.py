@@ -40,6 +40,8 @@ class ScriptFields:
         "as a training setting instead, not as both.")
     eval_reward_funcs: list[str] = setting([], "Reward functions of the evaluation; empty: reward_funcs.")
     eval_reward_weights: list[float] = setting([], "One weight per evaluation reward; empty: 1.0 each.")
+    grader_policy: dict[str, Any] | None = setting(None, "Rewards accuracy, boxed_accuracy_math, cosine, length: "
+        "options of math_answers.GraderPolicy, such as {extraction: [boxed, last_number], relative_tolerance: 0.01}.")
     cosine_min_value_wrong: float = setting(0.0, "Reward cosine: value of a wrong answer at length 0.")
     cosine_max_value_wrong: float = setting(-0.5, "Reward cosine: value of a wrong answer at length "
         "cosine_max_len.")

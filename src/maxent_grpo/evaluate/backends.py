@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.benchmarks import Question
-from maxent_grpo.evaluate.records import Samples
+from maxent_grpo.evaluate.records import Samples, Unanswered
 from maxent_grpo.evaluate.settings import BACKENDS, InferenceModelSpec
 from maxent_grpo.named import find_named
 
@@ -59,8 +59,11 @@ class Backend(AbstractContextManager["Backend"], Protocol):
 
     def sample(
         self, questions: Sequence[Question], *, seed: int, temperature: float, num_generations: int
-    ) -> Iterator[Samples]:
+    ) -> "Iterator[Samples | Unanswered]":
         """The samples of every question, as they become ready, in any order.
+
+        A question that the model cannot be asked, as one that is too long for it, may be `Unanswered`: it is counted,
+        written down and asked again at the next start.
 
         Samples are whole completions drawn independently of each other. They depend on (``seed``, the question's
         index, the number of the sample) and the settings, not on the other questions: a resumed evaluation draws

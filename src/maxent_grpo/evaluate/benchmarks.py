@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,8 @@ class Benchmark:
     id_column: str | None = "auto"
     """Must be unique; auto: the first of `ID_COLUMNS` that the rows have; null: unchecked."""
     grader: Literal["math", "task"] = "math"
+    grader_policy: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `math_answers.GraderPolicy`."""
     prompt_fallbacks: tuple[str, ...] = ()  # read, in this order, where prompt_column is missing
     answer_fallbacks: tuple[str, ...] = ()
 
@@ -67,7 +69,7 @@ def _shipped() -> tuple[dict[str, Benchmark], dict[str, str]]:
 
 PRESETS, ALIASES = _shipped()
 _OVERRIDE_ALIASES = {"dataset_split": "split", "solution_column": "answer_column", "name": "dataset_name"}
-_OVERRIDABLE = tuple(field.name for field in fields(Benchmark) if not field.name.endswith("_fallbacks"))
+_OVERRIDABLE = tuple(f.name for f in fields(Benchmark) if not f.name.endswith("_fallbacks"))
 
 
 @dataclass(frozen=True)

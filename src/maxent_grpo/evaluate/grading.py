@@ -5,15 +5,16 @@ a task's right answers are enumerated, which of them it is.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from math_answers import GraderPolicy, extract
+from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.benchmarks import Benchmark, Question
 from maxent_grpo.evaluate.passk import RIGHT
 from maxent_grpo.evaluate.records import Grade
 from maxent_grpo.rewards.isolation import Isolation, IsolationSettings
-from maxent_grpo.rewards.math import graded
+from maxent_grpo.rewards.math import graded, policy_of
 from maxent_grpo.rewards.registry import GRADER_MODULES, CallContext, Location, RewardFunction
 from maxent_grpo.tasks.answers import extract_answer
 from maxent_grpo.tasks.registry import grade_response
@@ -78,7 +79,10 @@ class MathGrader:
         self.lost = 0
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": "math", "policy": self._policy.fingerprint()}
+        """The policy's digest, and by name what it sets otherwise than the default."""
+        usual = GraderPolicy().as_dict()
+        own = {name: value for name, value in self._policy.as_dict().items() if value != usual[name]}
+        return {"kind": "math", "policy": self._policy.fingerprint(), "options": own}
 
     def judge(self, question: Question, completions: Sequence[str]) -> list[Grade]:
         size = len(completions)
@@ -103,6 +107,16 @@ class MathGrader:
             logger.warning("%d completions scored 0: their verdict took too long or crashed", self.lost)
 
 
-def grader_for(benchmark: Benchmark) -> Grader:
-    """The grader of a benchmark."""
-    return TaskGrader() if benchmark.grader == "task" else MathGrader()
+def grader_for(benchmark: Benchmark, options: Mapping[str, Any] | None = None) -> Grader:
+    """The grader of a benchmark, with the options of a model's ``grader_policy`` over the benchmark's own.
+
+    Raises `UsageError` for an option that does not exist, and for any where a task's verifier judges.
+    """
+    options = {**benchmark.grader_policy, **(options or {})}
+    if benchmark.grader == "task":
+        if options:
+            raise UsageError(
+                f"grader_policy: {benchmark.dataset_id} is judged by its task's verifier: remove it"
+            )
+        return TaskGrader()
+    return MathGrader(policy_of(options))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from maxent_grpo.errors import RunError
 from maxent_grpo.evaluate.backends import Backend, open_backend, prompt_fingerprint
 from maxent_grpo.evaluate.benchmarks import (
     Benchmark,
@@ -18,7 +19,7 @@ from maxent_grpo.evaluate.benchmarks import (
     resolve_benchmark,
 )
 from maxent_grpo.evaluate.grading import Grader, grader_for
-from maxent_grpo.evaluate.records import Answers, graded
+from maxent_grpo.evaluate.records import Answers, Unanswered, graded
 from maxent_grpo.evaluate.results import MathEvalResult, result_of
 from maxent_grpo.evaluate.settings import (
     DEFAULT_SEEDS,
@@ -27,6 +28,9 @@ from maxent_grpo.evaluate.settings import (
     InferenceModelSpec,
 )
 from maxent_grpo.observe.console import Ticker
+
+FAILED_IN_A_ROW = 32
+"""Prompts without an answer after which it is not the prompts that are wrong."""
 
 
 def run_math_eval_inference(
@@ -89,8 +93,9 @@ def run_evaluation(
     # Content alone: a file that has moved is the same data, and a limit leaves the rest of it what it is.
     dataset = {"content": "sha256:" + content_digest(every_question)}
     with ExitStack() as stack:
-        judge = grader or grader_for(benchmark)
-        stack.callback(judge.close)
+        judges = {id(spec): grader or grader_for(benchmark, spec.grader_policy) for spec in request.models}
+        for judge in {id(judge): judge for judge in judges.values()}.values():
+            stack.callback(judge.close)
         runs = [
             stack.enter_context(SeedRun(request, benchmark, spec, temperature, seed, questions))
             for spec in request.models
@@ -102,7 +107,7 @@ def run_evaluation(
             for spec in request.models
         }
         for run in runs:
-            run.resume(dataset, judge, backends[id(run.spec)])
+            run.resume(dataset, judges[id(run.spec)], backends[id(run.spec)])
         pending = sum(len(run.pending) for run in runs)
         with Ticker(f"{benchmark.dataset_id}", pending, enabled=progress and pending > 0) as ticker:
             for spec in request.models:
@@ -110,7 +115,7 @@ def run_evaluation(
                 if own:  # else the model is not even loaded
                     with backends[id(spec)] as backend:
                         for run in own:
-                            run.answer(backend, judge, ticker.advance)
+                            run.answer(backend, judges[id(spec)], ticker.advance)
         return [
             _result(request, [run for run in runs if run.spec is spec and run.temperature == temperature])
             for spec in request.models
@@ -135,6 +140,7 @@ class SeedRun(Answers):
         super().__init__(path if request.artifacts.enabled else None)
         self.spec, self.temperature, self.seed = spec, temperature, seed
         self.questions = questions  # those that are asked for, all of them
+        self.errors: dict[int, str] = {}  # those without an answer, and why
         self._request, self._benchmark = request, benchmark
         self._samples = request.samples_of(spec)
         self._system_prompt = spec.system_prompt_or(benchmark.system_prompt)
@@ -172,7 +178,17 @@ class SeedRun(Answers):
         answers = backend.sample(
             self.pending, seed=self.seed, temperature=self.temperature, num_generations=self._samples
         )
+        in_a_row = 0
         for one in answers:
+            if isinstance(one, Unanswered):
+                self.errors[one.index] = one.error
+                self.write_errors(self.errors)
+                advance(1, self._accuracy_so_far())
+                in_a_row += 1
+                if in_a_row == FAILED_IN_A_ROW:
+                    raise RunError(f"{in_a_row} prompts in a row have no answer, the last: {one.error}")
+                continue
+            in_a_row = 0
             question = by_index[one.index]
             grades = grader.judge(question, one.completions)
             self.append(
@@ -197,9 +213,12 @@ class SeedRun(Answers):
                 }
             )
             advance(1, self._accuracy_so_far())
+        self.write_errors(self.errors)
 
     def _accuracy_so_far(self) -> str:
         records = self.records.values()
+        if not records:
+            return ""
         first = sum(record["pass_at_1_ok"] for record in records) / len(records)
         any_right = sum(record["pass_at_k_ok"] for record in records) / len(records)
         n = next(iter(records))["num_generations"]
@@ -207,10 +226,18 @@ class SeedRun(Answers):
 
 
 def _result(request: EvaluationRequest, runs: Sequence[SeedRun]) -> MathEvalResult:
-    """The figures of one model at one temperature over its seeds."""
+    """The figures of one model at one temperature over its seeds, of the prompts that have an answer under each.
+
+    Raises `RunError` where none has.
+    """
+    answered = [q for q in runs[0].questions if all(q.index in run.records for run in runs)]
+    errors = {index: error for run in runs for index, error in run.errors.items()}
+    if not answered:
+        raise RunError(f"{runs[0].spec.name}: no prompt has an answer, {next(iter(errors.values()))}")
     return result_of(
-        {run.seed: [run.records[q.index] for q in run.questions] for run in runs},
+        {run.seed: [run.records[q.index] for q in answered] for run in runs},
         request.ks_of(runs[0].spec),
+        errors=errors,
         collect_generations=request.collect_generations,
         artifacts=[run.path for run in runs if run.path is not None],
     )

@@ -2,10 +2,12 @@
 
 Benchmarks, studies and the evaluation during training count with these; their figures are means over prompts.
 Shapes: ``P`` prompts, ``n`` samples of each, 1 ≤ k ≤ n. "First k" means the first k in the order of sampling, which
-says nothing about their quality: samples are independent.
+says nothing about their quality: samples are independent. What "k of the n" says is the average over all choices of k
+samples without replacement, in closed form.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -57,12 +59,15 @@ def unbiased_pass_at(samples: ScoredSamples, k: int) -> Floats:
     c is the number of right samples. Its expectation is pass@k, as that of `pass_at` is, and its variance is smaller
     because it reads all n samples (Chen et al. 2021, arXiv:2107.03374, eq. 1). For k = n the two are equal.
     """
-    n = samples.scores.shape[1]
-    # C(n−c, k)/C(n, k) = Π over j < k of (n−c−j)/(n−j): no factorial, no overflow; 0 once fewer than k are wrong.
-    wrong = np.arange(n, -1, -1, dtype=np.float64)[:, None]  # n − c for c = 0 … n
+    return _met(samples.scores.shape[1], k)[samples.right.sum(axis=1)]
+
+
+def _met(n: int, k: int) -> Floats:
+    """The chance that k of n samples, drawn without replacement, hold one of c given ones, for c = 0 … n: [n + 1]."""
+    # C(n−c, k)/C(n, k) = Π over j < k of (n−c−j)/(n−j): no factorial, no overflow; 0 once fewer than k are others.
+    others = np.arange(n, -1, -1, dtype=np.float64)[:, None]  # n − c for c = 0 … n
     drawn = np.arange(k, dtype=np.float64)
-    missed = np.prod(np.clip(wrong - drawn, 0, None) / (n - drawn), axis=1)
-    return (1.0 - missed)[samples.right.sum(axis=1)]
+    return np.asarray(1.0 - np.prod(np.clip(others - drawn, 0, None) / (n - drawn), axis=1))
 
 
 def avg_at(samples: ScoredSamples, k: int) -> Floats:
@@ -71,17 +76,28 @@ def avg_at(samples: ScoredSamples, k: int) -> Floats:
 
 
 def distinct_at(samples: ScoredSamples, k: int) -> Floats:
-    """Different right answers among the first k samples, [P]."""
+    """Different right answers in k of the n samples, on average over all choices of k without replacement: [P].
+
+    Σ over the modes of 1 − C(n−c, k)/C(n, k), c being the right samples of a mode: rarefaction (Hurlbert 1971,
+    doi:10.2307/1934145), unbiased for the number in k samples. For k = n it is the plain count. A right sample
+    without a key is a mode of its own; a prompt counts at most as many as it has.
+    """
     assert samples.modes is not None
     assert samples.mode_counts is not None
-    right = samples.right[:, :k]
+    met = _met(samples.scores.shape[1], k)
     return np.array(
         [
-            distinct_modes([mode for mode, ok in zip(modes, row, strict=False) if ok], count)
-            for modes, row, count in zip(samples.modes, right, samples.mode_counts, strict=True)
+            min(sum(met[c] for c in _mode_sizes(modes, row)), count)
+            for modes, row, count in zip(samples.modes, samples.right, samples.mode_counts, strict=True)
         ],
         dtype=np.float64,
     )
+
+
+def _mode_sizes(modes: Sequence[str | None], right: Iterable[bool]) -> list[int]:
+    """Right samples of each mode."""
+    found = Counter(mode for mode, ok in zip(modes, right, strict=True) if ok)
+    return [1] * found.pop(None, 0) + list(found.values())
 
 
 def coverage_at(samples: ScoredSamples, k: int) -> Floats:
@@ -89,18 +105,13 @@ def coverage_at(samples: ScoredSamples, k: int) -> Floats:
     return distinct_at(samples, k) / np.array(samples.mode_counts, dtype=np.float64)
 
 
-def distinct_modes(modes: Iterable[str | None], count: int) -> int:
-    """Different modes among those of right samples; one without a key is a mode of its own; at most ``count``."""
-    listed = list(modes)
-    return min(len({mode for mode in listed if mode is not None}) + listed.count(None), count)
-
-
 DEFINITIONS: Mapping[str, str] = {
     "pass_at_<k>": "fraction of prompts with a right answer among the first k samples",
     "pass_at_<k>_unbiased": "chance that k of the n samples, drawn without replacement, hold a right one; "
     "mean over prompts",
     "avg_at_<k>": "mean score of the first k samples; mean over prompts",
-    "distinct_at_<k>": "different right answers among the first k samples; mean over prompts",
+    "distinct_at_<k>": "different right answers in k of the n samples, drawn without replacement: their expected "
+    "number; mean over prompts",
     "coverage_at_<k>": "distinct_at_<k> over the number of right answers that a prompt has; mean over prompts",
 }
 """Metric → what it says, in the order of `per_prompt`."""

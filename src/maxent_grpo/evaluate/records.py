@@ -3,6 +3,7 @@
 ``seed_0.jsonl`` holds the lines, ``seed_0.fingerprint.json`` beside it what they depend on (`maxent_grpo.files`).
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from maxent_grpo.evaluate.passk import RIGHT, ScoredSamples
-from maxent_grpo.files import Fingerprint, RowFile, read_rows
+from maxent_grpo.files import Fingerprint, RowFile, read_rows, replace_file
 
 Record = Mapping[str, Any]
 """One line. Its keys are documented in docs/guides/evaluation.md."""
@@ -28,6 +29,14 @@ class Samples:
     prompt: str  # what the model read, as far as the backend knows
     completions: tuple[str, ...]
     finish_reasons: tuple[str, ...]  # "stop", or "length" where the completion was cut off
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """A question that has no samples, and why."""
+
+    index: int  # of the question
+    error: str
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,17 @@ class Answers:
         if self._file is not None:
             self._file.append(record)
         self.records[record["prompt_index"]] = record
+
+    def write_errors(self, errors: Mapping[int, str]) -> None:
+        """Leave the prompts without an answer beside the artifact, in ``errors_<name>.jsonl``; no file for none."""
+        if self.path is None:
+            return
+        path = self.path.with_name(f"errors_{self.path.name}")
+        if not errors:
+            path.unlink(missing_ok=True)
+            return
+        rows = [{"prompt_index": index, "error": error} for index, error in sorted(errors.items())]
+        replace_file(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_records(path: Path) -> dict[int, Record]:

@@ -49,6 +49,7 @@ def summary(result: MathEvalResult) -> dict[str, Any]:
     return {
         **{name: getattr(result, name) for name in asked},
         "prompts": len(result.prompt_indices),
+        "prompts_without_answer": {str(index): error for index, error in result.errors.items()},
         **{name: getattr(result, name) for name in found},
         "confidence": CONFIDENCE,
         "metrics": {name: asdict(estimate) for name, estimate in result.metrics.items()},
@@ -69,7 +70,7 @@ def summary_csv(result: MathEvalResult) -> str:
 
 
 def results_table(results: Sequence[MathEvalResult]) -> str:
-    """The main figures of all results as text: Pass@1, Pass@k, Avg@k, and distinct and coverage where there are any."""
+    """The figures of all results as text, see `headline_metrics`, and what they leave out."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -96,13 +97,30 @@ def results_table(results: Sequence[MathEvalResult]) -> str:
         if result.truncated:
             cut = f"{result.truncated:.1%} of the samples were cut off at max_new_tokens"
             console.print(f"{result.label}: {cut}")
+        if result.errors:
+            index, error = next(iter(result.errors.items()))
+            console.print(
+                f"{result.label}: {len(result.errors)} prompts have no answer and count in no figure; the same command "
+                f"asks them again. Prompt {index}: {error}",
+                soft_wrap=True,
+            )
     return "\n".join(line.rstrip() for line in console.export_text().rstrip().splitlines())
 
 
 def headline_metrics(result: MathEvalResult) -> list[str]:
-    """Pass@1, then pass@n, avg@n and, where they exist, distinct@n and coverage@n for all n samples."""
-    n = max(int(name.split("_")[2]) for name in result.metrics)
-    wanted = ("pass_at_1", f"pass_at_{n}", f"avg_at_{n}", f"distinct_at_{n}", f"coverage_at_{n}")
+    """Pass@1; unbiased pass@k for each k that was asked for; pass@n, avg@n; distinct@k and coverage@k, if any.
+
+    For k = n the plain and the unbiased pass@k are the same number, and stand once.
+    """
+    ks = sorted({_split_metric(name)[1] for name in result.metrics})
+    n = result.num_generations
+    wanted = [
+        "pass_at_1",
+        *(f"pass_at_{k}_unbiased" for k in ks if k < n),
+        *(f"pass_at_{k}" for k in ks if k == n),
+        *(f"avg_at_{k}" for k in ks if k == max(ks)),
+        *(f"{kind}_at_{k}" for kind in ("distinct", "coverage") for k in ks),
+    ]
     return list(dict.fromkeys(name for name in wanted if name in result.metrics))
 
 

@@ -51,6 +51,8 @@ class MathEvalResult:
     metrics: Mapping[str, Estimate]  # every one of `passk.DEFINITIONS`, with interval and seed spread
     per_seed: Mapping[int, Mapping[str, float]]  # seed → metric → mean over prompts
     truncated: float  # fraction of samples that were cut off at max_new_tokens
+    errors: Mapping[int, str] = field(default_factory=dict)
+    """Prompts without an answer, which no figure counts, and why."""
     generations: Mapping[int, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     """seed → prompt → samples"""
     artifacts: tuple[Path, ...] = ()  # one file per seed
@@ -63,6 +65,7 @@ def result_of(
     *,
     collect_generations: bool = False,
     artifacts: Sequence[Path] = (),
+    errors: Mapping[int, str] | None = None,
 ) -> MathEvalResult:
     """The figures of ``answers``: seed → records, one per prompt, the same prompts in the same order for each seed."""
     first = next(iter(answers.values()))[0]
@@ -94,6 +97,7 @@ def result_of(
         per_seed={
             seed: {name: float(column[name].mean()) for name in names} for seed, column in columns.items()
         },
+        errors=dict(sorted((errors or {}).items())),
         truncated=reasons.count("length") / len(reasons),
         generations={
             seed: tuple(tuple(record["generations"]) for record in records)

@@ -45,6 +45,8 @@ class InferenceModelSpec:
     max_new_tokens: int = 768
     temperature: float | None = None  # in place of the call's temperatures; 0 is greedy
     top_p: float = 0.9
+    grader_policy: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `math_answers.GraderPolicy`, over the benchmark's."""
     batch_size: int = 1  # prompts at a time, each with all its samples
     num_generations: int | None = None  # in place of the call's
     generation_kwargs: Mapping[str, Any] = field(default_factory=dict)  # top_k, min_p
@@ -195,8 +197,10 @@ class EvaluationRequest:
         samples = self.samples_of(model)
         if samples < 1:
             raise UsageError(f"{where}: num_generations={samples}: at least 1")
+        if self.ks is not None and min(self.ks, default=0) < 1:
+            raise UsageError(f"inference.ks={list(self.ks)}: whole numbers of at least 1")
         for k in self.ks or ():
-            if not 1 <= k <= samples:
+            if k > samples:
                 raise UsageError(
                     f"{where}: k={k} needs {k} samples per prompt and num_generations is {samples}: "
                     f"set inference.num_generations={k}, or leave {k} out of inference.ks"

@@ -7,7 +7,8 @@ the caller decides whether one failed request ends the work.
 import asyncio
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ UNUSABLE = (401, 403, 404, 405)
 """Statuses that every other request would get as well: no key, no right, no such model, no such path."""
 
 Key = TypeVar("Key")
+
+_CLOSING_TAG = re.compile(r"</([^<>/]+)>")
 
 
 class RequestFailed(Exception):
@@ -42,6 +45,8 @@ class Reply:
     """ "stop", or "length" where the completion was cut off."""
     tokens: int = 0
     """Of the completion, where the server counts them."""
+    may_lack_stop: bool = False
+    """A stop string may have been cut off, and nothing tells whether and which."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,11 @@ class Client:
         self._endpoint = endpoint
         self._key = endpoint.key
         self._retries = Retries(endpoint.retries + 1, endpoint.first_pause, longest=LONGEST_PAUSE)
+
+    @property
+    def place(self) -> str:
+        """The endpoint in words."""
+        return self._endpoint.place
 
     def outcomes(
         self, jobs: Iterator[tuple[Key, Mapping[str, Any]]]
@@ -124,7 +134,7 @@ class Client:
         async def attempt() -> Reply:
             answer = await client.send("POST", path, timeout=self._endpoint.timeout, json=body)
             content = client.checked(answer, "the server refuses the request")
-            return _reply(content, body.get("stop") or (), client)
+            return _reply(content, _texts(body.get("stop")), client)
 
         try:
             return await with_retries(attempt, self._retries)
@@ -147,10 +157,34 @@ def _reply(content: bytes, stops: Any, client: HTTPClient) -> Reply:
         raise Fault(f"the reply is no completion: {client.excerpt(content)}") from error
     if not isinstance(text, str):
         raise Fault(f"the reply holds no text: {client.excerpt(content)}")
+    if "stop_reason" not in choice:
+        stop, unknown = _cut_stop(text, reason, stops)
+    else:
+        unknown = False
     if isinstance(stop, str) and stop in stops and not text.endswith(stop):
         # Servers cut the stop string off; here a completion keeps it, as every sampler's does.
         text += stop
-    return Reply(text, "length" if reason == "length" else "stop", tokens if isinstance(tokens, int) else 0)
+    return Reply(
+        text, "length" if reason == "length" else "stop", tokens if isinstance(tokens, int) else 0, unknown
+    )
+
+
+def _cut_stop(text: str, reason: Any, stops: Sequence[str]) -> tuple[str | None, bool]:
+    """The stop string that a server without ``stop_reason`` has cut off ``text``, and whether that remains open.
+
+    It is certain where one stop string is asked for and its tag is open: ``<answer>7`` under ``</answer>``.
+    """
+    if reason != "stop" or not stops or any(stop in text for stop in stops):
+        return None, False
+    closing = _CLOSING_TAG.fullmatch(stops[0])
+    if len(stops) == 1 and closing and f"<{closing[1]}>" in text:
+        return stops[0], False
+    return None, True
+
+
+def _texts(stop: Any) -> Sequence[str]:
+    """``stop`` of a request, which the protocol takes as one text too."""
+    return [stop] if isinstance(stop, str) else stop or ()
 
 
 def _message_text(message: Mapping[str, Any], finish_reason: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
-from math_answers import GraderPolicy, grade, reply, tagged
+from math_answers import GraderPolicy, PolicyError, grade, reply, tagged
 from maxent_grpo.errors import UsageError
 from maxent_grpo.rewards.completions import Completion, text_of
 
@@ -22,8 +22,7 @@ MAX_ANSWER_CHARS = 4096
 
 _THINK_OPEN = re.compile(r"<think>", re.IGNORECASE)
 
-_DEFAULT = GraderPolicy()
-_WITH_LAST_LINE = GraderPolicy(extraction=(*_DEFAULT.extraction, "last_line"))
+_LAST_LINE_TOO = (*GraderPolicy().extraction, "last_line")
 
 _SIGNS = str.maketrans(
     {
@@ -173,24 +172,57 @@ def _score(text: str, gold: Any) -> float | None:
     return float(canonical_answer(body) in {canonical_answer(g) for g in golds})
 
 
-def accuracy(completions: Sequence[Completion], answer: Sequence[Any], **columns: Any) -> list[float | None]:
+PolicyOptions = Mapping[str, Any] | Sequence[tuple[str, Any]] | None
+"""Options of `GraderPolicy` by name; pairs where the options have to be hashed."""
+
+
+def policy_of(options: PolicyOptions, **usual: Any) -> GraderPolicy:
+    """The policy with ``options``, else with ``usual``, else with its defaults.
+
+    Raises `UsageError` for an option that does not exist or a value that it cannot have.
+    """
+    given = dict(options or ())
+    if isinstance(given.get("extraction"), str):
+        given["extraction"] = (given["extraction"],)
+    try:
+        return GraderPolicy.from_dict(usual | given)
+    except (PolicyError, TypeError) as error:
+        raise UsageError(f"grader_policy: {str(error).removeprefix('grader policy: ')}") from error
+
+
+def check_policy(grader_policy: PolicyOptions = None, **options: Any) -> None:
+    """Raise `UsageError` for a setting ``grader_policy`` that is no policy."""
+    policy_of(grader_policy)
+
+
+def accuracy(
+    completions: Sequence[Completion],
+    answer: Sequence[Any],
+    grader_policy: PolicyOptions = None,
+    **columns: Any,
+) -> list[float | None]:
     """1.0 where the answer equals the gold, else 0.0.
 
     Behind the thought, the answer is the body of the last ``<answer>``, else the last ``\\boxed{}``, else the last
-    line. Equality is that of `math_answers.grade` with its default policy.
+    line, unless ``grader_policy`` says otherwise. Equality is that of `math_answers.grade`.
     """
-    return [_graded(text_of(c), gold, _WITH_LAST_LINE) for c, gold in zip(completions, answer, strict=True)]
+    policy = policy_of(grader_policy, extraction=_LAST_LINE_TOO)
+    return [_graded(text_of(c), gold, policy) for c, gold in zip(completions, answer, strict=True)]
 
 
 def boxed_accuracy_math(
-    completions: Sequence[Completion], answer: Sequence[Any], **columns: Any
+    completions: Sequence[Completion],
+    answer: Sequence[Any],
+    grader_policy: PolicyOptions = None,
+    **columns: Any,
 ) -> list[float | None]:
     """1.0 where the answer equals the gold, else 0.0.
 
     Behind the thought, the answer is the body of the last ``<answer>``, else the last ``\\boxed{}``; a text with
-    neither scores 0.0. Equality is that of `math_answers.grade` with its default policy.
+    neither scores 0.0, unless ``grader_policy`` says otherwise. Equality is that of `math_answers.grade`.
     """
-    return [_graded(text_of(c), gold, _DEFAULT) for c, gold in zip(completions, answer, strict=True)]
+    policy = policy_of(grader_policy)
+    return [_graded(text_of(c), gold, policy) for c, gold in zip(completions, answer, strict=True)]
 
 
 def graded(
@@ -214,6 +246,7 @@ def cosine(
     cosine_min_value_correct: float = 0.5,
     cosine_max_value_correct: float = 1.0,
     cosine_max_len: int = 1000,
+    grader_policy: PolicyOptions = None,
     **columns: Any,
 ) -> list[float | None]:
     """Correctness as `accuracy` has it, scaled by length: ``lo + ½(hi − lo)(1 + cos(π · characters / max_len))``.
@@ -227,7 +260,7 @@ def cosine(
     right = (cosine_min_value_correct, cosine_max_value_correct)
     wrong = (cosine_max_value_wrong, cosine_min_value_wrong)
     rewards: list[float | None] = []
-    for completion, verdict in zip(completions, accuracy(completions, answer), strict=True):
+    for completion, verdict in zip(completions, accuracy(completions, answer, grader_policy), strict=True):
         if verdict is None:
             rewards.append(None)
             continue
@@ -237,7 +270,12 @@ def cosine(
     return rewards
 
 
-def length(completions: Sequence[Completion], answer: Sequence[Any], **columns: Any) -> list[float | None]:
+def length(
+    completions: Sequence[Completion],
+    answer: Sequence[Any],
+    grader_policy: PolicyOptions = None,
+    **columns: Any,
+) -> list[float | None]:
     """Shorter is better: λ = 0.5 − (len − min) / (max − min) over the completions of a prompt, in characters.
 
     λ (0.5 … −0.5) for a right answer, min(0, λ) for a wrong one, as `accuracy` judges; 0.0 for all where they are
@@ -246,7 +284,7 @@ def length(completions: Sequence[Completion], answer: Sequence[Any], **columns: 
     """
     sizes = [len(text_of(completion)) for completion in completions]
     shortest, spread = min(sizes), max(sizes) - min(sizes)
-    verdicts = accuracy(completions, answer)
+    verdicts = accuracy(completions, answer, grader_policy)
     rewards: list[float | None] = []
     for size, verdict in zip(sizes, verdicts, strict=True):
         share = 0.5 - (size - shortest) / spread if spread else 0.0

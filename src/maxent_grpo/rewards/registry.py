@@ -50,7 +50,14 @@ _COSINE = tuple(
 )
 GRADER_MODULES = ("math_answers", "mpmath")
 
-_GRADED: Any = {"isolated": True, "preload": GRADER_MODULES, "golds": True, "reads_tags": True}
+_GRADED: Any = {
+    "isolated": True,
+    "preload": GRADER_MODULES,
+    "golds": True,
+    "reads_tags": True,
+    "check": f"{_MATH}:check_policy",
+}
+_POLICY = ("grader_policy",)
 
 BUILTIN_REWARDS = {
     "pure_accuracy_math": Builtin("maxent_grpo.rewards.math:pure_accuracy_math", golds=True, reads_tags=True),
@@ -67,10 +74,10 @@ BUILTIN_REWARDS = {
         f"{_RULES}:missing_boxed_answer_penalty_math", options=("missing_boxed_answer_penalty",)
     ),
     "code_format": Builtin(f"{_RULES}:code_format", reads_tags=True),
-    "accuracy": Builtin(f"{_MATH}:accuracy", **_GRADED),
-    "boxed_accuracy_math": Builtin(f"{_MATH}:boxed_accuracy_math", **_GRADED),
-    "cosine": Builtin(f"{_MATH}:cosine", options=_COSINE, **_GRADED),
-    "length": Builtin(f"{_MATH}:length", rowwise=False, **_GRADED),
+    "accuracy": Builtin(f"{_MATH}:accuracy", options=_POLICY, **_GRADED),
+    "boxed_accuracy_math": Builtin(f"{_MATH}:boxed_accuracy_math", options=_POLICY, **_GRADED),
+    "cosine": Builtin(f"{_MATH}:cosine", options=(*_COSINE, *_POLICY), **_GRADED),
+    "length": Builtin(f"{_MATH}:length", rowwise=False, options=_POLICY, **_GRADED),
     "ifeval": Builtin(
         "maxent_grpo.rewards.ifeval:ifeval",
         isolated=True,
@@ -182,7 +189,9 @@ def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptio
     if builtin is None:
         location = Location(spec) if options.isolation else None
         return RewardFunction(spec.partition(":")[2], function, weight, location)
-    bound = tuple((name, options.values[name]) for name in builtin.options if name in options.values)
+    bound = tuple(
+        (name, _hashable(options.values[name])) for name in builtin.options if name in options.values
+    )
     if builtin.check is not None:
         load_named("reward_funcs", builtin.check)(**dict(bound))
     isolated = builtin.isolated and options.isolation
@@ -195,6 +204,13 @@ def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptio
         builtin.golds,
         builtin.reads_tags,
     )
+
+
+def _hashable(value: Any) -> Any:
+    """A setting as part of a `Location`: a mapping as its pairs, a list as a tuple."""
+    if isinstance(value, Mapping):
+        return tuple((name, _hashable(entry)) for name, entry in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _callable_name(function: Callable[..., Any]) -> str:
