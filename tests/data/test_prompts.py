@@ -285,3 +285,27 @@ def test_prompt_comes_before_problem_and_that_is_said(caplog):
 def test_a_question_is_not_cut_unless_a_limit_is_set():
     (prompt,) = build_prompts(rows_of("x" * 5000 + "?"), byte_tokenizer(), PromptSettings())
     assert "x" * 5000 + "?" in prompt.text
+
+
+def test_rows_without_a_gold_stay_where_no_reward_reads_golds(caplog):
+    rows = [{"prompt": "a", "answer": None}, {"prompt": "b", "answer": ""}, {"prompt": "c", "answer": "3"}]
+    assert len(build_prompts(rows, byte_tokenizer(), PromptSettings(apply_chat_template=False))) == 1
+    caplog.clear()
+    settings = PromptSettings(needs_gold=False, apply_chat_template=False)
+    assert len(build_prompts(rows, byte_tokenizer(), settings)) == 3
+    assert len(build_prompts([{"prompt": "a"}], byte_tokenizer(), settings)) == 1
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("prompt", ["a \ud800 b", [{"role": "user", "content": "\udfff"}]])
+def test_half_a_character_is_named_with_its_row(prompt):
+    rows = [{"prompt": prompt, "answer": "1"}]
+    with pytest.raises(UsageError, match=r"^row 0, column 'prompt': holds half a character"):
+        build_prompts(rows, byte_tokenizer(), PromptSettings())
+
+
+def test_texts_beside_chats_are_refused_with_the_row():
+    rows = [{"prompt": [{"role": "user", "content": "a"}], "answer": "1"}, {"prompt": "b", "answer": "2"}]
+    for mixed, kind in ((rows, "text"), (rows[::-1], "chat")):
+        with pytest.raises(UsageError, match=rf"^row 1, column 'prompt': a {kind}, and row 0 is none"):
+            build_prompts(mixed, byte_tokenizer(), PromptSettings())

@@ -94,3 +94,21 @@ def test_two_functions_of_one_name_and_no_function_are_refused():
         load_rewards([brief, brief])
     with pytest.raises(UsageError, match="reward_funcs is empty"):
         load_rewards([])
+
+
+def test_lambdas_partials_and_objects_of_one_name_are_told_apart():
+    class Judge:
+        def __call__(self, completions, **_):
+            return [0.0] * len(completions)
+
+    specs = [
+        lambda completions, **_: [0.0],
+        lambda completions, **_: [1.0],
+        functools.partial(brief),
+        Judge(),
+        Judge(),
+    ]
+    names = [reward.name for reward in load_rewards([*specs, functools.partial(brief)])]
+    assert names == ["<lambda>", "<lambda>_2", "brief", "Judge", "Judge_2", "brief_2"]
+    with pytest.raises(UsageError, match="two functions are called 'Judge'"):
+        load_rewards([specs[3], specs[3]])

@@ -24,6 +24,7 @@ from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.rollout.settings import SamplerSettings
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from trl.trainer.model_config import ModelConfig
 
     from maxent_grpo.config.schema import GRPOConfig
@@ -67,8 +68,8 @@ class ModelSettings:
     source: ModelSource
     reference: ModelSource | None
     """The named reference; None: the policy as it is before the first step."""
-    adapter: "ModelConfig | None"
-    """TRL's LoRA settings; None: the whole policy is trained."""
+    adapter: "ModelConfig | PeftConfig | None"
+    """TRL's LoRA settings, or PEFT's own; None: the whole policy is trained."""
     disable_dropout: bool
     activation_checkpointing: bool
     checkpointing_options: Mapping[str, Any] | None

@@ -5,7 +5,7 @@ The command line, `GRPOTrainer`, Ray workers and studies share this one way from
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +40,7 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.models.loading import ModelSource
 from maxent_grpo.objectives.catalog import build_objective
 from maxent_grpo.rewards.isolation import IsolationSettings
-from maxent_grpo.rewards.registry import RewardOptions
+from maxent_grpo.rewards.registry import RewardOptions, reads_golds
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.rollout.settings import EngineSettings, SamplerSettings, SyncSettings
 
@@ -188,13 +188,14 @@ def data_settings(config: RunConfig) -> DataSettings:
     """Data sets, and the columns and templates that make prompts of them."""
     script, training, retry = config.script, config.training, config.dataset_retry
 
-    def prompts(prompt_column: str | None, solution_column: str) -> PromptSettings:
+    def prompts(prompt_column: str | None, solution_column: str, rewards: Sequence[str]) -> PromptSettings:
         return alike(
             PromptSettings,
             training,
             prompt_column=prompt_column,
             solution_column=solution_column,
             apply_chat_template=script.apply_chat_template,
+            needs_gold=any(reads_golds(reward, solution_column) for reward in rewards),
             max_prompt_chars=config.max_prompt_chars,
         )
 
@@ -215,10 +216,11 @@ def data_settings(config: RunConfig) -> DataSettings:
         test_split=DataSource(name, script.dataset_config, script.dataset_test_split, retry=retry)
         if named
         else None,
-        prompts=prompts(script.dataset_prompt_column, script.dataset_solution_column),
+        prompts=prompts(script.dataset_prompt_column, script.dataset_solution_column, script.reward_funcs),
         evaluation_prompts=prompts(
             script.eval_dataset_prompt_column or script.dataset_prompt_column,
             script.eval_dataset_solution_column or script.dataset_solution_column,
+            script.eval_reward_funcs or script.reward_funcs,
         ),
         evaluates=training.eval_strategy != "no" or training.eval_on_start,
     )

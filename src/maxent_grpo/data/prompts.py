@@ -14,12 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
 logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
@@ -44,6 +38,8 @@ class PromptSettings:
     apply_chat_template: bool | None = None
     """Whether a text becomes a user's message; None: a question does, and a text of the column ``prompt`` goes to the
     model as it is (as in TRL) where there is neither a system prompt nor a template of one's own."""
+    needs_gold: bool = True
+    """Whether a reward reads golds: rows without one are left out, and a missing column is a warning."""
     max_prompt_chars: int | None = None
     """Length to which user messages are cut, see `char_limit`; None: never."""
     max_prompt_length: int | None = None
@@ -70,13 +66,12 @@ def build_prompts(
     ``Prompt.text`` holds all special tokens that the model reads, a beginning-of-sequence token included,
     and ``Prompt.token_ids`` encodes exactly this text.
 
-    Left out, each with one warning that counts them: rows with an empty prompt or gold, and prompts of more
-    than ``max_prompt_length`` tokens. A missing solution column is a warning as well: not every reward needs
-    a gold.
+    Left out, each with one warning that counts them: rows with an empty prompt, or without the gold that rewards
+    need, and prompts of more than ``max_prompt_length`` tokens. A missing solution column is a warning as well.
 
     Raises:
-        UsageError: no prompt column, a prompt that is neither text nor chat, a template that refuses a chat,
-            or no prompts left.
+        UsageError: no prompt column, a prompt that is neither text nor chat, texts beside chats, half a
+            character, a template that refuses a chat, or no prompts left.
     """
     if len(rows) == 0:
         raise UsageError("there are no rows to make prompts from")
@@ -84,7 +79,7 @@ def build_prompts(
     if settings.prompt_column is None and (several := [c for c in PROMPT_COLUMNS if c in names])[1:]:
         logger.warning("prompts are taken from the column '%s', not %s", several[0], " or ".join(several[1:]))
     prompt_column = _prompt_column(rows[0], settings.prompt_column)
-    solution_column = _solution_column(rows[0], settings.solution_column)
+    solution_column = _solution_column(rows[0], settings.solution_column, settings.needs_gold)
     kept: list[Prompt] = []  # as yet without tokens
     empty = clipped = untemplated = 0
     for index, row in enumerate(rows):
@@ -95,7 +90,7 @@ def build_prompts(
         asked = column_value(row, prompt_column)
         gold = None if solution_column is None else column_value(row, solution_column)
         chat = _chat(asked, f"row {index}, column '{prompt_column}'")
-        if _is_empty(chat) or (solution_column is not None and _is_blank(gold)):
+        if _is_empty(chat) or (settings.needs_gold and solution_column is not None and _is_blank(gold)):
             empty += 1
             continue
         chat, was_clipped = _clip(chat, settings.char_limit)
@@ -107,6 +102,12 @@ def build_prompts(
             text = _plain_begin(tokenizer, chat[-1]["content"]) + chat[-1]["content"]
         else:
             text = _rendered(chat, tokenizer, settings, index, row)
+        _refuse_surrogates(text, f"row {index}, column '{prompt_column}'")
+        if kept and (kept[0].messages is None) != (messages is None):
+            raise UsageError(
+                f"row {index}, column '{prompt_column}': a {'text' if messages is None else 'chat'}, and row "
+                f"{kept[0].index} is none: give chats, [{{'role': 'user', 'content': text}}], or texts alone"
+            )
         kept.append(Prompt(index, text, (), columns, messages=messages))
     _warn(empty, "rows without a prompt or a gold answer left out of %d", len(rows))
     _warn(clipped, "prompts clipped: their user text has more than %d characters", settings.char_limit)
@@ -222,16 +223,18 @@ def _prompt_column(row: Mapping[str, Any], wanted: str | None) -> str:
             return column
     raise UsageError(
         f"the dataset has no column '{wanted or PROMPT_COLUMNS[0]}' to take prompts from; it has {', '.join(row)}: "
-        "set dataset_prompt_column"
+        "set dataset_prompt_column (from Python: prompt_column)"
     )
 
 
-def _solution_column(row: Mapping[str, Any], wanted: str) -> str | None:
+def _solution_column(row: Mapping[str, Any], wanted: str, needed: bool) -> str | None:
     if _has_column(row, wanted):
         return wanted
+    if not needed:
+        return None
     logger.warning(
         "the dataset has no column '%s' to take gold answers from (it has %s): rewards that need a gold "
-        "will fail; set dataset_solution_column",
+        "will fail; set dataset_solution_column (from Python: solution_column)",
         wanted,
         ", ".join(row),
     )
@@ -258,12 +261,24 @@ def _chat(prompt: Any, where: str) -> list[Message]:
     return [{key: value for key, value in message.items() if value is not None} for message in prompt]
 
 
+def _refuse_surrogates(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{where}: holds half a character (a lone surrogate, {text[error.start]!a}), which no tokenizer reads; "
+            "text.encode('utf-8', 'replace').decode() replaces it"
+        ) from error
+
+
 def _is_empty(chat: Sequence[Message]) -> bool:
     return not any(message["content"].strip() for message in chat if message["role"] != "system")
 
 
 def _is_blank(gold: Any) -> bool:
-    return not gold.strip() if isinstance(gold, str) else gold in (None, [])
+    return (
+        not gold.strip() if isinstance(gold, str) else gold is None or (isinstance(gold, list) and not gold)
+    )
 
 
 def _clip(chat: list[Message], limit: int | None) -> tuple[list[Message], bool]:

@@ -17,6 +17,7 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from trl import ModelConfig
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -127,20 +128,21 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-def with_adapter(model: PreTrainedModel, settings: "ModelConfig") -> PreTrainedModel:
-    """``model`` with the fresh LoRA adapter of TRL's settings (``use_peft``, ``lora_…``); only that is trained.
+def with_adapter(model: PreTrainedModel, settings: "ModelConfig | PeftConfig") -> PreTrainedModel:
+    """``model`` with a fresh adapter by TRL's settings (``use_peft``, ``lora_…``) or PEFT's; only that is trained.
 
     Raises:
         UsageError: PEFT is not installed, or the settings do not fit the model.
     """
     if importlib.util.find_spec("peft") is None:
         raise UsageError("use_peft: needs the package peft: pip install 'maxent-grpo[peft]'")
-    from peft import get_peft_model
+    from peft import PeftConfig, get_peft_model
     from trl import get_peft_config
 
     try:
         # An adapter around the model, which Transformers' types do not know; with use_peft there are settings.
-        return get_peft_model(model, get_peft_config(settings))  # type: ignore[arg-type, return-value]
+        adapter = settings if isinstance(settings, PeftConfig) else get_peft_config(settings)
+        return get_peft_model(model, adapter)  # type: ignore[arg-type, return-value]
     except ValueError as error:
         raise UsageError(f"use_peft: {' '.join(str(error).split())}; check lora_target_modules") from error
 

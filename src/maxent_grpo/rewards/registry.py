@@ -5,9 +5,10 @@ Worker processes import this module: it must not import torch.
 
 import asyncio
 import functools
+import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, SupportsFloat
 
 from maxent_grpo.errors import RunError, UsageError
@@ -164,6 +165,7 @@ def load_rewards(
         )
     options = options or RewardOptions()
     rewards = [_resolve(spec, float(weight), options) for spec, weight in zip(specs, weights, strict=True)]
+    rewards = _told_apart(specs, rewards)
     names = [reward.name for reward in rewards]
     for reward in rewards:
         if not math.isfinite(reward.weight):
@@ -176,6 +178,35 @@ def load_rewards(
                 "under one name: rename one, or drop it"
             )
     return rewards
+
+
+def reads_golds(spec: str | Callable[..., Any], solution_column: str) -> bool:
+    """Whether a reward function needs the gold: a built-in one says so, a callable names it as an argument.
+
+    A ``module:function``, which is not imported for this, may.
+    """
+    if isinstance(spec, str):
+        return spec not in BUILTIN_REWARDS or BUILTIN_REWARDS[spec].golds
+    try:
+        return not {"answer", solution_column}.isdisjoint(inspect.signature(spec).parameters)
+    except (TypeError, ValueError):  # a callable written in C
+        return True
+
+
+def _told_apart(
+    specs: Sequence[str | Callable[..., Any]], rewards: Sequence[RewardFunction]
+) -> list[RewardFunction]:
+    """The second lambda, partial or object of one name is called ``name_2``: it has no name that could be changed."""
+    seen: dict[str, list[Any]] = {}
+    found = []
+    for spec, reward in zip(specs, rewards, strict=True):
+        others = seen.setdefault(reward.name, [])
+        own_name = getattr(spec, "__name__", "<lambda>") != "<lambda>"
+        is_new = not any(spec is other for other in others)
+        others.append(spec)
+        numbered = others[1:] and not own_name and is_new
+        found.append(replace(reward, name=f"{reward.name}_{len(others)}") if numbered else reward)
+    return found
 
 
 def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptions) -> RewardFunction:

@@ -205,7 +205,14 @@ def evaluation_rewards(settings: RewardSettings, trained_on: list[RewardFunction
 
 def check_answers(rewards: Sequence[RewardFunction], prompts: Sequence[Prompt], made: PromptSettings) -> None:
     """Raise `UsageError` for a gold answer that no completion can equal, where a reward reads them."""
-    if any(reward.golds for reward in rewards):
+    reading = [reward.name for reward in rewards if reward.golds]
+    if reading and prompts:
+        if "answer" not in prompts[0].columns:
+            raise UsageError(
+                f"reward_funcs: {reading[0]} compares with gold answers, and the dataset has no column "
+                f"'{made.solution_column}' of them (it has {', '.join(prompts[0].columns)}): set "
+                "dataset_solution_column (from Python: solution_column)"
+            )
         check_golds(
             ((prompt.index, prompt.columns.get("answer")) for prompt in prompts), made.solution_column
         )

@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from maxent_grpo.config.parts import NativeSettings, OutputSettings, TRLSettings
 from maxent_grpo.errors import UsageError
@@ -35,6 +37,8 @@ class TrainResult:
     output_dir: Path
     global_step: int
     metrics: dict[str, float]
+    model: PreTrainedModel | None = field(default=None, repr=False, compare=False)
+    """The trained policy, where this process held it."""
 
 
 def train(settings: NativeSettings | TRLSettings, given: Given | None = None) -> TrainResult:
@@ -46,7 +50,7 @@ def train(settings: NativeSettings | TRLSettings, given: Given | None = None) ->
     """
     given, records, output_dir = given or Given(), settings.records, settings.output.directory
     first, files = settings.process_index == 0, RecordFiles(output_dir)
-    in_trl = isinstance(settings, TRLSettings)
+    in_trl, model = isinstance(settings, TRLSettings), None
     with naming_lost_ranks(), naming_failed_writes(output_dir), ExitStack() as held:
 
         def begin() -> Path | None:
@@ -82,10 +86,11 @@ def train(settings: NativeSettings | TRLSettings, given: Given | None = None) ->
                 save_final(run)
                 run.learner.accelerator.wait_for_everyone()  # the first rank's files are whole from here on
                 recorder.finish()
+                model = run.learner.policy.model
             finally:
                 run.close()
             step = run.step
-        return TrainResult(output_dir, step, files.last_metrics())
+        return TrainResult(output_dir, step, files.last_metrics(), model)
 
 
 @contextmanager
