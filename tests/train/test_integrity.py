@@ -232,11 +232,26 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_earlier_one(configure, tmp_path,
     assert train(configure(resume_from_checkpoint=True)).global_step == 6
 
 
-def test_checksums_are_those_of_the_files(tmp_path):
-    paths = [tmp_path / str(i) for i in range(20)]
-    for i, path in enumerate(paths):
-        path.write_bytes(bytes([i]) * 1000 * i)
-    assert integrity.flushed_sums(paths) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
+def test_a_large_file_is_summed_by_pieces_and_a_bit_of_any_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(integrity, "PIECE", 1000)
+    contents = [b"", b"x" * 1000, bytes(range(256)) * 10, b"trainer"]
+    names = ["empty", "one", "three", integrity.POSITION]
+    for name, text in zip(names, contents, strict=True):
+        (tmp_path / name).write_bytes(text)
+    sums = integrity.flushed_sums([tmp_path / name for name in names])
+    pieces = [hashlib.sha256(contents[2][i : i + 1000]).digest() for i in (0, 1000, 2000)]
+    plain = [hashlib.sha256(text).hexdigest() for text in contents]
+    assert sums == [*plain[:2], hashlib.sha256(b"".join(pieces)).hexdigest(), plain[3]]
+    manifest = integrity.manifest_of(tmp_path, names, sums)
+    assert [list(entry)[1] for entry in manifest.values()] == [
+        *("sha256", "sha256", "sha256_of_64MiB_pieces", "sha256"),
+    ]
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert integrity.damage_of(tmp_path) is None
+    for position in (0, 999, 1000, 2559):
+        flip(tmp_path / "three", position)
+        assert "three has other bytes" in str(integrity.damage_of(tmp_path))
+        flip(tmp_path / "three", position)
 
 
 def test_trls_checkpoints_have_their_headers_checked(tmp_path, caplog):

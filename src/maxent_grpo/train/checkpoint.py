@@ -196,8 +196,7 @@ def save_final(run: Run) -> None:
         if not run.learner.accelerator.is_main_process:
             return
         names = sorted(path.name for path in partial.iterdir())
-        write_sums(partial, names, flushed_sums([partial / name for name in names]))
-        flush(partial / SUMS)
+        write_sums(partial, names)
         for name in [*names, SUMS]:
             os.replace(partial / name, run.output_dir / name)
         partial.rmdir()

@@ -1,6 +1,6 @@
 """Saved files that prove to be whole: checksums when they are written, and one line with a way on where one is damaged.
 
-A checkpoint's ``manifest.json`` has the size and SHA-256 of every other file of it; ``SHA256SUMS`` has those of the
+A checkpoint's ``manifest.json`` has the size and checksum of every other file of it; ``SHA256SUMS`` has those of the
 final policy, for ``sha256sum --check``.
 """
 
@@ -25,6 +25,9 @@ from maxent_grpo.errors import RunError, UsageError
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
+PIECE = 64 << 20
+"""Bytes of a file that one thread reads; a larger file's checksum is that of its pieces' checksums."""
+PLAIN, PIECED = "sha256", "sha256_of_64MiB_pieces"
 POSITION = "trainer_state.json"
 """The file that every checkpoint of this package's loop has."""
 FULL_DISK = frozenset({
@@ -44,17 +47,31 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found) if (path / MANIFEST).is_file()]
 
 
+def sums_of(paths: Sequence[Path]) -> list[str]:
+    """The checksum of each file: its SHA-256, or that of its pieces' where it is larger than PIECE."""
+    starts = [range(0, max(path.stat().st_size, 1), PIECE) for path in paths]
+    pieces = [(path, start) for path, each in zip(paths, starts, strict=True) for start in each]
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+        digests = threads.map(_piece_sum, pieces)
+        own = [[next(digests) for _ in each] for each in starts]
+    return [(one[0] if len(one) == 1 else hashlib.sha256(b"".join(one)).digest()).hex() for one in own]
+
+
 def flushed_sums(paths: Sequence[Path]) -> list[str]:
-    """The SHA-256 of each file, which is on the disk when this returns; several files at a time."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        return list(threads.map(_flushed_sum, paths))
+    """`sums_of` files that are on the disk when this returns."""
+    with ThreadPoolExecutor(2) as threads:
+        flushed = threads.submit(lambda: [flush(path) for path in paths])
+        sums = sums_of(paths)
+        flushed.result()
+    return sums
 
 
 def manifest_of(directory: Path, names: Sequence[str], sums: Sequence[str]) -> dict[str, Any]:
-    """What `MANIFEST` says: of each file its size in bytes and its SHA-256."""
+    """What `MANIFEST` says: of each file its size in bytes and its checksum."""
+    sizes = [(directory / name).stat().st_size for name in names]
     return {
-        name: {"size": (directory / name).stat().st_size, "sha256": digest}
-        for name, digest in zip(names, sums, strict=True)
+        name: {"size": size, PLAIN if size <= PIECE else PIECED: digest}
+        for name, size, digest in zip(names, sizes, sums, strict=True)
     }
 
 
@@ -75,8 +92,7 @@ def damage_of(checkpoint: Path) -> str | None:
         if not path.is_file() or path.stat().st_size != size:
             return f"{name} is missing or truncated"
     summed = [name for name, (_, digest) in entries.items() if digest is not None]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        sums = list(threads.map(_sum, [checkpoint / name for name in summed]))
+    sums = sums_of([checkpoint / name for name in summed])
     for name, digest in zip(summed, sums, strict=True):
         if digest != entries[name][1]:
             return f"{name} has other bytes than when it was saved: its SHA-256 is not that of {MANIFEST}"
@@ -200,10 +216,15 @@ def _write_failure(error: BaseException, output_dir: Path) -> str | None:
     return None
 
 
-def write_sums(directory: Path, names: Sequence[str], sums: Sequence[str]) -> None:
-    """`SUMS` of the final policy, as ``sha256sum`` writes it."""
-    lines = [f"{digest}  {name}\n" for name, digest in zip(names, sums, strict=True)]
+def write_sums(directory: Path, names: Sequence[str]) -> None:
+    """`SUMS` of the final policy, as ``sha256sum`` writes it; all of it is on the disk when this returns."""
+    lines = []
+    for name in names:
+        flush(directory / name)
+        with (directory / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
     (directory / SUMS).write_text("".join(lines))
+    flush(directory / SUMS)
 
 
 def read_json(path: Path) -> Any:
@@ -218,17 +239,19 @@ def _entry(entry: int | Mapping[str, Any]) -> tuple[int, str | None]:
     """Size and checksum; earlier versions wrote the size alone."""
     if isinstance(entry, int):
         return entry, None
-    return int(entry["size"]), str(entry["sha256"])
+    size = int(entry["size"])
+    return size, str(entry[PLAIN if size <= PIECE else PIECED])
 
 
-def _flushed_sum(path: Path) -> str:
-    flush(path)
-    return _sum(path)
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _piece_sum(piece: tuple[Path, int]) -> bytes:
+    path, start = piece
+    digest, left = hashlib.sha256(), PIECE
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while left and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+    return digest.digest()
 
 
 def flush(path: Path) -> None:
