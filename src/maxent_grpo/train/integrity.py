@@ -60,9 +60,10 @@ def sums_of(paths: Sequence[Path]) -> list[str]:
 def flushed_sums(paths: Sequence[Path]) -> list[str]:
     """`sums_of` files that are on the disk when this returns."""
     with ThreadPoolExecutor(2) as threads:
-        flushed = threads.submit(lambda: [flush(path) for path in paths])
+        flushed = [threads.submit(flush, path) for path in paths]
         sums = sums_of(paths)
-        flushed.result()
+        for one in flushed:
+            one.result()
     return sums
 
 
