@@ -1,8 +1,9 @@
-"""Three tables of evaluations (Pass@1, Pass@8, Avg@8), averaged over all seeds that the artifacts hold.
+"""Tables of evaluations (Pass@1; Pass@k and Avg@k), averaged over all seeds that the artifacts hold.
 
-A row per model, style and temperature, a column per benchmark; LightEval's result files are read as well.
+A row per model, style, label where it takes one to tell two apart, and temperature; a column per benchmark. LightEval's
+result files are read as well.
 
-python tools/math_eval_table.py --artifact-root var/artifacts/inference
+python tools/math_eval_table.py --artifact-root var/artifacts/inference --ks 4 16 --unbiased --intervals
 """
 
 import argparse
@@ -11,18 +12,22 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.benchmarks import ALIASES, PRESETS
-from maxent_grpo.evaluate.passk import avg_at, pass_at
-from maxent_grpo.evaluate.records import read_records, scored_samples
+from maxent_grpo.evaluate.passk import ScoredSamples, avg_at, pass_at, unbiased_pass_at
+from maxent_grpo.evaluate.records import Record, read_records, scored_samples
+from maxent_grpo.evaluate.results import bootstrap_interval
 
-PASS_1, PASS_8, AVG_8 = "Pass@1", "Pass@8", "Avg@8"
-TABLES = (PASS_1, PASS_8, AVG_8)
+PASS_1 = "Pass@1"
+USUAL_K = 8
 FIRST_DATASETS = ("math_500", "aime24", "aime25", "amc", "minerva")
 MISSING = "-"
 UNKNOWN = -1.0  # a temperature that a result file does not tell
@@ -50,18 +55,29 @@ class Row:
 
 @dataclass
 class Scores:
-    """Row → data set → table → one value per seed."""
+    """Row → data set → table → one mapping per seed: prompt → value."""
 
-    values: dict[Row, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)  # figures of result files that no table shows, and why
+    tables: list[str] = field(default_factory=list)
+    values: dict[Row, dict[str, dict[str, list[Mapping[int, float]]]]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  # figures that no table shows, and why
 
-    def add(self, row: Row, dataset: str, table: str, value: float) -> None:
-        self.values.setdefault(row, {}).setdefault(dataset, {}).setdefault(table, []).append(value)
+    def add(self, row: Row, dataset: str, table: str, values: Mapping[int, float]) -> None:
+        self.values.setdefault(row, {}).setdefault(dataset, {}).setdefault(table, []).append(values)
 
     def mean(self, row: Row, dataset: str, table: str) -> float | None:
-        """Over seeds; None where there is nothing."""
+        """Over prompts, then over seeds; None where there is nothing."""
         found = self.values[row].get(dataset, {}).get(table)
-        return statistics.fmean(found) if found else None
+        return statistics.fmean(statistics.fmean(values.values()) for values in found) if found else None
+
+    def interval(self, row: Row, dataset: str, table: str) -> tuple[float, float] | None:
+        """95 % over the prompts that every seed has, see `bootstrap_interval`; None for fewer than two."""
+        found = self.values[row].get(dataset, {}).get(table, [])
+        prompts = sorted(set.intersection(*(set(values) for values in found))) if found else []
+        if len(prompts) < 2:
+            return None
+        by_prompt = np.array([[statistics.fmean(values[p] for values in found)] for p in prompts])
+        low, high = bootstrap_interval(by_prompt)
+        return float(low[0]), float(high[0])
 
     @property
     def datasets(self) -> list[str]:
@@ -71,18 +87,38 @@ class Scores:
         return known + sorted(present - set(known))
 
 
-def read_scores(root: Path) -> Scores:
+def read_scores(root: Path, ks: Sequence[int] | None = None, *, unbiased: bool = False) -> Scores:
     """Everything under ``root``: artifacts (``seed_*.jsonl``) and LightEval's ``results*.json``.
 
-    Raises `UsageError` where there is nothing, or a file cannot be read.
+    Args:
+        ks: the k of Pass@k and Avg@k; by default 8, or all samples where no artifact has as many.
+        unbiased: Pass@k over all choices of k samples in place of the first k.
+
+    Raises:
+        UsageError: there is nothing, a file cannot be read, or no artifact has enough samples for a k.
     """
-    scores = Scores()
-    for path in sorted(root.rglob("seed_*.jsonl")):
-        _add_artifact(scores, path)
+    artifacts = [
+        (path, [record for _, record in sorted(read_records(path).items())])
+        for path in sorted(root.rglob("seed_*.jsonl"))
+    ]
+    most = max((records[0]["num_generations"] for _, records in artifacts if records), default=USUAL_K)
+    asked = sorted({*ks} if ks else {min(USUAL_K, most)})
+    if not 1 <= asked[0] <= asked[-1] <= most:
+        raise UsageError(f"--ks {' '.join(map(str, asked))}: from 1 to {most}, the samples that there are")
+    passes = {k: f"Pass@{k}{' unbiased' if unbiased else ''}" for k in (1, *asked)}
+    scores = Scores([PASS_1 if not unbiased else passes[1]])
+    for k in asked:
+        scores.tables += [name for name in (passes[k], f"Avg@{k}") if name not in scores.tables]
+    seen: set[tuple[Row, str, int]] = set()
+    for path, records in artifacts:
+        if records:
+            _add_artifact(scores, path, records, passes, seen)
     for path in sorted(root.rglob("results*.json")):
         results = read_lighteval(path)
         for dataset, value in results.accuracies:
-            scores.add(row_of(results.model, "lighteval", "", UNKNOWN, None), dataset, PASS_1, value)
+            scores.add(
+                row_of(results.model, "lighteval", "", UNKNOWN, None), dataset, scores.tables[0], {0: value}
+            )
         if results.unknown:
             scores.left_out.append(f"{path}: not known as an accuracy: {', '.join(results.unknown)}")
     if not scores.values:
@@ -103,49 +139,89 @@ def row_of(model_id: str, label: str, style: str, temperature: float, revision: 
     )
 
 
-def _add_artifact(scores: Scores, path: Path) -> None:
-    records = [record for _, record in sorted(read_records(path).items())]
-    if not records:
-        return
+def _add_artifact(
+    scores: Scores,
+    path: Path,
+    records: Sequence[Record],
+    passes: Mapping[int, str],
+    seen: set[tuple[Row, str, int]],
+) -> None:
     first, samples = records[0], scored_samples(records)
     named = (first[key] for key in ("model_id", "model_label", "style", "temperature"))
     row, dataset = row_of(*named, first.get("revision")), first["dataset_id"]
-    scores.add(row, dataset, PASS_1, float(pass_at(samples, 1).mean()))
-    if samples.scores.shape[1] >= 8:  # with fewer samples there is no Pass@8 to show
-        scores.add(row, dataset, PASS_8, float(pass_at(samples, 8).mean()))
-        scores.add(row, dataset, AVG_8, float(avg_at(samples, 8).mean()))
+    if (
+        row,
+        dataset,
+        first["seed"],
+    ) in seen:  # another evaluation of the same name: no second seed of this one
+        row = replace(row, label=f"{row.label} in {path.parents[2]}")
+    seen.add((row, dataset, first["seed"]))
+    n = samples.scores.shape[1]
+    for k, name in passes.items():
+        if k > n:
+            scores.left_out.append(f"{path}: {n} samples per prompt, so no figure for k={k}")
+            continue
+        scores.add(row, dataset, name, _by_prompt(records, _passed(samples, k, name)))
+        if f"Avg@{k}" in scores.tables:
+            scores.add(row, dataset, f"Avg@{k}", _by_prompt(records, avg_at(samples, k)))
+
+
+def _passed(samples: ScoredSamples, k: int, table: str) -> Any:
+    return unbiased_pass_at(samples, k) if table.endswith("unbiased") else pass_at(samples, k)
+
+
+def _by_prompt(records: Sequence[Record], values: Any) -> dict[int, float]:
+    return {record["prompt_index"]: float(v) for record, v in zip(records, values, strict=True)}
 
 
 def table_cells(
-    scores: Scores, table: str, precision: int, min_datasets: int
+    scores: Scores, table: str, precision: int, min_datasets: int, *, intervals: bool = False
 ) -> tuple[list[str], list[list[str]]]:
     """Heading and lines of one table, figures in per cent; rows with fewer data sets than asked for are left out.
+
+    Rows that differ in nothing but their label show it beside their style.
 
     ``avg`` is the mean over the data sets that the row has.
     """
     datasets = scores.datasets
     lines = []
+    styles = _styles(scores)
     for row in sorted(scores.values):
         found = {dataset: scores.mean(row, dataset, table) for dataset in datasets}
         values = [value for value in found.values() if value is not None]
         if len(values) < max(1, min_datasets):
             continue
-        cells = [_percent(found[dataset], precision) for dataset in datasets]
+        cells = [
+            _percent(found[dataset], precision)
+            + (_interval(scores.interval(row, dataset, table), precision) if intervals else "")
+            for dataset in datasets
+        ]
         average = _percent(statistics.fmean(values), precision)
-        named = [row.family, row.checkpoint or MISSING, row.style or row.label, _temperature(row)]
+        named = [row.family, row.checkpoint or MISSING, styles[row], _temperature(row)]
         lines.append([*named, *cells, average])
     return ["family", "ckpt", "style", "temp", *datasets, "avg"], lines
 
 
-def tables_text(scores: Scores, precision: int, min_datasets: int) -> str:
-    """The three tables, one below the other."""
+def _styles(scores: Scores) -> dict[Row, str]:
+    """Row → its style, with the label where rows would else look the same."""
+    alike = Counter(replace(row, label="") for row in scores.values)
+    return {
+        row: f"{row.style} {row.label}".strip()
+        if alike[replace(row, label="")] > 1
+        else row.style or row.label
+        for row in scores.values
+    }
+
+
+def tables_text(scores: Scores, precision: int, min_datasets: int, *, intervals: bool = False) -> str:
+    """The tables, one below the other."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=200, record=True, file=io.StringIO())
-    for title in TABLES:
-        heading, lines = table_cells(scores, title, precision, min_datasets)
+    console = Console(width=400, record=True, file=io.StringIO())
+    for title in scores.tables:
+        heading, lines = table_cells(scores, title, precision, min_datasets, intervals=intervals)
         table = Table(title=title, box=SIMPLE, pad_edge=False, title_justify="left")
         for position, name in enumerate(heading):
             table.add_column(name, justify="left" if position < 3 else "right", no_wrap=True)
@@ -156,7 +232,7 @@ def tables_text(scores: Scores, precision: int, min_datasets: int) -> str:
 
 
 def plot_tables(scores: Scores, path: Path, min_datasets: int) -> None:
-    """Bars of the three averages per row, as a picture at ``path``."""
+    """Bars of the averages per row, as a picture at ``path``."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -164,12 +240,14 @@ def plot_tables(scores: Scores, path: Path, min_datasets: int) -> None:
 
     rows = [row for row in sorted(scores.values) if len(scores.values[row]) >= max(1, min_datasets)]
     figure, axes = plt.subplots(
-        1, len(TABLES), figsize=(4 * len(TABLES), 0.9 + 0.35 * len(rows)), sharey=True
+        1, len(scores.tables), figsize=(4 * len(scores.tables), 0.9 + 0.35 * len(rows)), sharey=True
     )
+    styles = _styles(scores)
     names = [
-        f"{row.family} {row.checkpoint} {row.style} T={_temperature(row)}".replace("  ", " ") for row in rows
+        f"{row.family} {row.checkpoint} {styles[row]} T={_temperature(row)}".replace("  ", " ")
+        for row in rows
     ]
-    for axis, title in zip(axes, TABLES, strict=True):
+    for axis, title in zip(axes, scores.tables, strict=True):
         found = ([scores.mean(row, dataset, title) for dataset in scores.datasets] for row in rows)
         there = ([value for value in values if value is not None] for values in found)
         axis.barh(names, [100 * statistics.fmean(values or [0.0]) for values in there], color="#0072b2")
@@ -187,6 +265,10 @@ def _temperature(row: Row) -> str:
 
 def _percent(value: float | None, precision: int) -> str:
     return MISSING if value is None else f"{100 * value:.{precision}f}"
+
+
+def _interval(ends: tuple[float, float] | None, precision: int) -> str:
+    return "" if ends is None else f" [{_percent(ends[0], precision)}, {_percent(ends[1], precision)}]"
 
 
 @dataclass(frozen=True)
@@ -262,14 +344,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--min-datasets", type=int, default=1, help="leave out rows with fewer benchmarks (1)"
     )
+    parser.add_argument("--ks", type=int, nargs="+", help="the k of Pass@k and Avg@k (8)")
+    parser.add_argument(
+        "--unbiased", action="store_true", help="Pass@k over all choices of k samples, not the first k"
+    )
+    parser.add_argument("--intervals", action="store_true", help="95 %% over prompts behind each figure")
     parser.add_argument("--plot-name", type=Path, help="also draw the averages into this file")
     options = parser.parse_args(arguments)
     try:
-        scores = read_scores(options.artifact_root)
+        scores = read_scores(options.artifact_root, options.ks, unbiased=options.unbiased)
     except UsageError as error:
         print(f"math_eval_table: {error}", file=sys.stderr)
         return error.exit_code
-    print(tables_text(scores, options.precision, options.min_datasets))
+    print(tables_text(scores, options.precision, options.min_datasets, intervals=options.intervals))
     for line in scores.left_out:
         print(f"left out  {line}")
     if options.plot_name is not None:

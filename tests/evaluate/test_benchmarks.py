@@ -1,9 +1,14 @@
 """Benchmarks by name, their overrides, and their questions."""
 
+import csv
+import gzip
+import io
 import json
+import math
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.benchmarks import (
@@ -190,3 +195,75 @@ def test_an_empty_file_is_named(tmp_path):
 def test_an_id_column_that_is_no_identity_can_be_ignored(tmp_path):
     rows = [{"problem": "a", "answer": "1", "id": 7}, {"problem": "b", "answer": "1", "id": 7}]
     assert len(questions(write(tmp_path / "rows.jsonl", rows), id_column=None)) == 2
+
+
+ROWS = [{"problem": "1+1\té", "answer": "2", "id": 0}, {"problem": "2+2", "answer": "4", "id": 1}]
+
+
+def json_lines(rows) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.json.gz", "a.tsv", "a.tsv.gz", "a.csv", "a.csv.gz"]
+)
+def test_files_by_suffix_compressed_or_not(tmp_path, name):
+    text = io.StringIO()
+    if ".json" in name:
+        text.write(json_lines(ROWS))
+    else:
+        writer = csv.DictWriter(text, list(ROWS[0]), delimiter="\t" if ".tsv" in name else ",")
+        writer.writeheader()
+        writer.writerows(ROWS)
+    content = text.getvalue().encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    questions = load_questions(resolve_benchmark("math_500", {"dataset_name": str(tmp_path / name)}))
+    assert [(q.text, str(q.gold)) for q in questions] == [("1+1\té", "2"), ("2+2", "4")]
+
+
+def test_a_column_may_be_a_path_into_mappings(tmp_path):
+    path = tmp_path / "nested.jsonl"
+    path.write_text(json_lines([{"data": row, "reward_model": {"gold": row["answer"]}} for row in ROWS]))
+    overrides = {
+        "dataset_name": str(path),
+        "prompt_column": "data.problem",
+        "answer_column": "reward_model.gold",
+        "id_column": "data.id",
+    }
+    assert [q.gold for q in load_questions(resolve_benchmark("mine", overrides))] == ["2", "4"]
+    with pytest.raises(
+        UsageError, match=r"no column 'data.gold'; it has .*data.answer.*set inference.eval.answer"
+    ):
+        load_questions(resolve_benchmark("mine", overrides | {"answer_column": "data.gold"}))
+    path.write_text(json_lines([{"data": ROWS[0] | {"solution": r"so \boxed{2}"}}, {"data": ROWS[0]}]))
+    nested = {"dataset_name": str(path), "prompt_column": "data.problem", "answer_column": "data.solution"}
+    with pytest.raises(UsageError, match=r"row 1: column 'data.solution' holds no answer but None"):
+        load_questions(resolve_benchmark("mine", nested))
+    with pytest.raises(UsageError, match=r"rows 0 and 1 both have data.id=0"):
+        load_questions(resolve_benchmark("mine", nested | {"id_column": "data.id"}))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
+def test_another_encoding_is_named(tmp_path, suffix):
+    path = tmp_path / f"latin{suffix}"
+    rows = {".csv": "problem,answer\nCafé,1\n", ".tsv": "problem\tanswer\nCafé\t1\n"}
+    path.write_bytes(rows.get(suffix, '{"problem": "Café", "answer": "1"}\n').encode("latin-1"))
+    for place in (path, tmp_path):  # a folder of files as well
+        with pytest.raises(UsageError, match=r"line [12] is not UTF-8 .*iconv -f LATIN1"):
+            load_questions(resolve_benchmark("mine", {"dataset_name": str(place), "split": "train"}))
+
+
+@pytest.mark.parametrize(
+    ("gold", "message"),
+    [
+        ({"value": "8"}, "is a mapping with the keys value"),
+        (True, "is True, a truth value"),
+        (math.nan, "is NaN"),
+        ([{"value": "8"}], "is a mapping"),
+    ],
+)
+def test_a_gold_that_no_answer_equals_is_refused_by_row_and_column(tmp_path, gold, message):
+    path = tmp_path / "golds.parquet"
+    Dataset.from_list([{"problem": "a", "answer": gold}]).to_parquet(path)
+    with pytest.raises(UsageError, match=f"row 0, column 'answer': the gold answer {message}"):
+        load_questions(resolve_benchmark("mine", {"dataset_name": str(path)}))

@@ -15,7 +15,13 @@ from math_eval_table import dataset_of, read_lighteval, read_scores, row_of, tab
 
 
 def write(
-    root: Path, model: str, dataset: str, seed: int, scores: list[list[float]], style: str = "grpo"
+    root: Path,
+    model: str,
+    dataset: str,
+    seed: int,
+    scores: list[list[float]],
+    style: str = "grpo",
+    label: str = "x",
 ) -> None:
     path = root / model.replace("/", "-") / dataset / "temp_0p60" / f"seed_{seed}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +29,7 @@ def write(
         {
             "dataset_id": dataset,
             "model_id": model,
-            "model_label": "x",
+            "model_label": label,
             "style": style,
             "temperature": 0.6,
             "seed": seed,
@@ -76,6 +82,43 @@ def test_the_tool_prints_three_tables_and_draws(root, capsys, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert math_eval_table.main(["--artifact-root", str(tmp_path / "nothing")]) == 2
     assert capsys.readouterr().err.startswith("math_eval_table: ")
+
+
+def test_any_k_with_intervals_and_unbiased(root, capsys):
+    scores = read_scores(root, [2, 4], unbiased=True)
+    assert scores.tables == ["Pass@1 unbiased", "Pass@2 unbiased", "Avg@2", "Pass@4 unbiased", "Avg@4"]
+    # checkpoint-100: seed 0 has one prompt all right and one all wrong; in seed 1 one of 8 samples is right
+    assert table_cells(scores, "Pass@2 unbiased", 2, 1)[1][1][4] == "37.50"
+    first = table_cells(scores, "Pass@2 unbiased", 1, 1, intervals=True)[1][0]
+    assert first[4] == "100.0 [100.0, 100.0]"
+    assert first[5] == "0.0"  # one prompt has no interval
+    assert read_scores(root, [1]).tables == ["Pass@1", "Avg@1"]
+    assert math_eval_table.main(["--artifact-root", str(root), "--ks", "4", "8", "--intervals"]) == 0
+    out = capsys.readouterr().out
+    assert "4 samples per prompt, so no figure for k=8" in out
+    assert "50.0 [0.0, 100.0]" in out
+    assert math_eval_table.main(["--artifact-root", str(root), "--ks", "16"]) == 2
+    assert "--ks 16: from 1 to 8, the samples that there are" in capsys.readouterr().err
+
+
+def test_few_samples_give_tables_of_their_own_k(tmp_path):
+    write(tmp_path, "m", "math_500", 0, [[0.0, 1.0, 0.0, 0.0]])
+    scores = read_scores(tmp_path)
+    assert scores.tables == ["Pass@1", "Pass@4", "Avg@4"]
+    assert table_cells(scores, "Avg@4", 0, 1)[1][0][4] == "25"
+
+
+def test_two_specs_of_one_model_can_be_told_apart(tmp_path):
+    write(tmp_path / "a", "m", "math_500", 0, [[1.0] * 8], label="brief")
+    write(tmp_path / "b", "m", "math_500", 0, [[0.0] * 8], label="long")
+    assert [line[:5] for line in table_cells(read_scores(tmp_path), "Pass@1", 0, 1)[1]] == [
+        ["m", "-", "grpo brief", "0.6", "100"],
+        ["m", "-", "grpo long", "0.6", "0"],
+    ]
+    write(tmp_path / "c", "m", "math_500", 0, [[0.0] * 8], label="brief")  # no second seed of the first
+    lines = table_cells(read_scores(tmp_path), "Pass@1", 0, 1)[1]
+    assert [line[4] for line in lines] == ["100", "0", "0"]
+    assert str(tmp_path / "c") in lines[1][2]
 
 
 def test_a_revision_and_a_plain_name_are_rows():

@@ -1,5 +1,6 @@
 """Loading rows: procedural tasks, local files and folders, and the Hugging Face hub."""
 
+import gzip
 import json
 import logging
 import random
@@ -7,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from maxent_grpo.errors import RunError, UsageError
 
@@ -19,8 +20,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TASK_PREFIX = "task:"
-FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 """File suffix → the `datasets` builder that reads it."""
+
+
+def file_suffix(name: str) -> str | None:
+    """The key of `FILE_BUILDERS` that ``name`` ends with, compressed (``.jsonl.gz``) or not; None where it has none."""
+    suffix = Path(name.removesuffix(".gz")).suffix
+    return suffix if suffix in FILE_BUILDERS else None
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,9 @@ def load_rows(
     """The rows of one split of a dataset.
 
     Args:
-        name: ``task:NAME`` for a procedural task; else a local file (.jsonl, .json, .parquet, .csv); else a
-            local folder, either saved with ``save_to_disk`` or holding data files; else a dataset of the
-            Hugging Face hub.
+        name: ``task:NAME`` for a procedural task; else a local file (.jsonl, .json, .parquet, .csv, .tsv; also with
+            .gz behind); else a local folder, either saved with ``save_to_disk`` or holding data files; else a
+            dataset of the Hugging Face hub.
         config: the options of a procedural task, or the configuration of a hub dataset.
         split: a file, and a single dataset saved with ``save_to_disk``, hold one split called ``train``.
             Slices such as ``train[:100]`` work where `datasets.load_dataset` does the loading: files,
@@ -67,7 +74,7 @@ def load_rows(
         rows = _file_rows(name, split)
     elif Path(name).expanduser().is_dir():
         rows = _folder_rows(name, config, split)
-    elif Path(name).suffix in FILE_BUILDERS or name.startswith((".", "/", "~")):
+    elif file_suffix(name) or name.startswith((".", "/", "~")):
         raise UsageError(f"dataset '{name}': there is no such file or folder (looked from {Path.cwd()})")
     else:
         rows = _hub_rows(name, config, split, retry or RetryPolicy())
@@ -121,12 +128,37 @@ def _task_rows(name: str, options: str, split: str) -> "Dataset":
 
 def _file_rows(name: str, split: str) -> "Dataset":
     path = Path(name).expanduser()
-    if path.suffix not in FILE_BUILDERS:
+    suffix = file_suffix(name)
+    if suffix is None:
         known = ", ".join(FILE_BUILDERS)
-        raise UsageError(f"dataset '{name}': files of type '{path.suffix}' are not read; use one of {known}")
+        raise UsageError(
+            f"dataset '{name}': files of type '{path.suffix}' are not read; use one of {known}, .gz behind it or not"
+        )
     if path.stat().st_size == 0:
         raise UsageError(f"dataset '{name}': the file is empty")
-    return _load(name, FILE_BUILDERS[path.suffix], None, split, data_files={"train": str(path)})
+    _refuse_other_encodings(path)
+    options = {"sep": "\t"} if suffix == ".tsv" else {}
+    return _load(name, FILE_BUILDERS[suffix], None, split, data_files={"train": str(path)}, **options)
+
+
+def _refuse_other_encodings(path: Path) -> None:
+    """Raise `UsageError` for a text file that is not UTF-8, which `datasets` finds at the first such row or never."""
+    if file_suffix(path.name) in (None, ".parquet") or not path.is_file():
+        return
+    opened: Any = gzip.open if path.suffix == ".gz" else Path.open
+    number = 0
+    try:
+        with opened(path, "rb") as file:
+            for line in file:
+                number += 1
+                line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"dataset '{path}': line {number} is not UTF-8 ({error.reason} at byte {error.start}): convert the file, "
+            "by `iconv -f LATIN1 -t UTF-8` if it is Latin-1"
+        ) from error
+    except OSError as error:  # also what gzip raises for a file that it did not write
+        raise UsageError(f"dataset '{path}' cannot be read ({error})") from error
 
 
 def _folder_rows(name: str, config: str | None, split: str) -> "Dataset":
@@ -139,6 +171,8 @@ def _folder_rows(name: str, config: str | None, split: str) -> "Dataset":
     elif (path / "state.json").exists():  # a single saved Dataset
         folders = {"train": path}
     else:
+        for file in path.rglob("*"):
+            _refuse_other_encodings(file)
         return _load(name, str(path), config, split)
     if split not in folders:
         raise UsageError(f"dataset '{name}': there is no split '{split}'; it has {_quoted(list(folders))}")
@@ -153,14 +187,19 @@ def _hub_rows(name: str, config: str | None, split: str, retry: RetryPolicy) -> 
 
 
 def _load(
-    name: str, path: str, config: str | None, split: str, data_files: dict[str, str] | None = None
+    name: str,
+    path: str,
+    config: str | None,
+    split: str,
+    data_files: dict[str, str] | None = None,
+    **options: Any,
 ) -> "Dataset":
     """`datasets.load_dataset`, with what is wrong about the request said in one line."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
-        return load_dataset(path, name=config, split=split, data_files=data_files)
+        return load_dataset(path, name=config, split=split, data_files=data_files, **options)
     except DatasetNotFoundError as error:
         raise UsageError(
             f"dataset '{name}': neither a local file or folder nor a dataset that the hub shows you "

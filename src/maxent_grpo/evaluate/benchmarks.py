@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from maxent_grpo.data.sources import FILE_BUILDERS, TASK_PREFIX, load_rows
+from maxent_grpo.data.prompts import column_value
+from maxent_grpo.data.sources import TASK_PREFIX, file_suffix, load_rows
 from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.evaluate.settings import read_fields
 from maxent_grpo.rewards.math import check_golds
@@ -108,7 +109,7 @@ def resolve_benchmark(name: str, overrides: Mapping[str, Any]) -> Benchmark:
             f"Unknown inference dataset '{name}'{hint}. Supported presets: {', '.join(PRESETS)}; "
             "or name a data set with inference.eval.dataset_name"
         )
-    if data is not None and Path(data).suffix in FILE_BUILDERS:
+    if data is not None and file_suffix(data):
         # What the preset says about its own source does not hold for a file.
         changes = {"split": "train", "dataset_config": None} | changes
     return replace(benchmark, **changes)
@@ -123,7 +124,7 @@ def load_questions(benchmark: Benchmark) -> list[Question]:
         RunError: the hub cannot be reached.
     """
     rows = load_rows(benchmark.dataset_name, config=benchmark.dataset_config, split=benchmark.split)
-    available = list(rows.column_names)
+    available = [*rows.column_names, *_paths(rows[0])]
     name = f"dataset '{benchmark.dataset_name}'"
     prompt = _column(available, (benchmark.prompt_column, *benchmark.prompt_fallbacks), "prompt_column", name)
     answer = _column(available, (benchmark.answer_column, *benchmark.answer_fallbacks), "answer_column", name)
@@ -155,6 +156,16 @@ def _column(available: Sequence[str], candidates: Sequence[str], setting: str, n
     )
 
 
+def _paths(row: Mapping[str, Any]) -> list[str]:
+    """The paths into a row's mappings, such as ``data.problem``."""
+    return [
+        f"{name}.{path}"
+        for name, value in row.items()
+        if isinstance(value, Mapping)
+        for path in (*value, *_paths(value))
+    ]
+
+
 def _refuse_duplicates(rows: Any, available: Sequence[str], benchmark: Benchmark, name: str) -> None:
     column = benchmark.id_column
     if column == "auto":
@@ -164,7 +175,10 @@ def _refuse_duplicates(rows: Any, available: Sequence[str], benchmark: Benchmark
     if column is None:
         return
     first: dict[str, int] = {}
-    for index, value in enumerate(rows[column]):
+    for index, row in enumerate(
+        rows.select_columns([column.partition(".")[0] if column not in rows.column_names else column])
+    ):
+        value = column_value(row, column)
         key = json.dumps(value, default=str)
         if key in first:
             raise UsageError(
@@ -177,12 +191,13 @@ def _refuse_duplicates(rows: Any, available: Sequence[str], benchmark: Benchmark
 def _question(
     index: int, row: Mapping[str, Any], prompt: str, answer: str, benchmark: Benchmark, name: str
 ) -> Question:
-    text = row[prompt]
+    text = column_value(row, prompt)
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{name}: row {index}: column '{prompt}' holds no text but {_short(text)}")
-    gold = _gold(row[answer], answer)
+    found = column_value(row, answer)
+    gold = _gold(found, answer.rpartition(".")[2])
     if gold is None:
-        raise UsageError(f"{name}: row {index}: column '{answer}' holds no answer but {_short(row[answer])}")
+        raise UsageError(f"{name}: row {index}: column '{answer}' holds no answer but {_short(found)}")
     if benchmark.grader == "math":
         return Question(index, text, gold)
     return Question(index, text, gold, row["task"], row["facts"], len(row["modes"]))
