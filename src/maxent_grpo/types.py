@@ -14,6 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+Reads = Literal["utilities", "correctness", "right"]
+"""What advantages are computed from: fields of `Group` and `Batch`."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -85,11 +88,16 @@ class Group:
     """Reward function → G scores; NaN where it gave none."""
     utilities: tuple[float, ...]
     """G weighted sums of the rewards; NaN where a completion has none: its group is learned from without it."""
+    right: tuple[bool, ...] | None = None
+    """G verdicts of the correctness reward: a score of at least 1; None: no reward tells what is right."""
+    correctness: tuple[float, ...] | None = None
+    """G shares of the correctness reward in the utilities, 0 where it gave no score; None as for `right`."""
 
-    @property
-    def has_signal(self) -> bool:
-        """Whether the utilities that there are differ."""
-        return len({utility for utility in self.utilities if not math.isnan(utility)}) > 1
+    def has_signal(self, reads: Reads = "utilities") -> bool:
+        """Whether what an advantage ``reads`` differs among the completions that have a utility."""
+        values: Sequence[float] | None = getattr(self, reads)
+        pairs = zip(self.utilities if values is None else values, self.utilities, strict=True)
+        return len({value for value, utility in pairs if not math.isnan(utility)}) > 1
 
     def originals(self) -> "Group":
         """The group without its seeded completions."""
@@ -107,6 +115,8 @@ class Group:
             ),
             rewards={name: scores[:kept] for name, scores in self.rewards.items()},
             utilities=self.utilities[:kept],
+            right=None if self.right is None else self.right[:kept],
+            correctness=None if self.correctness is None else self.correctness[:kept],
         )
 
 
@@ -140,6 +150,10 @@ class Batch:
     """[P] int64, distinct right answers of each prompt, at least 1"""
     sequence_mask: Tensor | None = None
     """[B, T] bool, all that is not padding, an environment's tokens too; None: completion_mask"""
+    right: Tensor | None = None
+    """[P, G] bool, verdicts of the correctness reward; None: the utilities are its scores (right from 1 on)"""
+    correctness: Tensor | None = None
+    """[P, G], its share in the utilities; None: all of them"""
 
     @property
     def group_size(self) -> int:
@@ -203,7 +217,7 @@ class Batch:
             value = getattr(self, name)
             picked[name] = None if value is None else value[rows, :width]
         picked["seed_ids"] = None if self.seed_ids is None else self.seed_ids[rows]
-        for name in ("answer_clusters", "mode_counts"):
+        for name in ("right", "correctness", "answer_clusters", "mode_counts"):
             value = getattr(self, name)
             picked[name] = None if value is None else value[picked_groups]
         return replace(self, **picked)

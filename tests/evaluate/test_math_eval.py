@@ -80,7 +80,8 @@ def test_figures_equal_those_of_evaluation_during_training(whole):
         for index, line in sorted(read_records(artifact(root, seed)).items()):
             prompt = Prompt(index, "", (), rows[index])
             rollout = Rollout(prompt, (), (), tuple(line["generations"]), (), 0)
-            groups.append(Group(rollout, {}, tuple(line["scores"])))
+            right = tuple(score == 1 for score in line["scores"])
+            groups.append(Group(rollout, {}, tuple(line["scores"]), right))
         for name, values in exploration_scores(groups).items():
             ours = result.per_seed[seed][name.replace("mean", "avg")]
             assert ours == pytest.approx(sum(values) / len(values))

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -122,7 +123,7 @@ def group_of(row: dict, texts: list[str], utilities: list[float]) -> Group:
     prompt = Prompt(0, row["problem"], (1,), row)
     blank = tuple((1,) for _ in texts)
     rollout = Rollout(prompt, blank, tuple((0.0,) for _ in texts), tuple(texts), ("stop",) * len(texts), 0)
-    return Group(rollout, {}, tuple(utilities))
+    return Group(rollout, {}, tuple(utilities), tuple(utility >= 1 for utility in utilities))
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,14 @@ def test_training_metrics_are_the_means_over_groups(row):
 def test_without_enumerated_modes_there_is_no_coverage():
     group = group_of({"problem": "2+2"}, ["4", "5"], [1.0, 0.0])
     assert exploration_scores([group]) == {"mean_at_2": [0.5], "pass_at_2": [1.0]}
+
+
+def test_right_is_no_matter_of_the_utility():
+    wrong = replace(group_of({"problem": "2+2"}, ["4", "5"], [1.0, 1.0]), right=(False, False))
+    assert exploration_scores([wrong]) == {"mean_at_2": [0.0], "pass_at_2": [0.0]}
+    untold = replace(wrong, right=None)
+    assert exploration_scores([untold]) == {}
+    assert exploration_metrics([untold]) == {}
 
 
 def test_the_standard_error_is_over_prompts():

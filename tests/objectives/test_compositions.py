@@ -90,6 +90,34 @@ def test_of_two_right_answers_the_rarer_earns_more() -> None:
     assert torch.equal(shaping.unlikeliness(U[1:2], scores, 0.5), U[1:2])
 
 
+def test_a_format_reward_changes_neither_what_is_right_nor_what_is_rare() -> None:
+    batch, _ = make_batch(utilities=torch.tensor([[1.0, 0, 0], [1.0, 1.0, 0]], dtype=torch.float64), groups=2)
+    form = torch.tensor([[0.5, 1.0, 0.0], [1.0, 0.0, 1.0]], dtype=torch.float64)
+    both = replace(
+        batch,
+        utilities=0.9 * batch.utilities + form,
+        right=batch.utilities == 1,
+        correctness=0.9 * batch.utilities,
+    )
+    for name in ("maxrl", "pass_at_k"):
+        objective = build_objective(TESTED[name])
+        alone, beside = (objective.signal(b, Knobs(0.0, 0.0))[0].advantages for b in (batch, both))
+        assert alone.any()
+        close(beside, alone)
+    scores = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0]], dtype=torch.float64)
+    assert both.correctness is not None
+    shaped = shaping.unlikeliness(both.utilities, scores, 0.5, both.correctness)
+    close(shaped, shaping.unlikeliness(both.correctness, scores, 0.5) + form)
+
+
+def test_objectives_made_of_right_answers_say_so() -> None:
+    needing = {name for name, spec in CATALOG.items() if build_objective(spec).needs_correctness}
+    assert needing == {"maxrl", "pass_at_k", "unlikeliness"}
+    counting = build_objective(CATALOG["tilted"].with_settings(maxent_tau_mode_adaptive=True))
+    assert counting.counts_modes
+    assert not build_objective(CATALOG["tilted"]).counts_modes
+
+
 def test_the_entropy_bonus_is_a_z_score_in_units_of_the_batch_deviation() -> None:
     logps = torch.tensor([[-1.0], [-3.0], [-2.0], [-2.0]], dtype=torch.float64)
     utilities = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)

@@ -7,7 +7,7 @@ import pytest
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.rewards.math import pure_accuracy_math
-from maxent_grpo.rewards.registry import load_rewards
+from maxent_grpo.rewards.registry import correctness_of, load_rewards
 
 
 def brief(completions, **columns):
@@ -112,3 +112,19 @@ def test_lambdas_partials_and_objects_of_one_name_are_told_apart():
     assert names == ["<lambda>", "<lambda>_2", "brief", "Judge", "Judge_2", "brief_2"]
     with pytest.raises(UsageError, match="two functions are called 'Judge'"):
         load_rewards([specs[3], specs[3]])
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "judge"),
+    [
+        (["format", "accuracy", "gsm8k"], None, "accuracy"),
+        (["format", "accuracy", "gsm8k"], "gsm8k", "gsm8k"),
+        (["format", "binary_code"], None, "binary_code"),
+        (["accuracy_reward", "own"], None, "accuracy_reward"),
+        (["own"], None, "own"),
+        (["own", "format"], None, None),
+        (["own", "format"], "my.module:own", "own"),
+    ],
+)
+def test_one_reward_tells_what_is_right(names, asked, judge):
+    assert correctness_of(names, asked) == judge

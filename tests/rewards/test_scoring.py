@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maxent_grpo.errors import RunError
+from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.observe.definitions import definitions
-from maxent_grpo.rewards.registry import RewardFunction, TrainerState, load_rewards
+from maxent_grpo.rewards.registry import RewardFunction, RewardOptions, TrainerState, load_rewards
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.types import Prompt, Rollout
 
@@ -150,6 +150,44 @@ def test_a_lost_score_takes_the_utility_and_an_abstention_does_not(weight, left)
     found = [utility for group in groups for utility in group.utilities]
     np.testing.assert_array_equal(found, [1.0 + weight * 10, 2.0, 3.0 + weight * 10, left])
     assert value(metrics, "reward/unscored") == math.isnan(left)
+
+
+def accuracy(completions, **columns):
+    return [float(len(c) % 2) for c in completions]
+
+
+def form(completions, **columns):
+    return [1.0 for c in completions]
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [([1.0, 1.0], (1.0, 0.0)), ([0.1, 0.9], (0.9, 0.0)), ([1.0, 0.0], (0.0, 0.0))],
+)
+def test_right_is_what_the_correctness_reward_says(weights, shares):
+    groups, _ = Scorer(load_rewards([form, accuracy], weights)).score(ROLLOUTS, 0)
+    assert [g.right for g in groups] == [(True, False)] * 2
+    assert [g.correctness for g in groups] == [shares] * 2
+
+
+def test_two_functions_that_nobody_knows_do_not_tell_what_is_right():
+    groups, _ = Scorer(load_rewards([form, length])).score(ROLLOUTS, 0)
+    assert (groups[0].right, groups[0].correctness) == (None, None)
+    named = RewardOptions(correctness="length")
+    groups, _ = Scorer(load_rewards([form, length], options=named)).score(ROLLOUTS, 0)
+    assert groups[0].right == (True, True)
+    with pytest.raises(UsageError, match="correctness_reward: 'lenght' is none of the reward functions"):
+        load_rewards([form, length], options=RewardOptions(correctness="lenght"))
+
+
+def test_an_answer_that_was_cut_off_or_not_judged_is_not_right():
+    rollouts = [rollout_of(0, ["aa", "b", "c"], reasons=["stop", "length", "stop"])]
+    judge = RewardFunction("f", lambda completions, **_: [None, 1.0, 1.0])
+    (group,), _ = Scorer([judge], zero_truncated=True).score(rollouts, 0)
+    assert group.right == (False, False, True)
+    assert group.originals().right == group.right
+    (group,), _ = Scorer([judge]).score(rollouts, 0)
+    assert group.right == (False, True, True)
 
 
 def test_truncated_completions_lose_their_utility_only_if_asked():

@@ -21,7 +21,7 @@ def group(texts: list[str], utilities: list[float], **columns: object) -> Group:
     prompt = Prompt(index=0, text="?", token_ids=(1,), columns=columns)
     ids = tuple((2, 3) for _ in texts)
     rollout = Rollout(prompt, ids, ((-0.1, -0.2),) * len(texts), tuple(texts), ("stop",) * len(texts), 0)
-    return Group(rollout, {}, tuple(utilities))
+    return Group(rollout, {}, tuple(utilities), tuple(utility >= 1 for utility in utilities))
 
 
 def test_answers_reach_the_batch_only_where_they_are_asked_for():
@@ -228,3 +228,41 @@ def test_a_utility_that_an_advantage_cannot_use_ends_the_run(configure):
             configure("train-baseline", objective="maxrl", max_steps=1),
             Given(reward_funcs=[lambda completions, **_: [-float(len(c)) for c in completions]]),
         )
+
+
+def letters(completions, **columns):
+    return [float(len(set(text)) > 4) for text in completions]
+
+
+def short(completions, **columns):
+    return [1.0 for text in completions]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"objective": "maxrl"}, {"objective": "pass_at_k", "pass_k": 2}, {"maxent_tau_mode_adaptive": True}],
+)
+def test_an_objective_made_of_right_answers_needs_a_reward_that_tells_them(configure, changes):
+    command = "train-baseline" if "objective" in changes else "train-maxent"
+    config = configure(command, **({"objective": "tilted", "max_steps": 1} | changes))
+    with pytest.raises(UsageError, match="correctness_reward: the objective needs to know which completions"):
+        train(config, Given(reward_funcs=[letters, short]))
+
+
+def test_without_a_correctness_reward_there_is_no_pass(configure, tmp_path, caplog):
+    train(configure(max_steps=1, save_strategy="no"), Given(reward_funcs=[letters, short]))
+    record = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert "train/pass" not in record
+    assert "none of the reward functions (letters, short) is known to tell what is right" in caplog.text
+
+
+def test_a_named_correctness_reward_is_what_pass_counts(configure, tmp_path):
+    def never(completions, **columns):
+        return [0.0 for text in completions]
+
+    settings = {"max_steps": 1, "save_strategy": "no", "objective": "maxrl"}
+    config = configure("train-baseline", **settings, correctness_reward="never")
+    train(config, Given(reward_funcs=[never, short]))
+    record = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert record["train/pass"] == 0.0
+    assert record["train/reward"] == 1.0

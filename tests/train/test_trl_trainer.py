@@ -172,6 +172,21 @@ def test_a_completion_that_no_function_scored_teaches_nothing(make_trainer):
         torch.testing.assert_close(found[known].double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_right_is_what_trls_correctness_reward_says(make_trainer):
+    def accuracy_reward(completions, **columns):
+        return [float(len(text) % 3 == 0) for text in completions]
+
+    trainer = make_trainer(rewards=(vowels, accuracy_reward), objective="maxrl", scale_rewards="none")
+    output = first_batch(trainer)
+    scores = trainer._rewards[:, 1].view(-1, GROUP)
+    mean = scores.mean(dim=1, keepdim=True)
+    expected = torch.where((mean > 0) & (mean < 1), (scores - mean) / mean, 0.0)
+    assert expected.any()
+    torch.testing.assert_close(output["advantages"], expected.flatten())
+    with pytest.raises(UsageError, match="correctness_reward: the objective needs to know"):
+        make_trainer(rewards=(vowels, sometimes_none), objective="maxrl", scale_rewards="none")
+
+
 def test_controllers_move_are_logged_saved_and_resumed(make_trainer, tmp_path):
     settings = {
         "objective": "tilted",

@@ -233,7 +233,9 @@ def reward_settings(config: RunConfig) -> RewardSettings:
         weights=training.reward_weights,
         evaluation_functions=script.eval_reward_funcs or None,
         evaluation_weights=script.eval_reward_weights or None,
-        options=RewardOptions(dict(vars(script)), training.reward_isolation),
+        options=RewardOptions(
+            dict(vars(script)), training.reward_isolation, training.correctness_reward or None
+        ),
         isolation=IsolationSettings(
             training.reward_timeout, training.reward_memory_mb, training.reward_workers
         ),

@@ -177,6 +177,9 @@ class CompletionFields:
         "depend on it.", gt=0)
     reward_isolation: bool = setting(True, "Run module:function rewards, and built-in ones that may not end, in "
         "worker processes; false: all in the trainer's, without deadline.")
+    correctness_reward: str | None = setting(None, "Reward function that says what is right, by a score of at least 1: "
+        "for pass, mean@k and advantages of right answers; unset: the first that is known to judge answers, else the "
+        "only one.")
     zero_truncated_completion_rewards: bool = native(False, "Give utility 0 to a completion that ran to "
         "max_completion_length without ending.")
     stop_sequences: list[str] | str | None = native(None, 'Texts that end a completion and stay part of it: a '

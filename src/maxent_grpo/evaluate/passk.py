@@ -133,13 +133,16 @@ def per_prompt(samples: ScoredSamples, ks: Sequence[int]) -> dict[str, Floats]:
 def exploration_scores(groups: "Sequence[Group]") -> dict[str, list[float]]:
     """Metric with its k, such as ``pass_at_8`` → one number per prompt, from the k = G samples of scored groups.
 
-    ``mean_at_k`` (the fraction of right samples) and ``pass_at_k`` go by utility, ``distinct_at_k`` and
-    ``coverage_at_k`` by the verdict of the task's verifier; these two exist for tasks whose modes are enumerated
-    (dataset columns ``task``, ``facts`` and ``modes``).
+    ``mean_at_k`` (the fraction of right samples) and ``pass_at_k`` go by the correctness reward and exist where there
+    is one; ``distinct_at_k`` and ``coverage_at_k`` go by the verdict of the task's verifier and exist for tasks whose
+    modes are enumerated (dataset columns ``task``, ``facts`` and ``modes``).
     """
     k = len(groups[0].utilities)
-    samples = ScoredSamples(np.array([group.utilities for group in groups], dtype=np.float64))
-    scores = {f"mean_at_{k}": samples.right.mean(axis=1), f"pass_at_{k}": pass_at(samples, k)}
+    scores: dict[str, Floats] = {}
+    rights = [group.right for group in groups if group.right is not None]
+    if len(rights) == len(groups):
+        samples = ScoredSamples(np.array(rights, dtype=np.float64))
+        scores = {f"mean_at_{k}": samples.right.mean(axis=1), f"pass_at_{k}": pass_at(samples, k)}
     if "modes" in groups[0].rollout.prompt.columns:
         judged = _judged_by_task(groups)
         scores |= {f"distinct_at_{k}": distinct_at(judged, k), f"coverage_at_{k}": coverage_at(judged, k)}

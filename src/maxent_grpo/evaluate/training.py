@@ -101,5 +101,5 @@ def exploration_metrics(groups: Sequence[Group]) -> Metrics:
     """``pass``, ``distinct`` and ``coverage`` of training groups (k = G), as statistics that add up over ranks."""
     k = len(groups[0].utilities)
     scores = {name.removesuffix(f"_at_{k}"): values for name, values in exploration_scores(groups).items()}
-    del scores["mean"]  # the reward says it
+    scores.pop("mean", None)  # the reward says it
     return {name: mean_stat(torch.tensor(values, dtype=torch.float64)) for name, values in scores.items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 from maxent_grpo.errors import RunError
 from maxent_grpo.objectives.reduce import within_scored
 from maxent_grpo.stats import Metrics, mean_stat
+from maxent_grpo.types import Reads
 
 Advantage = Callable[[Tensor], Tensor]
 """Utilities [P, G] → advantages [P, G]. Groups without spread are set to 0 afterwards."""
@@ -19,7 +20,7 @@ Scale = Callable[[Tensor, Tensor, UtilityStd | None], Tensor]
 """Advantages [P, G], utilities [P, G], and their deviation over the batch → scaled advantages [P, G]."""
 
 RIGHT = 1.0
-"""A completion counts as right from this utility on."""
+"""A completion counts as right from this score of the correctness reward on."""
 
 STD_FLOOR = 1e-4
 """Added to a standard deviation before dividing by it, as in TRL."""
@@ -109,7 +110,8 @@ def maxrl(utilities: Tensor) -> Tensor:
     """``(U − mean(U)) / mean(U)`` (MaxRL, Tajwar et al. 2026, arXiv 2602.02710).
 
     For utilities 0 and 1 its expectation is the gradient of the log-likelihood of a right answer, truncated at order
-    G: rare successes count in proportion to 1 / (success rate). A group of zeros has no signal.
+    G: rare successes count in proportion to 1 / (success rate). A group of zeros has no signal. An objective hands it
+    the correctness reward's share of the utilities, whose scale it cancels, and none of the other rewards.
 
     Raises:
         RunError: a negative utility, for which the mean is no success rate.
@@ -132,7 +134,7 @@ def pass_at_k(utilities: Tensor, k: int) -> Tensor:
     than k wrong ones), or none, all advantages are 0. k = 1 gives (U − mean) / population deviation.
 
     Args:
-        utilities: [P, G]; right from `RIGHT` on, else wrong.
+        utilities: [P, G] scores of the correctness reward, or its verdicts; right from `RIGHT` on, else wrong.
         k: at least 1.
 
     Raises:
@@ -198,6 +200,13 @@ class GroupAdvantages:
     scale: Scale = over_group_std
     positive_only: bool = False
     """Drop negative advantages: a control that only imitates what went well."""
+
+    @property
+    def reads(self) -> Reads:
+        """What of a batch they are computed from."""
+        if isinstance(self.kind, PassAtK):
+            return "right"
+        return "correctness" if self.kind is maxrl else "utilities"
 
     def __call__(
         self, utilities: Tensor, utility_std: UtilityStd | None = None, scored: Tensor | None = None

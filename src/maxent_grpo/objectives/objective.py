@@ -16,7 +16,9 @@ from maxent_grpo.objectives.infoseed import InfoSeed
 from maxent_grpo.objectives.parts import LossInputs, Penalty, PolicyLoss, Shaping
 from maxent_grpo.objectives.reduce import Reduction, sequence_mean
 from maxent_grpo.objectives.regularizers import BehaviourKL, ReferenceKL, TokenEntropy
+from maxent_grpo.objectives.shaping import Unlikeliness
 from maxent_grpo.objectives.token_loss import TokenLoss
+from maxent_grpo.objectives.weights import Tilt
 from maxent_grpo.stats import Metrics, mean_stat, sum_stat
 from maxent_grpo.types import Batch, Denominators, Forward, Knobs, Signal
 
@@ -60,6 +62,18 @@ class Objective:
         return self.policy_loss.needs_answers
 
     @property
+    def needs_correctness(self) -> bool:
+        """Whether it reads `Batch.right` or `Batch.correctness`."""
+        unlikely = any(isinstance(shape, Unlikeliness) for shape in self.shaping)
+        return unlikely or self.advantages.reads != "utilities"
+
+    @property
+    def counts_modes(self) -> bool:
+        """Whether it reads `Batch.mode_counts`."""
+        reweighting = self.policy_loss.reweighting if isinstance(self.policy_loss, TokenLoss) else None
+        return isinstance(reweighting, Tilt) and reweighting.mode_adaptive
+
+    @property
     def reads_logps(self) -> bool:
         """Whether `signal` reads `Batch.behaviour_logps`."""
         return self.policy_loss.reads_logps or any(shape.reads_logps for shape in self.shaping)
@@ -95,13 +109,22 @@ class Objective:
         scored = batch.scored
         metrics = utility_metrics(batch.utilities, scored)
         utilities = batch.utilities.masked_fill(~scored, 0.0)
-        for shape in self.shaping:
-            utilities = shape(utilities, batch, knobs)
+        utilities = self._shaped(utilities, batch, knobs)
         if self.shaping:
             metrics["reward_shaped"] = mean_stat(utilities, scored)
-        advantages = self.advantages(utilities, utility_std, scored)
+        judged = utilities
+        if self.advantages.reads == "correctness" and batch.correctness is not None:
+            judged = self._shaped(batch.correctness, batch, knobs)
+        elif self.advantages.reads == "right" and batch.right is not None:
+            judged = batch.right.to(utilities.dtype)
+        advantages = self.advantages(judged, utility_std, scored)
         signal, more = self.policy_loss.signal(utilities, advantages, batch, knobs)
         return replace(signal, scored=scored), metrics | more
+
+    def _shaped(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
+        for shape in self.shaping:
+            utilities = shape(utilities, batch, knobs)
+        return utilities
 
     def weights(self, signal: Signal, tau: Tensor, beta: Tensor) -> Tensor:
         """The candidate weights at other τ and β, differentiable in both: scalars → [P, G].

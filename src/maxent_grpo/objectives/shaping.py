@@ -49,15 +49,18 @@ def kl_penalised(
     return utilities - beta * log_ratios.view_as(utilities)
 
 
-def unlikeliness(utilities: Tensor, scores: Tensor, coefficient: float) -> Tensor:
-    """Unlikeliness reward ``U_i·(1 − β_rank·(G − rank_i)/G)`` (He et al. 2025, arXiv 2506.02355).
+def unlikeliness(
+    utilities: Tensor, scores: Tensor, coefficient: float, correctness: Tensor | None = None
+) -> Tensor:
+    """Unlikeliness reward ``r_i·(1 − β_rank·(G − rank_i)/G)`` (He et al. 2025, arXiv 2506.02355).
 
-    rank 0 is the completion of highest probability: of two right answers the rarer earns more, while a utility of
-    0 stays 0. Equal scores share the mean of their ranks. A group with equal utilities is left alone, so that it
-    stays without signal.
+    rank 0 is the completion of highest probability: of two right answers the rarer earns more, while a wrong one,
+    whose r is 0, keeps its utility. Equal scores share the mean of their ranks. A group with equal utilities is left
+    alone, so that it stays without signal.
 
     Args:
         utilities: [P, G].
+        correctness: [P, G] r, the correctness reward's share of the utilities; None: all of them.
         scores: [P, G] log-probs of the completions under the policy that sampled them.
         coefficient: β_rank in [0, 1]; 0 changes nothing.
     """
@@ -65,7 +68,9 @@ def unlikeliness(utilities: Tensor, scores: Tensor, coefficient: float) -> Tenso
     likelier = (scores.unsqueeze(1) > scores.unsqueeze(2)).sum(dim=2)
     equal = (scores.unsqueeze(1) == scores.unsqueeze(2)).sum(dim=2) - 1
     rank = likelier + 0.5 * equal.to(utilities.dtype)
-    shaped = utilities * (1.0 - coefficient * (size - rank) / size)
+    factor = 1.0 - coefficient * (size - rank) / size
+    part = utilities if correctness is None else correctness
+    shaped = (utilities - part) + part * factor
     return torch.where(has_spread(utilities).unsqueeze(1), shaped, utilities)
 
 
@@ -109,10 +114,11 @@ class Unlikeliness(Shaping):
             batch.behaviour_logps, batch.completion_mask, batch.group_size, length_normalize=False
         )
         return within_scored(
-            lambda given, likely: unlikeliness(given, likely, self.coefficient),
+            lambda given, likely, part: unlikeliness(given, likely, self.coefficient, part),
             batch.scored,
             utilities,
             scores,
+            batch.correctness,
         )
 
 

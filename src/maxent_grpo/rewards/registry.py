@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, SupportsFloat
 
-from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.errors import RunError, UsageError, did_you_mean
 from maxent_grpo.named import find_named, load_named
 
 
@@ -31,6 +31,7 @@ class Builtin:
         False  # is given the ``<think>`` that the prompt ends with as the completion's first word
     )
     check: str | None = None  # module:function that raises `UsageError` where something is not installed
+    correctness: bool = False  # judges the answer: from a score of 1 on it is right
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,16 @@ _GRADED: Any = {
     "check": f"{_MATH}:check_policy",
 }
 _POLICY = ("grader_policy",)
+RIGHT = 1.0
+"""A completion is right from this score of the correctness reward on."""
 
 BUILTIN_REWARDS = {
-    "pure_accuracy_math": Builtin("maxent_grpo.rewards.math:pure_accuracy_math", golds=True, reads_tags=True),
-    "task_reward": Builtin("maxent_grpo.tasks.registry:task_reward"),
-    "countdown": Builtin(f"{_RULES}:countdown"),
-    "gsm8k": Builtin(f"{_RULES}:gsm8k", golds=True, reads_tags=True),
+    "pure_accuracy_math": Builtin(
+        f"{_MATH}:pure_accuracy_math", golds=True, reads_tags=True, correctness=True
+    ),
+    "task_reward": Builtin("maxent_grpo.tasks.registry:task_reward", correctness=True),
+    "countdown": Builtin(f"{_RULES}:countdown", correctness=True),
+    "gsm8k": Builtin(f"{_RULES}:gsm8k", golds=True, reads_tags=True, correctness=True),
     "format": Builtin(f"{_RULES}:format_reward", reads_tags=True),
     "tag_count": Builtin(f"{_RULES}:tag_count", reads_tags=True),
     "reasoning_steps": Builtin(f"{_RULES}:reasoning_steps"),
@@ -75,8 +80,10 @@ BUILTIN_REWARDS = {
         f"{_RULES}:missing_boxed_answer_penalty_math", options=("missing_boxed_answer_penalty",)
     ),
     "code_format": Builtin(f"{_RULES}:code_format", reads_tags=True),
-    "accuracy": Builtin(f"{_MATH}:accuracy", options=_POLICY, **_GRADED),
-    "boxed_accuracy_math": Builtin(f"{_MATH}:boxed_accuracy_math", options=_POLICY, **_GRADED),
+    "accuracy": Builtin(f"{_MATH}:accuracy", options=_POLICY, **_GRADED, correctness=True),
+    "boxed_accuracy_math": Builtin(
+        f"{_MATH}:boxed_accuracy_math", options=_POLICY, **_GRADED, correctness=True
+    ),
     "cosine": Builtin(f"{_MATH}:cosine", options=(*_COSINE, *_POLICY), **_GRADED),
     "length": Builtin(f"{_MATH}:length", rowwise=False, options=_POLICY, **_GRADED),
     "ifeval": Builtin(
@@ -92,6 +99,7 @@ BUILTIN_REWARDS = {
         isolated=True,
         options=("code_confinement",),
         check=f"{_CODE}:check_confinement",
+        correctness=True,
     )
     for name, function in (
         ("code", "python_unit_tests"),
@@ -100,6 +108,10 @@ BUILTIN_REWARDS = {
     )
 }
 """Short name → the function behind it. docs/guides/rewards.md lists their values."""
+CORRECTNESS_NAMES = frozenset(name for name, entry in BUILTIN_REWARDS.items() if entry.correctness) | {
+    "accuracy_reward"
+}
+"""Names of functions that are known to judge answers, TRL's and Open-R1's among them."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,7 @@ class RewardFunction:
     rowwise: bool = False  # see `Builtin`
     golds: bool = False  # see `Builtin`
     reads_tags: bool = False  # see `Builtin`
+    correctness: bool = False  # it is the run's correctness reward: it tells which completions are right
 
     @property
     def isolated(self) -> bool:
@@ -133,6 +146,7 @@ class RewardOptions:
 
     values: Mapping[str, Any] = field(default_factory=dict)  # setting → value, for functions that take it
     isolation: bool = True  # False: everything runs in this process, without deadline
+    correctness: str | None = None  # name of the correctness reward; None: see `correctness_of`
 
 
 def load_rewards(
@@ -177,7 +191,34 @@ def load_rewards(
                 f"reward_funcs: two functions are called '{reward.name}', and their scores would be reported "
                 "under one name: rename one, or drop it"
             )
-    return rewards
+    judge = correctness_of(names, options.correctness)
+    return [replace(reward, correctness=reward.name == judge) for reward in rewards]
+
+
+def correctness_of(names: Sequence[str], asked: str | None) -> str | None:
+    """Which of the reward functions called ``names`` tells what is right, by a score of at least `RIGHT`.
+
+    The one that is ``asked`` for; else the first of `CORRECTNESS_NAMES`; else the only one; else none.
+
+    Raises `UsageError` where the one asked for is not among them.
+    """
+    if asked is not None:
+        name = asked.rpartition(":")[2]
+        if name not in names:
+            raise UsageError(
+                f"correctness_reward: {asked!r} is none of the reward functions{did_you_mean(name, names)}: "
+                f"name one of {', '.join(names)}, or leave it out"
+            )
+        return name
+    known = [name for name in names if name in CORRECTNESS_NAMES]
+    return known[0] if known else names[0] if len(names) == 1 else None
+
+
+def said_of_correctness(rewards: Sequence[RewardFunction]) -> str | None:
+    """A line that names the correctness reward; None where there is none."""
+    return next(
+        (f"right: reward '{r.name}' gives at least {RIGHT:g}" for r in rewards if r.correctness), None
+    )
 
 
 def reads_golds(spec: str | Callable[..., Any], solution_column: str) -> bool:

@@ -13,6 +13,7 @@ from maxent_grpo.errors import RunError
 from maxent_grpo.named import one_line
 from maxent_grpo.rewards.isolation import LOST, Isolation, IsolationSettings, Pending, RewardTimeoutError
 from maxent_grpo.rewards.registry import (
+    RIGHT,
     Arguments,
     CallContext,
     Caller,
@@ -55,6 +56,7 @@ class Scorer:
         max_steps: int = 0,
     ) -> None:
         self.functions = tuple(functions)
+        self.judge = next((reward for reward in functions if reward.correctness or len(functions) == 1), None)
         self.zero_truncated = zero_truncated
         self.max_steps = max_steps
         self._caller = Caller()
@@ -127,7 +129,8 @@ class Scorer:
                 any(reward.weight and row in scores[reward.name].errors for reward in self.functions)
                 for row in range(part.start, part.stop)
             ]
-            groups.append(Group(rollout, rewards, self._utilities(rollout, rewards, lost)))
+            utilities = self._utilities(rollout, rewards, lost)
+            groups.append(Group(rollout, rewards, utilities, *self._verdicts(rollout, rewards)))
         return groups, group_metrics(groups) | _call_metrics(scores.values())
 
     def _context(self, step: int, is_eval: bool) -> CallContext:
@@ -182,6 +185,19 @@ class Scorer:
             else:
                 utilities.append(math.fsum(weight * score for weight, score in given))
         return tuple(utilities)
+
+    def _verdicts(
+        self, rollout: Rollout, rewards: dict[str, tuple[float, ...]]
+    ) -> tuple[tuple[bool, ...], tuple[float, ...]] | tuple[None, None]:
+        """`Group.right` and `Group.correctness`: the word of the correctness reward, if there is one."""
+        if self.judge is None:
+            return None, None
+        scores = [
+            0.0 if math.isnan(score) or (self.zero_truncated and reason == "length") else score
+            for score, reason in zip(rewards[self.judge.name], rollout.finish_reasons, strict=True)
+        ]
+        weight = self.judge.weight
+        return tuple(score >= RIGHT for score in scores), tuple(weight * score for score in scores)
 
 
 def _arguments(rollouts: Sequence[Rollout]) -> Arguments:

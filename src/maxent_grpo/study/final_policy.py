@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maxent_grpo.config.loading import RunConfig, resolve
-from maxent_grpo.config.run_settings import data_settings, model_source
+from maxent_grpo.config.run_settings import data_settings, model_source, reward_settings
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.evaluate.passk import exploration_scores
 from maxent_grpo.models.loading import load_policy, load_tokenizer
@@ -56,7 +56,7 @@ def evaluation_rows(config: RunConfig, evaluation: EvaluationPlan) -> Iterator[R
     sampler = LocalSampler(load_policy(source).eval(), tokenizer)
     training = config.training
     scorer = Scorer(
-        load_rewards(config.script.reward_funcs, training.reward_weights),
+        load_rewards(config.script.reward_funcs, training.reward_weights, reward_settings(config).options),
         zero_truncated=training.zero_truncated_completion_rewards,
     )
     at_once = max(1, training.per_device_eval_batch_size // evaluation.k)

@@ -1,5 +1,6 @@
 """Builds the parts of a run from the settings of each. Cheap checks (data, rewards) come before a model is loaded."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ from maxent_grpo.models.loading import (
 )
 from maxent_grpo.models.policy import AdapterOff, PolicyForward
 from maxent_grpo.objectives.catalog import build_objective
+from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rewards.isolation import Isolation
 from maxent_grpo.rewards.math import check_golds
@@ -62,6 +64,8 @@ from maxent_grpo.types import Prompt
 
 PATIENCE = timedelta(seconds=1800)
 """Longest wait of one rank for the others, as in Transformers."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def build(settings: NativeSettings, given: Given) -> Run:
         scorer = Scorer(functions, zero_truncated, isolation, cadence.total_steps)
         judges = evaluation_rewards(settings.rewards, functions)
         check_answers(judges, held_out or (), settings.data.evaluation_prompts)
+        check_correctness(build_objective(settings.objective), functions, prompts)
         judge = Scorer(judges, zero_truncated, isolation, cadence.total_steps)
         evaluation = make_evaluation(settings, held_out, judge, tokenizer)
         seeds = make_seeds(settings.seeds, settings.data.prompts, tokenizer, prompts)
@@ -195,9 +200,12 @@ def training_rewards(settings: RewardSettings, given: Given) -> list[RewardFunct
 
 def evaluation_rewards(settings: RewardSettings, trained_on: list[RewardFunction]) -> list[RewardFunction]:
     """The evaluation's own reward functions, or those of training, with the weights that the evaluation names."""
-    weights = settings.evaluation_weights
+    weights, options = settings.evaluation_weights, settings.options
     if settings.evaluation_functions is not None:
-        return load_rewards(settings.evaluation_functions, weights, settings.options)
+        names = [spec.rpartition(":")[2] for spec in settings.evaluation_functions]
+        if options.correctness is not None and options.correctness.rpartition(":")[2] not in names:
+            options = replace(options, correctness=None)  # it named one of training's
+        return load_rewards(settings.evaluation_functions, weights, options)
     if weights is None:
         return trained_on
     return [replace(reward, weight=w) for reward, w in zip(trained_on, weights, strict=True)]
@@ -215,6 +223,31 @@ def check_answers(rewards: Sequence[RewardFunction], prompts: Sequence[Prompt], 
             )
         check_golds(
             ((prompt.index, prompt.columns.get("answer")) for prompt in prompts), made.solution_column
+        )
+
+
+def check_correctness(
+    objective: Objective, rewards: Sequence[RewardFunction], prompts: Sequence[Prompt]
+) -> None:
+    """Raise `UsageError` for an objective that is made of right answers where no reward tells them; warn elsewhere."""
+    judge = next((reward for reward in rewards if reward.correctness), None)
+    names = ", ".join(reward.name for reward in rewards)
+    counted = objective.counts_modes and not all("modes" in prompt.columns for prompt in prompts)
+    if judge is None and (objective.needs_correctness or counted):
+        raise UsageError(
+            f"correctness_reward: the objective needs to know which completions are right, and none of {names} is "
+            "known to tell; name the one that does"
+        )
+    if judge is None:
+        logger.warning(
+            "none of the reward functions (%s) is known to tell what is right: train/pass, mean_at_k and pass_at_k are "
+            "left out; set correctness_reward to the name of the one that does",
+            names,
+        )
+    elif judge.weight <= 0 and objective.needs_correctness and objective.advantages.reads != "right":
+        raise UsageError(
+            f"reward_weights: the objective learns from '{judge.name}', and its weight is {judge.weight:g}; make it "
+            "positive"
         )
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from maxent_grpo.models.packing import left_padded
-from maxent_grpo.objectives.advantages import RIGHT
 from maxent_grpo.tasks.registry import answer_clusters, mode_count
 from maxent_grpo.types import Batch, Group, Prompt
 
@@ -44,18 +44,26 @@ def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool, answers: b
         old_logps=None if on_policy else behaviour,
         prompt_of=torch.tensor(prompt_of) if seeded else None,
         seed_ids=torch.tensor([prompts[row].seed_id for row in prompt_of]) if seeded else None,
+        right=_verdicts([g.right for g in groups], torch.bool),
+        correctness=_verdicts([g.correctness for g in groups], torch.float32),
     )
     return with_answers(batch, groups) if answers else batch
 
 
 def with_answers(batch: Batch, groups: Sequence[Group]) -> Batch:
-    """The batch with what the completions answer; a completion is right from utility `RIGHT` on."""
+    """The batch with what the completions answer; right ones are counted where a reward tells them."""
     clusters = [answer_clusters(g.rollout.texts, g.rollout.prompt.columns) for g in groups]
     counts = [
-        mode_count(ids, [utility >= RIGHT for utility in g.utilities], g.rollout.prompt.columns)
+        mode_count(ids, g.right or (False,) * len(ids), g.rollout.prompt.columns)
         for ids, g in zip(clusters, groups, strict=True)
     ]
     return replace(batch, answer_clusters=torch.tensor(clusters), mode_counts=torch.tensor(counts))
+
+
+def _verdicts(rows: Sequence[Sequence[float] | None], dtype: torch.dtype) -> Tensor | None:
+    """[P, G]; None where a group has none."""
+    known = [row for row in rows if row is not None]
+    return torch.tensor(known, dtype=dtype) if len(known) == len(rows) else None
 
 
 def prompts_read(groups: Sequence[Group]) -> tuple[list[Prompt], list[int]]:

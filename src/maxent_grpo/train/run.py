@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from maxent_grpo.config.parts import NativeSettings, OutputSettings, TRLSettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.observe.console import Progress
+from maxent_grpo.rewards.registry import said_of_correctness
 from maxent_grpo.train.build import Given, build
 from maxent_grpo.train.checkpoint import (
     find_checkpoint,
@@ -78,6 +79,8 @@ def train(settings: NativeSettings | TRLSettings, given: Given | None = None) ->
                     files.start(records, run.step, settings_of_checkpoint(checkpoint) if checkpoint else None)
                 title, shown = f"{records.title} → {output_dir}", first and records.progress
                 with Progress(run.cadence.total_steps, title, shown, start_step=run.step) as progress:
+                    if (said := said_of_correctness(run.scorer.functions)) is not None:
+                        progress.note(said)
                     if run.step:
                         progress.note(f"resumed after step {run.step}")
                     recorder = RunRecorder(run, records, progress)

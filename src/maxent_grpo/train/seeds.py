@@ -82,7 +82,8 @@ def evaluate_seeds(
         states.append(pooled_states(run, scored))
         advance(len(prompts))
     scores = {name.rpartition("_at_")[0]: values for name, values in exploration_scores(groups).items()}
-    scores["pass_at_1"] = scores.pop("pass")  # right with one sample per seed
+    if "pass" in scores:
+        scores["pass_at_1"] = scores.pop("pass")  # right with one sample per seed
     scores |= state_scores(torch.cat(states))
     return {f"eval_seed/{name}": value for name, value in with_standard_errors(scores).items()}
 

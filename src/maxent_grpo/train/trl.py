@@ -10,7 +10,7 @@ follows the objective itself.
 import inspect
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from maxent_grpo.objectives.components import NUMBERS
 from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.objectives.token_loss import TokenLoss
 from maxent_grpo.objectives.weights import weighs
+from maxent_grpo.rewards.registry import BUILTIN_REWARDS, RIGHT, correctness_of
 from maxent_grpo.stats import Metrics, mean_stat
 from maxent_grpo.tasks.registry import answer_clusters
 from maxent_grpo.types import Batch, Signal
@@ -128,6 +129,12 @@ class MaxEntGRPOTrainer(GRPOTrainer):
         if not self._beta_in_loss:
             self.beta = 0.0  # the reference acts through the weights: TRL must not add its KL term as well
         self._changes_advantages = changes_advantages(self.objective)
+        self._judge = judge_of(self.reward_func_names, getattr(self.args, "correctness_reward", None))
+        if self._judge is None and self.objective.needs_correctness:
+            raise UsageError(
+                "correctness_reward: the objective needs to know which completions are right, and none of "
+                f"{', '.join(self.reward_func_names)} is known to tell; name the one that does"
+            )
         self._controlled_step = -1
         self._rewards: Tensor | None = None  # [B, functions] of all processes, as TRL gathered them
         self._answers: list[
@@ -192,6 +199,9 @@ class MaxEntGRPOTrainer(GRPOTrainer):
             mask = mask if logps is None else mask & logps.isfinite()
         kept = ~self._rewards.isnan().all(dim=1) & mask.any(dim=1)
         utilities = self._utilities(self._rewards, kept)
+        scores = (
+            None if self._judge is None else self._rewards[:, self._judge].nan_to_num(0.0).view_as(utilities)
+        )
         clusters = self._answer_clusters().view_as(utilities) if self.objective.needs_answers else None
         return Batch(
             prompt_ids=mask.new_zeros(
@@ -204,6 +214,8 @@ class MaxEntGRPOTrainer(GRPOTrainer):
             utilities=utilities,
             reference_logps=reference,
             answer_clusters=clusters,
+            right=None if scores is None else scores >= RIGHT,
+            correctness=None if scores is None else scores * self.reward_weights[self._judge].to(scores),
         )
 
     def _utilities(self, rewards: Tensor, kept: Tensor) -> Tensor:
@@ -340,6 +352,14 @@ def settings_of(args: TRLConfig) -> tuple[ObjectiveSpec, ControllerSettings]:
             "kl_target: TRL loads no reference policy at beta=0, so there is no KL; set beta above 0"
         )
     return spec, controller_settings(args, max(args.max_steps, 1))
+
+
+def judge_of(names: Sequence[str], asked: str | None) -> int | None:
+    """Place of the correctness reward among functions that TRL calls ``names``; None: there is none."""
+    if asked in BUILTIN_REWARDS and asked not in names:  # TRL names a function, a recipe a reward
+        asked = BUILTIN_REWARDS[asked].path
+    judge = correctness_of(names, asked)
+    return None if judge is None else names.index(judge)
 
 
 def changes_advantages(objective: Objective) -> bool:
