@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import maxent_grpo.launch.train as launch_train
 from maxent_grpo.errors import UsageError
 from maxent_grpo.launch.allocation import Allocation
 from maxent_grpo.launch.evaluation_jobs import FLAGS as EVALUATION_FLAGS
@@ -40,6 +41,7 @@ def after(command: tuple[str, ...], flag: str) -> str:
 
 
 SERVER = "--args '--use_vllm true --vllm_mode server'"
+TRL_SERVER = f"{SERVER[:-1]} --force_custom_loop false'"
 
 
 def test_the_documented_line_trains_the_math_recipe_under_zero3() -> None:
@@ -94,6 +96,56 @@ def test_a_server_beside_the_trainer_gets_gpu_0_and_the_trainer_its_address() ->
     assert after(made.trainer.command, "--vllm_group_port") == "99"
     assert after(made.trainer.command, "--num_processes") == "7"
     assert "VLLM_PORT" in made.server.step.without
+
+
+@pytest.mark.parametrize(
+    ("line", "nodes", "host", "health", "keyed", "takes_weights"),
+    [
+        (f"--task maxent {SERVER}", 1, "127.0.0.1", "127.0.0.1", True, True),
+        (f"--task maxent {SERVER}", 2, "n1", "n1", True, True),
+        (f"--vllm-host 0.0.0.0 --task maxent {SERVER}", 2, "0.0.0.0", "n1", True, True),
+        (f"--vllm-host 10.9.8.7 --task maxent {SERVER}", 2, "10.9.8.7", "10.9.8.7", True, True),
+        (f"--task maxent {SERVER[:-1]} --vllm_sync_weights false'", 1, "127.0.0.1", "127.0.0.1", True, False),
+        (SERVER, 1, "127.0.0.1", "127.0.0.1", True, True),
+        (TRL_SERVER, 1, "127.0.0.1", "127.0.0.1", False, True),  # TRL's client sends no key
+    ],
+)
+def test_a_server_listens_where_the_trainer_is_and_opens_no_more_than_it_must(
+    line: str,
+    nodes: int,
+    host: str,
+    health: str,
+    keyed: bool,
+    takes_weights: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch_train, "address_of", lambda node: node)
+    made = plan(f"--dp {8 if nodes > 1 else 1} {line}", nodes=nodes)
+    assert made.server is not None
+    command = list(made.server.step.command)
+    assert command[command.index("--host") + 1] == host
+    assert made.server.health == f"http://{health}:29525/health"
+    assert (made.server.asks_for_key, launch_train.ASK_FOR_KEY in command) == (keyed, keyed)
+    opened = {
+        **made.server.step.environment,
+        **dict(w.split("=", 1) for w in command if w.startswith("VLLM_")),
+    }
+    assert ("VLLM_SERVER_DEV_MODE" in opened) == takes_weights
+
+
+def test_the_key_of_a_job_is_new_and_stands_in_the_environment_alone() -> None:
+    made = plan(f"--task maxent {SERVER}")
+    first, second = (launch_train.with_key(made, {"PATH": "/bin"})["VLLM_API_KEY"] for _ in range(2))
+    assert first != second
+    assert len(first) > 40
+    assert launch_train.with_key(made, {"VLLM_API_KEY": "mine"})["VLLM_API_KEY"] == "mine"
+    assert made.server is not None
+    words = [*made.server.step.command, *made.trainer.command, *made.server.step.environment.values()]
+    assert not any(first in word or "api-key" in word for word in words)
+    shown = training_table(made, {"VLLM_API_KEY": first})
+    assert first not in shown
+    assert "API key       that of VLLM_API_KEY, not shown" in shown
+    assert "VLLM_API_KEY" not in launch_train.with_key(plan(TRL_SERVER), {})
 
 
 def test_several_nodes_train_in_one_step_and_the_last_serves() -> None:

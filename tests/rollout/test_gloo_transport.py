@@ -1,6 +1,7 @@
 """Weights by gloo between two processes, without a server."""
 
 import multiprocessing
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ def test_a_broadcast_arrives() -> None:
     other = context.Process(target=receive, args=(port, answers))
     other.start()
     group = GlooGroup("127.0.0.1", port, 0, 2, "127.0.0.1")
+    listening = {line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if " 0A " in line}
+    everywhere = Path("/proc/net/tcp6").read_text() if Path("/proc/net/tcp6").is_file() else ""
+    assert f"0100007F:{port:04X}" in listening  # on the address that peers use, and on no other
+    assert f"00000000:{port:04X}" not in "".join(listening) + everywhere
     group.broadcast(torch.tensor([1.0, 2.5, -3.0], dtype=torch.bfloat16))
     assert answers.get(timeout=30) == [1.0, 2.5, -3.0]
     other.join(timeout=30)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maxent_grpo.errors import RunError
+from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
@@ -137,3 +137,11 @@ def test_sampling_leaves_the_model_in_training_mode(sampler, prompts, policy):
     policy.train()
     sampler.sample(prompts, SETTINGS, KEY, 0)
     assert policy.training
+
+
+def test_more_memory_than_there_is_is_refused_before_it_is_taken(sampler, prompts):
+    settings = replace(SETTINGS, max_completion_length=10**10)
+    with pytest.raises(
+        UsageError, match=r"max_completion_length: 10000000000 tokens take \d+\.\d GiB at once"
+    ):
+        sampler.sample(prompts, settings, KEY, 0)

@@ -33,7 +33,15 @@ from maxent_grpo.config.records import (
     admits_null,
     parse,
 )
-from maxent_grpo.config.settle import Route, refuse_unsupported, settle_light, settle_model, settle_script
+from maxent_grpo.config.rules import reward_weight_problems
+from maxent_grpo.config.settle import (
+    Route,
+    refuse,
+    refuse_unsupported,
+    settle_light,
+    settle_model,
+    settle_script,
+)
 from maxent_grpo.config.shipped import shipped
 from maxent_grpo.config.vllm import server_settings
 from maxent_grpo.data.sources import RetryPolicy
@@ -149,7 +157,10 @@ def resolve(
         layer = _converted(layer, f"Recipe {path} failed validation")
         environ["GRPO_RECIPE_USED"] = str(path.resolve())
     source = f"{place}: override"
-    merged = _given(_merged(layer, _converted(_override_layer(overrides or {}, source), source)))
+    asked = _converted(_override_layer(overrides or {}, source), source)
+    if asked["training"].get("eval_strategy") == "no" and "eval_on_start" not in asked["training"]:
+        layer["training"].pop("eval_on_start", None)  # whoever types it wants no evaluation at all
+    merged = _given(_merged(layer, asked))
     level = log_level(environ)
     if level is not None:
         merged["training"]["log_level"] = level
@@ -289,14 +300,9 @@ def _checked_config(command: str, merged: Layer, path: Path | None, environ: Map
     script, model = ScriptSettings(**merged["script"]), ModelSettings(**merged["model"])
     settle_script(script)
     settle_model(model)
-    if merged["training"].get("output_dir") is None:
+    if not (merged["training"].get("output_dir") or "").strip():
         raise UsageError("output_dir: no output directory is named; set output_dir")
-    weights = training.reward_weights
-    if weights is not None and len(weights) != len(script.reward_funcs):
-        raise UsageError(
-            f"reward_weights: {len(weights)} weights for {len(script.reward_funcs)} reward functions; "
-            "give one each"
-        )
+    refuse(reward_weight_problems(training.reward_weights, script.reward_funcs))
     chosen = route_of(command, training)
     if chosen != "native" and (script.eval_reward_funcs or script.eval_reward_weights):
         raise UsageError(

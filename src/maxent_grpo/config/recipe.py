@@ -103,6 +103,10 @@ def _canonical(layer: Layer, source: str) -> Layer:
     for settings in layer.values():
         for alias in [key for key in settings if key in ALIASES]:
             name, value = ALIASES[alias], settings.pop(alias)
+            if alias == "warmup_ratio" and _number(value) >= 1:
+                raise UsageError(
+                    f"{source}: warmup_ratio: {value} must be in [0, 1), a share of the run; warmup_steps takes steps"
+                )
             known = settings.setdefault(name, value)
             if None not in (known, value) and known != value:
                 raise UsageError(
@@ -110,6 +114,14 @@ def _canonical(layer: Layer, source: str) -> Layer:
                 )
             settings[name] = value if known is None else known
     return layer
+
+
+def _number(value: Any) -> float:
+    """0 for what is no number; its setting says so."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
 
 
 def recipe_kind(layer: Layer, path: Path) -> str:

@@ -58,6 +58,11 @@ SAME_RESULTS = frozenset(record.name for record in ALL if not record.changes_res
 """Settings that leave the trained policy and its records as they are."""
 
 
+LARGEST: dict[Any, float] = {int: 2**63 - 1, float: 1e15}
+"""Bound of a number whose setting names none: beyond it lies a slip of the keyboard."""
+ANY_RANGE = "in [-1e15, 1e15]"
+
+
 def fed(part: str) -> dict[str, str]:
     """Field → the setting that feeds it, of one component."""
     pairs = ((*record.feeds.partition(".")[::2], record.name) for record in ALL if record.feeds)
@@ -91,8 +96,8 @@ def parse(record: Setting, value: Any) -> Any:
     except ValidationError as error:
         kinds = {problem["type"] for problem in error.errors()}
     if any(kind.startswith(("greater_than", "less_than")) for kind in kinds):
-        shown = _adapter(kind).validate_python(value)
-        raise ValueError(f"{record.name}: {shown} must be {record.range}") from None
+        shown = value if isinstance(value, list) else float(value) if isinstance(value, str) else value
+        raise ValueError(f"{record.name}: {shown} must be {record.range or ANY_RANGE}") from None
     expected = describe(kind)
     hint = ""
     if isinstance(value, bool) and "true" not in expected:
@@ -169,7 +174,9 @@ def _strict(annotation: Any, bounds: Mapping[str, float]) -> Any:
     if isinstance(origin, type) and issubclass(origin, Enum):
         return Annotated[origin, BeforeValidator(_no_bool)]
     if member in (int, float):
-        return Annotated[_STRICT[member], Field(**dict[str, Any](bounds))]
+        within = {} if {"le", "lt"} & bounds.keys() else {"le": LARGEST[member]}
+        least = {} if {"ge", "gt"} & bounds.keys() else {"ge": -LARGEST[member]}
+        return Annotated[_STRICT[member], Field(**dict[str, Any]({**bounds, **within, **least}))]
     if isinstance(member, type) and origin not in (Any, dict, bool, str):
         return InstanceOf.__class_getitem__(member)
     return _STRICT.get(member, member)

@@ -41,6 +41,16 @@ def script_problems(s: Any) -> Iterator[str]:
         )
 
 
+def reward_weight_problems(weights: Any, functions: Any) -> Iterator[str]:
+    """What is wrong with the weights of the training rewards, one line each."""
+    if weights is None:
+        return
+    if len(weights) != len(functions):
+        yield f"reward_weights: {len(weights)} weights for {len(functions)} reward functions; give one each"
+    elif not any(weights):
+        yield "reward_weights: all are 0, so that nothing is rewarded; give one of them another value"
+
+
 def training_problems(t: Any, processes: int) -> Iterator[str]:
     """What is wrong with the training settings, one line each; empty where nothing is."""
     if 0 < t.maxent_tau_max < t.maxent_tau_min:
@@ -58,6 +68,8 @@ def training_problems(t: Any, processes: int) -> Iterator[str]:
         yield ("benchmarks: training runs no benchmarks; leave it empty and run math-eval on a checkpoint")
     if t.delta is not None and t.delta <= 1 + t.epsilon:
         yield (f"delta: {t.delta} must be above 1 + epsilon = {1 + t.epsilon:g}, or be unset")
+    if t.epsilon_high is not None and t.epsilon_high < t.epsilon:
+        yield f"epsilon_high: {t.epsilon_high} is below epsilon={t.epsilon}; raise it, or leave it out"
     if t.reference_model_revision is not None and t.reference_model_name_or_path is None:
         yield ("reference_model_revision: names no model; set reference_model_name_or_path, or remove it")
     if t.dynamic_sampling and processes > 1:

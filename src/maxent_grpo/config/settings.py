@@ -70,7 +70,7 @@ class ObjectiveFields:
         "trainer, so that paired runs share it.")
     beta: float | None = setting(None, "Weight of the frozen reference policy: the KL coefficient of a GRPO "
         "loss, the reference's share in MaxEnt weights; unset: 0, TRL's default.",
-        ge=0, aliases=("init_kl_coeff", "init_kl_coef", "kl_penalty_beta"), feeds="controllers.beta")
+        ge=0, le=1e6, aliases=("init_kl_coeff", "init_kl_coef", "kl_penalty_beta"), feeds="controllers.beta")
     dynamic_sampling: bool = native(False, "Replace groups whose utilities are all equal by groups of further "
         "prompts before a step (DAPO).")
     dynamic_sampling_max_rounds: int = native(4, "Sampling rounds after which a rollout is completed with "
@@ -82,7 +82,7 @@ class MaxEntFields:
     """MaxEnt over the group."""
 
     maxent_tau: float = setting(0.0, "Weight τ of the entropy of the distribution over a group's completions, "
-        "≥ 0.", ge=0, feeds="controllers.tau")
+        "≥ 0.", ge=0, le=1e6, feeds="controllers.tau")
     maxent_kl_in_loss: bool = setting(False, "Add beta times the KL to the reference to a MaxEnt loss, whose "
         "weights hold the reference already.")
     maxent_allow_no_reference: bool = setting(False, "Permit the listwise loss with beta 0, whose optimum over "
@@ -202,7 +202,7 @@ class EvaluationFields:
     """Evaluation while training."""
 
     eval_temperature: float = native(0.6, "Temperature of sampled evaluation, whatever training samples at; 0: "
-        "the likeliest token.", ge=0)
+        "the likeliest token.", ge=0, le=100)
     eval_top_p: float = native(0.95, "Nucleus of sampled evaluation, in (0, 1]; 1 keeps every token.",
         gt=0, le=1)
     eval_top_k: int = native(0, "Tokens that sampled evaluation keeps; 0: all.", ge=0)

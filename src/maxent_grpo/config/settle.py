@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -46,6 +47,9 @@ CHECKPOINTING_NAMES = {
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 """The names that everybody uses → those of Transformers 5, which warns about the former."""
+
+ATTENTION = r"(paged\|)?(eager|sdpa|flex_attention|flash_attention_[234]|[\w.-]+/[\w.@:/-]+)"
+"""What Transformers takes as attn_implementation."""
 
 OWN_VALUE = "the objective's own"
 """What ``null`` means for a setting that a named objective fills in."""
@@ -98,7 +102,13 @@ def settle_model(model: ModelSettings) -> None:
         raise UsageError("model: You can't use 8 bit and 4 bit precision at the same time")
     if model.lora_target_modules is not None and len(model.lora_target_modules) == 1:
         model.lora_target_modules = model.lora_target_modules[0]
-    if model.model_name_or_path is None:
+    attention = model.attn_implementation
+    if attention is not None and not re.fullmatch(ATTENTION, attention):
+        raise UsageError(
+            f"attn_implementation: {attention!r} is none of eager, sdpa, flex_attention, flash_attention_2, "
+            "flash_attention_3, and no kernel of the hub (OWNER/NAME)"
+        )
+    if not (model.model_name_or_path or "").strip():
         raise UsageError(
             "model_name_or_path: no model is named; give a hub id, a directory, or bundled:tiny-policy"
         )

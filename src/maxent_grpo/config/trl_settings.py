@@ -102,17 +102,33 @@ NOT_IMPLEMENTED = "the native loop does not implement it"
 """The reason for whatever is in none of these tables."""
 
 _POSITIVE = """
-    temperature max_completion_length per_device_train_batch_size per_device_eval_batch_size
+    max_completion_length per_device_train_batch_size per_device_eval_batch_size
     gradient_accumulation_steps steps_per_generation num_iterations num_generations_eval eval_steps
-    sapo_temperature_pos sapo_temperature_neg off_policy_mask_threshold
+    sapo_temperature_pos sapo_temperature_neg off_policy_mask_threshold vllm_max_model_length
+    vllm_tensor_parallel_size generation_batch_size
 """
 
 _NO_RESULT = "output_dir run_name project disable_tqdm report_to save_total_limit"
 
 FACTS: dict[str, dict[str, Any]] = {
     **{name: {"gt": 0} for name in _POSITIVE.split()},
-    "learning_rate": {"ge": 0},
+    "learning_rate": {"ge": 0, "le": 1e3},
     "max_grad_norm": {"ge": 0},
+    "temperature": {"gt": 0, "le": 100},
+    "seed": {"ge": 0, "lt": 2**32},
+    "weight_decay": {"ge": 0, "le": 1e3},
+    "adam_beta1": {"ge": 0, "lt": 1},
+    "adam_beta2": {"ge": 0, "lt": 1},
+    "adam_epsilon": {"ge": 0, "le": 1},
+    "num_train_epochs": {"gt": 0},
+    "num_completions_to_print": {"ge": 0},
+    "vllm_mode": {"choices": ("server", "colocate")},
+    "vllm_server_port": {"ge": 1, "le": 65535},
+    "vllm_group_port": {"ge": 0, "le": 65535},
+    "vllm_gpu_memory_utilization": {"gt": 0, "le": 1},
+    "lora_r": {"gt": 0},
+    "lora_alpha": {"gt": 0},
+    "lora_dropout": {"ge": 0, "lt": 1},
     "top_p": {"gt": 0, "le": 1},
     "min_p": {"ge": 0, "le": 1},
     "top_k": {"ge": 0},

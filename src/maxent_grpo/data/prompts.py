@@ -326,6 +326,13 @@ def _render(
         raise UsageError(
             f"the chat template refuses the prompt of row {index}: {error}; set chat_template"
         ) from error
+    except UsageError:
+        raise
+    except Exception as error:  # a template is a program of the user: it loops, it divides by zero
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UsageError(
+            f"the chat template fails on the prompt of row {index} ({words}); set chat_template"
+        ) from error
     return str(text)
 
 

@@ -1,6 +1,6 @@
 """The facts of a recipe that a launcher needs before anything starts. The trainer checks the rest, and all of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from maxent_grpo.config.trl_settings import TRL_DEFAULTS
 from maxent_grpo.errors import UsageError
 from maxent_grpo.launch.allocation import Sampling
 from maxent_grpo.launch.flags import Values, flag_value
+from maxent_grpo.objectives.catalog import CATALOG, find_objective
 
 TASKS = {
     "grpo": ("grpo", "maxent_grpo.grpo"),
@@ -32,6 +33,10 @@ class RecipeFacts:
     server: str | None
     """Address of a server that somebody else runs; None: the job starts its own where it needs one."""
     accumulation: int
+    native: bool | None = None
+    """Whether this package's loop trains, as the settings say; None: as the task implies."""
+    syncs_weights: bool = True
+    """Whether the trainer sends its weights to the server."""
 
 
 def chosen_recipe(values: Values, root: Path) -> Path:
@@ -90,4 +95,22 @@ def read_facts(path: Path, words: Sequence[str], mode: str | None = None) -> Rec
         server = value("vllm_server_base_url") or value("vllm_url") or named
     accumulation = int(value("gradient_accumulation_steps") or 1)
     revision = value("model_revision")
-    return RecipeFacts(path, model, revision, Path(output_dir), sampling, server, accumulation)
+    syncs = (value("vllm_sync_weights") or "true").lower() != "false" and value(
+        "vllm_sync_interval_steps"
+    ) != "0"
+    native = _trains_natively(value)
+    return RecipeFacts(path, model, revision, Path(output_dir), sampling, server, accumulation, native, syncs)
+
+
+def _trains_natively(value: Callable[[str], str | None]) -> bool | None:
+    """See `RecipeFacts.native`. The rule is that of `config.loading.route_of`."""
+    flags = ("info_seed_enabled", "force_custom_loop", "controller_meta_enabled")
+    if any((value(name) or "").lower() == "true" for name in flags) or value("driver") not in (
+        None,
+        "inline",
+    ):
+        return True
+    grpo, objective = value("train_grpo_objective"), value("objective")
+    if grpo is not None:
+        return grpo.lower() == "false"
+    return find_objective(objective).has_weights if objective in CATALOG else None

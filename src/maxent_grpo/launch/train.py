@@ -4,13 +4,16 @@ Flags and variables of ``ops/slurm/train.slurm`` become a plan that is run.
 """
 
 import itertools
+import secrets
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from maxent_grpo.errors import UsageError
 from maxent_grpo.launch.allocation import (
@@ -28,6 +31,7 @@ from maxent_grpo.launch.plan_text import gpu_names, shown_words, table, without_
 from maxent_grpo.launch.recipe import TASKS, RecipeFacts, chosen_recipe, read_facts
 from maxent_grpo.launch.supervision import LOGS, Running, Step, Supervisor, answers, carry_out, say
 from maxent_grpo.observe.names import STOP_FILE
+from maxent_grpo.rollout.vllm.api_key import VARIABLE as KEY
 
 FLAGS = (
     Flag("model", "Qwen2.5-1.5B-Instruct", ("MODEL",)),
@@ -38,6 +42,7 @@ FLAGS = (
     Flag("dp", "1", ("DP",)),
     Flag("tp", "1", ("TP",)),
     Flag("vllm-port", "29525", ("VLLM_PORT",)),
+    Flag("vllm-host", None, ("VLLM_HOST",)),
     Flag("vllm-group-port", "29535", ("VLLM_GROUP_PORT",)),
     Flag("vllm-mode", None, ("VLLM_MODE",)),
     Flag("vllm-model", None, ("VLLM_MODEL",)),
@@ -62,6 +67,9 @@ SWEEP_FLAGS = (*FLAGS, Flag("grid", None, ("SWEEP_GRID",)))
 
 ECHO_TAGS = "maxent_grpo.rollout.vllm.client_tag.EchoMiddleware"
 """Makes vLLM's own server copy a rank's client tag into its answers."""
+ASK_FOR_KEY = "maxent_grpo.rollout.vllm.api_key.KeyMiddleware"
+"""Makes it ask for the job's key at every endpoint, those included that change weights."""
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 INLINE_SECONDS, NODE_SECONDS = 720, 360
 """Time for a server to be healthy: beside the trainer, and on a node of its own."""
 TERMINATED = 128 + signal.SIGTERM
@@ -84,6 +92,8 @@ class Server:
     step: Step
     health: str  # URL
     deadline: int  # seconds
+    asks_for_key: bool
+    """It takes no order without the key of VLLM_API_KEY, which the job makes; TRL's client would send none."""
 
 
 @dataclass(frozen=True)
@@ -184,30 +194,54 @@ def _server(
         f"--tensor_parallel_size {values.number('tp')} --data_parallel_size {values.number('dp')} "
         f"--max_model_len {values.number('vllm-max-model-len')} --gpu_memory_utilization {float(memory):g}"
     )
-    words = ["--host", "0.0.0.0", *(["--middleware", ECHO_TAGS] if native else []), "--port", str(port)]
+    own_loop = facts.native if facts.native is not None else TASKS[values.text("task")][0] != "grpo"
+    keyed = native and own_loop
+    several = len(allocation.nodes) > 1
+    reached = address_of(division.serving.node) if several else LOOPBACK
+    listens = values["vllm-host"] or reached
+    middleware = ["--middleware", ECHO_TAGS, *(["--middleware", ASK_FOR_KEY] if keyed else [])]
+    words = ["--host", listens, *(middleware if native else []), "--port", str(port)]
     words += (sizes.replace("_", "-") if native else sizes).split()
     words += words_of(values.text("vllm-server-args"))
     command = [values["vllm-python"] or python, "-m", *front, *words]
     # What vLLM's own server needs to take new weights over HTTP.
-    environment = ({"VLLM_SERVER_DEV_MODE": "1"} if native else {}) | devices(division.serving.gpus)
-    host, deadline = "127.0.0.1", INLINE_SECONDS
-    if len(allocation.nodes) > 1:
+    takes_weights = native and (facts.syncs_weights or not own_loop)
+    environment = ({"VLLM_SERVER_DEV_MODE": "1"} if takes_weights else {}) | devices(division.serving.gpus)
+    host, deadline = reached if listens in (EVERYWHERE, "::") else listens, INLINE_SECONDS
+    if several:
         # srun shows the step all GPUs of the node, whatever its own environment says.
         shown = [f"{name}={value}" for name, value in environment.items()]
         command = on_nodes(["env", *shown, *command], [division.serving.node], allocation)
-        host, deadline, environment = division.serving.node, NODE_SECONDS, {}
+        deadline, environment = NODE_SECONDS, {}
     if values["vllm-health-timeout"]:
         deadline = values.number("vllm-health-timeout")
     step = Step("the vLLM server", tuple(command), LOGS / f"vllm-{job}.out", environment, SERVER_OWN)
-    return Server(step, f"http://{host}:{port}/health", deadline)
+    return Server(step, f"http://{host}:{port}/health", deadline, keyed)
+
+
+def address_of(node: str) -> str:
+    """The address of ``node`` as this node sees it: on the node itself its name may stand for loopback."""
+    try:
+        return socket.gethostbyname(node)
+    except OSError:
+        return node
+
+
+def with_key(plan: TrainPlan, environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` with a key that this job's server and trainer share; nobody else ever sees it.
+
+    Processes find it in their environment: it is in no command line, file or log.
+    """
+    if plan.server is None or not plan.server.asks_for_key or environment.get(KEY):
+        return dict(environment)
+    return {**environment, KEY: secrets.token_urlsafe(32)}
 
 
 def _wiring(values: Values, given: Sequence[str], server: Server | None, division: Split) -> list[str]:
     """The flags that the launcher adds for the trainer, unless they are there."""
     flags: dict[str, str | None] = {"seed": values["seed"], "vllm_mode": values["vllm-mode"]}
     if server is not None and division.serving is not None:
-        apart = division.serving.node not in {share.node for share in division.training}
-        flags["vllm_server_host"] = division.serving.node if apart else "127.0.0.1"
+        flags["vllm_server_host"] = urlsplit(server.health).hostname
         flags["vllm_server_port"] = values.text("vllm-port")
         flags["vllm_group_port"] = values.text("vllm-group-port")
     added = {n: value for n, value in flags.items() if value is not None and flag_value(given, n) is None}
@@ -240,6 +274,7 @@ def training_table(plan: TrainPlan, environ: Mapping[str, str]) -> str:
         ("accumulation", str(facts.accumulation)),
         ("output", str(facts.output_dir)),
         ("starts", f"from the newest checkpoint ({plan.resumes})" if plan.resumes else "afresh"),
+        *([("API key", _key_words(plan.server, environ))] if plan.server else []),
         ("HF_TOKEN", "forwarded, not shown" if environ.get("HF_TOKEN") else "not set"),
     ]
     chosen = [
@@ -255,6 +290,12 @@ def training_table(plan: TrainPlan, environ: Mapping[str, str]) -> str:
         *(f"{step.name} → {step.log}\n  {_shown(step, environ)}" for step in steps),
     ]
     return "\n\n".join(parts)
+
+
+def _key_words(server: Server, environ: Mapping[str, str]) -> str:
+    if not server.asks_for_key:
+        return "none: TRL's client sends none, and whoever reaches the port can steer the server"
+    return f"that of {KEY}, not shown" if environ.get(KEY) else "made for this job, not shown"
 
 
 def _shown(step: Step, environ: Mapping[str, str]) -> str:
@@ -277,7 +318,7 @@ def run_training(plan: TrainPlan, environment: Mapping[str, str]) -> int:
         stop.touch()
 
     later = f": a later start with --resume goes on from the newest checkpoint in {output}"
-    with Supervisor(environment, later).watching() as supervisor:
+    with Supervisor(with_key(plan, environment), later).watching() as supervisor:
         address, deadline = plan.health, NODE_SECONDS
         if plan.server is not None:
             say(f"vLLM server starts, log: {plan.server.step.log}")

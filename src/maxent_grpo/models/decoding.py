@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -199,6 +200,28 @@ def refuse_other_attention(model: PreTrainedModel, prompts: DynamicCache) -> Non
         raise NotImplementedError("some of its layers do not keep keys and values of all tokens")
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         raise NotImplementedError("its attention scores are soft-capped")
+
+
+def decoding_bytes(model: PreTrainedModel, rows: int, length: int, way: Way) -> int:
+    """Memory that ``rows`` completions of ``length`` tokens take before the first is written: draws, tokens, log-probs,
+    and the shared way's `GroupLayer`. What other ways keep grows with what is written."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 1)
+    width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads
+    kept = getattr(config, "num_hidden_layers", 0) * (getattr(config, "num_key_value_heads", None) or heads)
+    return rows * length * (20 + (8 * kept * width if way == "shared" else 0))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can be taken on ``device``; None where that is not known."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in meminfo.read_text().splitlines()}
+    return 1024 * (kib.get("MemAvailable", kib["MemTotal"]) + kib.get("SwapFree", 0))
 
 
 class RepeatedDecoding:

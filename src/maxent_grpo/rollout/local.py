@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from maxent_grpo.errors import RunError
-from maxent_grpo.models.decoding import FoundWay, find_way, start_decoding
+from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.models.decoding import FoundWay, decoding_bytes, find_way, free_bytes, start_decoding
 from maxent_grpo.models.loading import stop_token_ids
 from maxent_grpo.models.packing import left_padded
 from maxent_grpo.randomness import KeyPart, uniforms
@@ -29,6 +29,15 @@ logger = logging.getLogger(__name__)
 
 FINISHED_SHARE = 1 / 8
 """Rows are dropped from the cache when this share of them has finished: dropping copies what the others wrote."""
+
+
+def refuse_too_large(need: int, free: int | None, length: int) -> None:
+    """Raise `UsageError` where completions of the longest length would take more memory than there is."""
+    if free is not None and need > free:
+        raise UsageError(
+            f"max_completion_length: {length} tokens take {need / 2**30:.1f} GiB at once, and {free / 2**30:.1f} GiB "
+            "are free; lower it, or sampling_batch_size"
+        )
 
 
 @dataclass
@@ -65,7 +74,10 @@ class LocalSampler(Sampler):
         finished: Finished | None = None,
     ) -> list[Rollout]:
         """See `Sampler.sample`. Raises `RunError` where the policy gives non-finite probabilities."""
-        _ = self.way
+        completions_asked = len(prompts) * settings.num_generations
+        length = settings.max_completion_length
+        need = decoding_bytes(self.model, completions_asked, length, self.way.way)
+        refuse_too_large(need, free_bytes(self.model.device), length)
         was_training = self.model.training
         self.model.eval()
         rows = [(*key, *p.key, g) for p in prompts for g in range(settings.num_generations)]

@@ -36,7 +36,11 @@ class GlooGroup:
     """
 
     def __init__(self, address: str, port: int, rank: int, size: int, own_address: str) -> None:
-        self._store = dist.TCPStore(address, port, size, rank == 0, TIMEOUT, wait_for_workers=False)
+        # By itself rank 0 would listen on all interfaces.
+        listener = listening_at(address, port).detach() if rank == 0 else None
+        self._store = dist.TCPStore(
+            address, port, size, rank == 0, TIMEOUT, wait_for_workers=False, master_listen_fd=listener
+        )
         gloo: Any = dist.ProcessGroupGloo  # PyTorch's types do not know it whole
         options = gloo._Options()
         options._timeout = TIMEOUT
@@ -122,6 +126,17 @@ class GlooTransport(Transport):
 
     def reset(self) -> None:
         self._group = None
+
+
+def listening_at(address: str, port: int) -> socket.socket:
+    """A socket that listens at this one address. Raises `SyncFailed` where the port is taken."""
+    family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+    try:
+        return socket.create_server((address, port), family=family, backlog=128)
+    except OSError as error:
+        raise SyncFailed(
+            f"weights by gloo: cannot listen on {address}:{port} ({error}); set vllm_group_port"
+        ) from error
 
 
 def free_port() -> int:
