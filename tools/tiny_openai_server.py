@@ -173,7 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"tiny_openai_server: {error}", file=sys.stderr)
         return error.exit_code
-    server = ThreadingHTTPServer((options.host, options.port), handler(model))
+    try:
+        server = ThreadingHTTPServer((options.host, options.port), handler(model))
+    except (OSError, OverflowError) as error:
+        where = f"{options.host}:{options.port}"
+        print(f"tiny_openai_server: cannot listen on {where}: {error}; use another --port", file=sys.stderr)
+        return UsageError.exit_code
     print(f"http://{options.host}:{server.server_port}/v1", flush=True)
     try:
         server.serve_forever()

@@ -8,6 +8,7 @@ import asyncio
 import json
 import random
 import ssl
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -290,3 +291,12 @@ def _retry_after(headers: httpx.Headers) -> float:
         return float(headers.get("retry-after", ""))
     except ValueError:  # absent, or a date
         return 0.0
+
+
+WAITING_EVERY = 30.0
+"""Seconds between two lines of `say_waiting`."""
+
+
+def say_waiting(address: str, left: float) -> None:
+    """Tell a person why nothing happens, whatever the log level is."""
+    print(f"waiting for vLLM server {address} ({left:.0f} s left)", file=sys.stderr, flush=True)

@@ -133,6 +133,7 @@ def test_dry_run_prints_settings_route_and_plan_and_writes_nothing(
         "groups_per_micro_batch": 2,
         "updates_per_rollout": 1,
         "on_policy": True,
+        "evaluation": "none",
         "total_steps": 7,
     }
     assert "var/data/out/metrics.jsonl" in printed["writes"]
@@ -328,3 +329,21 @@ def test_a_typed_null_unsets_what_a_recipe_says(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert "\n    learning_rate: 1.0e-06\n" in printed
     assert "\n    seed: 42\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("script", "command", "own"),
+    [
+        (scripts.math_eval, "maxent-grpo-math-eval inference.dataset=NAME", "artifacts.root_dir"),
+        (scripts.study, "maxent-grpo-study study.plan=FILE", "study.analyse=true"),
+    ],
+)
+def test_the_help_of_a_script_is_about_its_own_command(
+    script: Any, command: str, own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {command}")
+    assert own in text
+    assert "maxent_tau" not in text
+    assert "maxent-grpo --help lists all commands and settings" in text

@@ -17,7 +17,7 @@ RECIPE = ROOT / "configs/recipes/tiny/grpo/config_graph_coloring.yaml"
     [
         ({"temperature": 1e30}, r"temperature: 1e\+30 must be in \(0, 100\]"),
         ({"eval_temperature": 1e30}, r"eval_temperature: 1e\+30 must be in \[0, 100\]"),
-        ({"weight_decay": -1}, r"weight_decay: -1 must be in \[0, 1000\]"),
+        ({"weight_decay": -1}, r"weight_decay: -1.0 must be in \[0, 1000\]"),
         ({"reward_weights": [0]}, "reward_weights: all are 0, so that nothing is rewarded"),
         ({"reward_weights": [1, 2]}, "reward_weights: 2 weights for 1 reward functions"),
         ({"beta": 1e30}, r"beta: 1e\+30 must be in \[0, 1e\+06\]"),
@@ -26,16 +26,16 @@ RECIPE = ROOT / "configs/recipes/tiny/grpo/config_graph_coloring.yaml"
         ({"seed": -1}, r"seed: -1 must be in \[0, 4.29497e\+09\)"),
         ({"output_dir": ""}, "output_dir: no output directory is named"),
         ({"output_dir": " "}, "output_dir: no output directory is named"),
-        ({"adam_beta1": 2}, r"adam_beta1: 2 must be in \[0, 1\)"),
+        ({"adam_beta1": 2}, r"adam_beta1: 2.0 must be in \[0, 1\)"),
         ({"adam_beta2": -0.1}, r"adam_beta2: -0.1 must be in \[0, 1\)"),
-        ({"adam_epsilon": -1}, r"adam_epsilon: -1 must be in \[0, 1\]"),
+        ({"adam_epsilon": -1}, r"adam_epsilon: -1.0 must be in \[0, 1\]"),
         ({"model_name_or_path": ""}, "model_name_or_path: no model is named"),
         ({"attn_implementation": "nope"}, "attn_implementation: 'nope' is none of eager, sdpa"),
         ({"use_vllm": True, "vllm_mode": "both"}, "vllm_mode: 'both' is not one of server, colocate"),
         ({"vllm_server_port": 70000}, r"vllm_server_port: 70000 must be in \[1, 65535\]"),
         ({"max_steps": 10**30}, f"max_steps: {10**30} "),
         ({"cosine_min_value_wrong": -1e30}, r"cosine_min_value_wrong: -1e\+30 must be in \[-1e15, 1e15\]"),
-        ({"lora_dropout": 1}, r"lora_dropout: 1 must be in \[0, 1\)"),
+        ({"lora_dropout": 1}, r"lora_dropout: 1.0 must be in \[0, 1\)"),
     ],
 )
 def test_nonsense_is_refused_by_the_name_of_its_setting(given: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ from maxent_grpo.errors import RunError
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.vllm.connection import GenerationServiceError
+from maxent_grpo.rollout.weight_sync.control import SyncFailed, VLLMControl
 from vllm_stand_in import LOGPS, Answer, Asked, completions, echoing, serving
 
 
@@ -330,3 +331,19 @@ def test_every_rank_reports_the_same_names_and_draining_starts_over(tokenizer: A
     assert float(busy["generation/latency_ms"].weight) == 21
     assert float(busy["generation/latency_ms_max"].value) >= float(busy["generation/latency_ms"].value) / 21
     assert counts(sampler) == {}
+
+
+def test_waiting_for_a_server_is_said_at_once_with_the_time_that_is_left(
+    tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(GenerationServiceError):
+        url = "http://user:hunter2@127.0.0.1:9"
+        sampler_of(url, tokenizer, startup_timeout=0.5).sample(PROMPTS, SETTINGS, KEY, 0)
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"waiting for vLLM server http://127\.0\.0\.1:9 \([01] s left\)\n", said)
+
+
+def test_the_wait_of_a_weight_sync_is_said_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SyncFailed):
+        VLLMControl("http://127.0.0.1:9").wait_until_healthy(0.5)
+    assert capsys.readouterr().err.startswith("waiting for vLLM server http://127.0.0.1:9 (")

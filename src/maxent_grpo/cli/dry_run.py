@@ -9,6 +9,7 @@ import yaml
 from maxent_grpo.config.environment import launched_processes
 from maxent_grpo.config.loading import RunConfig, resolved
 from maxent_grpo.config.plan import batch_plan
+from maxent_grpo.config.rules import plain
 from maxent_grpo.observe import names
 from maxent_grpo.observe.names import without_secrets
 
@@ -81,8 +82,20 @@ def plan_of(config: RunConfig) -> dict[str, Any]:
         plan["updates_per_rollout"] = batch.updates_per_rollout * batch.num_iterations
         plan["on_policy"] = batch.on_policy and training.max_staleness == 0
     epochs = f"{training.num_train_epochs:g} epoch(s) of the data set, counted once it is loaded"
+    plan["evaluation"] = _evaluation(config)
     plan["total_steps"] = int(training.max_steps) if training.max_steps > 0 else epochs
     return plan
+
+
+def _evaluation(config: RunConfig) -> str:
+    """When the run evaluates; eval_strategy=no leaves what eval_on_start of the same source asks for."""
+    training = config.training
+    every = "" if training.eval_strategy == "no" else f"every {training.eval_steps:g} steps"
+    if plain(training.eval_strategy) == "epoch":
+        every = "after every epoch"
+    start = "before the first step" if training.eval_on_start else ""
+    last = "after the last step" if config.route == "native" and (start or every) else ""
+    return ", ".join(part for part in (start, every, last) if part) or "none"
 
 
 def _writes(config: RunConfig) -> list[str]:

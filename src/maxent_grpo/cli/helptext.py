@@ -9,11 +9,26 @@ from typing import Any
 from maxent_grpo.config.settings import MachineSettings, ScriptFields, TrainingFields
 from maxent_grpo.settings import Setting, settings_of
 
+OWN_HELP = {
+    "math-eval": (
+        "evaluation:",
+        "maxent-grpo-math-eval inference.dataset=NAME 'inference.models=[MODEL]' [inference.KEY=VALUE ...]",
+    ),
+    "study": ("study\n", "maxent-grpo-study study.plan=FILE [study.KEY=VALUE ...]"),
+}
+"""Command with a script of its own and no settings of training → how its part of help.txt begins, and its usage."""
 
-def help_text(width: int | None = None) -> str:
-    """The whole help, wrapped to ``width`` columns (the terminal's by default)."""
+
+def help_text(width: int | None = None, command: str | None = None) -> str:
+    """The whole help, wrapped to ``width`` columns (the terminal's by default), or the part of one command."""
     columns = width or min(shutil.get_terminal_size((110, 24)).columns, 120)
     text = Path(__file__).with_name("help.txt").read_text(encoding="utf-8")
+    if command in OWN_HELP:
+        begins, usage = OWN_HELP[command]
+        parts = text.split("\n\n")
+        own = next(part for part in parts if part.startswith(begins))
+        ends = next(part for part in parts if part.startswith("exit codes"))
+        return f"usage: {usage}\n\n{own}\n\n{ends.rstrip()}\n\nmaxent-grpo --help lists all commands and settings."
     return text.replace("$SETTINGS", "\n".join(_setting_lines(columns)))
 
 

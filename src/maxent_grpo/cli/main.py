@@ -32,7 +32,7 @@ def main(
     if "--help" in arguments or "-h" in arguments:
         from maxent_grpo.cli.helptext import help_text
 
-        show(help_text())
+        show(help_text(command=default_command))
         return 0
     if arguments == ["--version"]:
         from maxent_grpo import __version__

@@ -96,7 +96,10 @@ def parse(record: Setting, value: Any) -> Any:
     except ValidationError as error:
         kinds = {problem["type"] for problem in error.errors()}
     if any(kind.startswith(("greater_than", "less_than")) for kind in kinds):
-        shown = value if isinstance(value, list) else float(value) if isinstance(value, str) else value
+        try:
+            shown = _adapter(kind).validate_python(value)
+        except ValidationError:  # beyond `LARGEST`
+            shown = value
         raise ValueError(f"{record.name}: {shown} must be {record.range or ANY_RANGE}") from None
     expected = describe(kind)
     hint = ""

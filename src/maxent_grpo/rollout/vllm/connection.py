@@ -6,6 +6,7 @@ asked of it: a server that restarted has its first weights.
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,7 +17,16 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.http import Answer, Fault, HTTPClient, Retries, read_json, with_retries
+from maxent_grpo.http import (
+    WAITING_EVERY,
+    Answer,
+    Fault,
+    HTTPClient,
+    Retries,
+    read_json,
+    say_waiting,
+    with_retries,
+)
 from maxent_grpo.randomness import KeyPart, generator
 from maxent_grpo.rollout.settings import ServerSettings
 from maxent_grpo.rollout.vllm.client_tag import HEADER, own_part
@@ -173,7 +183,7 @@ class ServerConnection:
 
     async def wait_until_healthy(self) -> None:
         """Return when /health answers 200. Raises `Fault` after ``startup_timeout``."""
-        deadline = time.monotonic() + self._settings.startup_timeout
+        deadline, told = time.monotonic() + self._settings.startup_timeout, -math.inf
         while True:
             try:
                 status = (await self.get("/health")).status
@@ -182,8 +192,12 @@ class ServerConnection:
                 fault = Fault(f"GET /health answers HTTP {status}", status)
             except Fault as error:
                 fault = error
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            if now >= deadline:
                 raise fault
+            if now - told >= WAITING_EVERY:
+                told = now
+                say_waiting(self._settings.endpoint, deadline - now)
             await asyncio.sleep(min(HEALTH_EVERY, max(0.0, deadline - time.monotonic())))
 
     def failed(self, post: Post, fault: Fault, message: str) -> GenerationServiceError:

@@ -3,6 +3,7 @@
 Written against vLLM 0.30 (`vllm/entrypoints/serve/dev`).
 """
 
+import math
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.http import Answer, Fault, excerpt, fetch, read_json, redacted
+from maxent_grpo.http import WAITING_EVERY, Answer, Fault, excerpt, fetch, read_json, redacted, say_waiting
 
 Result = TypeVar("Result")
 
@@ -67,7 +68,7 @@ class VLLMControl:
 
     def wait_until_healthy(self, seconds: float) -> None:
         """Return once it answers. Raises `SyncFailed` if it has not after ``seconds``."""
-        deadline = time.monotonic() + seconds
+        deadline, told = time.monotonic() + seconds, -math.inf
         while True:
             with suppress(SyncFailed):  # not there, or not yet
                 if self._send("GET", "/health", timeout=5.0).status == 200:
@@ -77,6 +78,9 @@ class VLLMControl:
                     f"no vLLM server at {self.url} within {seconds:g} s (vllm_server_timeout); start it, or correct "
                     "vllm_server_base_url"
                 )
+            if time.monotonic() - told >= WAITING_EVERY:
+                told = time.monotonic()
+                say_waiting(self.url, deadline - told)
             time.sleep(HEALTH_SECONDS)
 
     def own_address(self) -> str:
