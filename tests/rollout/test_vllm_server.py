@@ -336,9 +336,9 @@ def test_every_rank_reports_the_same_names_and_draining_starts_over(tokenizer: A
 def test_waiting_for_a_server_is_said_at_once_with_the_time_that_is_left(
     tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    sampler = sampler_of("http://user:hunter2@127.0.0.1:9", tokenizer, startup_timeout=0.5)
     with pytest.raises(GenerationServiceError):
-        url = "http://user:hunter2@127.0.0.1:9"
-        sampler_of(url, tokenizer, startup_timeout=0.5).sample(PROMPTS, SETTINGS, KEY, 0)
+        sampler.sample(PROMPTS, SETTINGS, KEY, 0)
     said = capsys.readouterr().err
     assert re.fullmatch(r"waiting for vLLM server http://127\.0\.0\.1:9 \([01] s left\)\n", said)
 
