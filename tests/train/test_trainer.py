@@ -126,14 +126,14 @@ def test_rows_without_an_answer_stay_where_no_reward_reads_it(args, policy, toke
 
 
 def test_the_model_is_trained_evaluated_and_saved_as_in_trl(args, tmp_path):
-    args.model_init_kwargs = {"dtype": torch.float64, "attn_implementation": "eager"}
+    args.model_init_kwargs = {"dtype": torch.float64, "attn_implementation": "sdpa"}
     trainer = GRPOTrainer("bundled:tiny-policy", reward, args, ["a", "b"], ["c"])
     assert trainer.settings.model.source.dtype == torch.float64
     before = trainer.evaluate()
     assert trainer.state.log_history == []
     trainer.train()
     assert trainer.model.dtype == torch.float64
-    assert trainer.model.config._attn_implementation == "eager"
+    assert trainer.settings.model.source.attn_implementation == "sdpa"
     assert [record["step"] for record in trainer.state.log_history] == [1, 2]
     assert trainer.state.global_step == 2
     after = trainer.evaluate()
