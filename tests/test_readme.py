@@ -1,5 +1,6 @@
 """The README's Python runs as printed. Its command blocks are checked with those of the docs (tests/docs)."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,5 +15,8 @@ def test_the_python_example_trains(
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
-    assert 0.0 <= float(capsys.readouterr().out.strip().splitlines()[-1]) <= 1.0
+    rewards = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert len(rewards) == 5
+    assert all(0.0 <= reward <= 1.0 for reward in rewards)
+    assert len(set(rewards)) > 1
     assert (tmp_path / "var/notebook/model.safetensors").is_file()

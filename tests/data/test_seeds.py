@@ -73,7 +73,8 @@ def test_draws_differ_by_seed_and_from_the_parents():
 
 def test_a_chat_without_a_user_message_is_refused_by_row():
     tokenizer, settings = byte_tokenizer(), PromptSettings()
-    rows = [*rows_of("1+1?"), {"problem": [{"role": "assistant", "content": "b"}], "answer": "1"}]
+    chats = [[{"role": "user", "content": "1+1?"}], [{"role": "assistant", "content": "b"}]]
+    rows = [{"problem": chat, "answer": "1"} for chat in chats]
     prompts = build_prompts(rows, tokenizer, settings)
     with pytest.raises(UsageError, match="row 1, column 'problem': the chat has no user message"):
         SeedPrompts(SUFFIX, 2, tokenizer, settings).check(prompts)

@@ -129,7 +129,7 @@ def test_evaluation_has_rewards_of_its_own():
     ("settings", "said"),
     [
         ({"eval_reward_weights": [1.0, 2.0]}, "eval_reward_weights: 2 weights for 1 reward functions"),
-        ({"eval_temperature": -1}, "eval_temperature: -1.0 must be ≥ 0"),
+        ({"eval_temperature": -1}, "eval_temperature: -1.0 must be in \\[0, 100\\]"),
         ({"eval_top_p": 0}, r"eval_top_p: 0.0 must be in \(0, 1\]"),
         ({"eval_strategy": "epoch"}, "eval_strategy: the native loop counts steps; 'epoch'"),
         ({"reward_timeout": 0}, "reward_timeout: 0.0 must be > 0"),
@@ -141,8 +141,8 @@ def test_evaluation_has_rewards_of_its_own():
             "eval_reward_funcs: TRL's trainer evaluates",
         ),
         (
-            {"force_custom_loop": False, "reward_timeout": 3.0},
-            "reward_timeout: TRL's trainer does not read it",
+            {"force_custom_loop": False, "greedy_eval_enabled": True},
+            "greedy_eval_enabled: TRL's trainer does not read it",
         ),
     ],
 )

@@ -118,6 +118,7 @@ class GRPOTrainer:
         )
         self._result: TrainResult | None = None
         refuse_unsupported(self._training, "native")
+        _ = self.settings  # what cannot work, the environment's variables included, is said before `train`
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and hasattr(trl.GRPOTrainer, name):
