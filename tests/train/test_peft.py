@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import runs
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.policy import decoder_layers
 from maxent_grpo.train import drivers
+from maxent_grpo.train.build import Given
 from maxent_grpo.train.step import step
 from runs import train
 
@@ -92,3 +94,41 @@ def test_unknown_targets_are_refused_in_one_line(configure):
 def test_an_optimiser_without_its_package_is_refused(configure):
     with pytest.raises(UsageError, match=r"optim: .*bitsandbytes"):
         train(configure(optim="adamw_bnb_8bit"))
+
+
+def test_an_adapters_folder_is_trained_on_and_its_start_is_the_reference(configure, tmp_path):
+    train(configure(output_dir=str(tmp_path / "first"), max_steps=3, **LORA))
+    first = tmp_path / "first"
+    train(configure(model_name_or_path=str(first), output_dir=str(tmp_path / "second"), max_steps=3))
+    records = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
+    divergences = [record["train/kl"] for record in records if "train/kl" in record]
+    assert divergences[0] == pytest.approx(0, abs=1e-9)
+    assert divergences[2] > 0
+    before, after = (
+        load_file(folder / "adapter_model.safetensors") for folder in (first, tmp_path / "second")
+    )
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert not (tmp_path / "second" / "model.safetensors").exists()
+
+
+def test_an_adapters_folder_with_another_adapter_or_without_its_base_is_refused(
+    configure, tmp_path, policy_dir
+):
+    first = tmp_path / "first"
+    train(configure(output_dir=str(first), max_steps=1, **LORA))
+    with pytest.raises(UsageError, match=r"use_peft: the model is an adapter .* already"):
+        train(configure(model_name_or_path=str(first), **LORA))
+    settings = json.loads((first / "adapter_config.json").read_text())
+    (first / "adapter_config.json").write_text(
+        json.dumps(settings | {"base_model_name_or_path": "/nowhere/base"})
+    )
+    with pytest.raises(UsageError, match=r"/nowhere/base.*it is the base of the adapter"):
+        train(configure(model_name_or_path=str(first)))
+
+
+def test_an_adapter_that_transformers_loaded_is_refused_as_it_is_frozen(configure, tmp_path):
+    train(configure(output_dir=str(tmp_path / "first"), max_steps=1, **LORA))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
+    with pytest.raises(UsageError, match="its adapter was loaded by Transformers"):
+        train(configure(output_dir=str(tmp_path / "second")), Given(model=model))

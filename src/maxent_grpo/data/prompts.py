@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
+
 Message = dict[str, Any]
 
 PROMPT_COLUMNS = ("prompt", "problem", "question")
@@ -81,6 +83,9 @@ def build_prompts(
     prompt_column = _prompt_column(rows[0], settings.prompt_column)
     solution_column = _solution_column(rows[0], settings.solution_column, settings.needs_gold)
     kept: list[Prompt] = []  # as yet without tokens
+    unread = [name for name in names if name in MEDIA_COLUMNS]
+    if unread:
+        logger.warning("not read: the columns %s; models see the text of a prompt only", ", ".join(unread))
     empty = clipped = untemplated = 0
     for index, row in enumerate(rows):
         if row.keys() != set(names):

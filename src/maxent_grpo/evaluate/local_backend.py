@@ -17,7 +17,13 @@ from maxent_grpo.evaluate.backends import FORMAT, QUESTION, plain_template, spel
 from maxent_grpo.evaluate.benchmarks import Question
 from maxent_grpo.evaluate.records import Samples
 from maxent_grpo.evaluate.settings import InferenceModelSpec
-from maxent_grpo.models.loading import BESIDE_THE_WEIGHTS, ModelSource, load_policy, load_tokenizer
+from maxent_grpo.models.loading import (
+    BESIDE_THE_WEIGHTS,
+    ModelSource,
+    check_fit,
+    load_policy,
+    load_tokenizer,
+)
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.types import Prompt
@@ -75,6 +81,7 @@ class LocalBackend(AbstractContextManager["LocalBackend"]):
         sampler = self._sampler
         settings = sampling_settings(self._spec, temperature, num_generations)
         prompts = prompts_of(questions, self._spec, self._system_prompt, self._tokenizer)
+        check_fit(self._model, prompts, settings.max_completion_length, "max_new_tokens")
         for start in range(0, len(prompts), self._spec.batch_size):
             batch = prompts[start : start + self._spec.batch_size]
             for rollout in sampler.sample(batch, settings, (seed, DRAWS), policy_version=0):

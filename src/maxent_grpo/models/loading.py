@@ -1,20 +1,25 @@
-"""Policies from a hub id, a local directory or this package, and LoRA adapters on them (by PEFT, saved alone)."""
+"""Policies from a hub id, a folder or this package, LoRA adapters on them (by PEFT, saved alone), and their limits."""
 
 import copy
 import importlib.util
+import json
+import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
-from maxent_grpo.errors import UsageError
+from maxent_grpo.errors import UsageError, first_line
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
+from maxent_grpo.types import Prompt
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -63,10 +68,15 @@ class ModelSource:
 def load_policy(source: ModelSource) -> PreTrainedModel:
     """The causal language model of ``source``, in ``source.dtype``.
 
+    A LoRA adapter, as ``use_peft`` saves it, comes on its base model, and is what is trained.
+
     Raises:
-        UsageError: neither a directory nor the hub has it.
+        UsageError: neither a directory nor the hub has it, or it cannot be loaded here.
     """
     transformers_logging.disable_progress_bar()
+    adapter = _adapter_settings(source)
+    if adapter is not None:
+        return _load_adapted(source, adapter)
     try:
         return AutoModelForCausalLM.from_pretrained(
             source.location,
@@ -78,6 +88,49 @@ def load_policy(source: ModelSource) -> PreTrainedModel:
         )
     except OSError as error:
         raise UsageError(_not_found(source, error)) from error
+    except Exception as error:
+        raise UsageError(_not_loaded(source, error)) from error
+
+
+def _adapter_settings(source: ModelSource) -> dict[str, Any] | None:
+    """What ``adapter_config.json`` says, where ``source`` is an adapter."""
+    try:
+        path = find_adapter_config_file(
+            source.location, revision=source.revision or "main", cache_dir=source.cache_dir
+        )
+    except OSError:  # the model's own loading says what is wrong
+        return None
+    if path is None:
+        return None
+    found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return found
+
+
+def _load_adapted(source: ModelSource, adapter: Mapping[str, Any]) -> PreTrainedModel:
+    name = source.name_or_path
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError(
+            f"model_name_or_path: {name} is an adapter and needs the package peft: pip install 'maxent-grpo[peft]'"
+        )
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        raise UsageError(f"model_name_or_path: {name} names no base model (base_model_name_or_path)")
+    try:
+        model = load_policy(replace(source, name_or_path=str(base), revision=adapter.get("revision")))
+    except UsageError as error:
+        raise UsageError(f"{error} (it is the base of the adapter {name})") from error
+    from peft import PeftModel
+
+    try:
+        adapted: Any = PeftModel.from_pretrained(
+            model, source.location, is_trainable=True, revision=source.revision, cache_dir=source.cache_dir
+        )
+    except Exception as error:
+        raise UsageError(
+            f"model_name_or_path: cannot put the adapter {name} on {base}: {first_line(error)}"
+        ) from error
+    loaded: PreTrainedModel = adapted
+    return loaded
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -92,6 +145,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         )
     except OSError as error:
         raise UsageError(_not_found(source, error)) from error
+    except Exception as error:
+        raise UsageError(_not_loaded(source, error, "the tokenizer of ")) from error
     return with_pad_token(tokenizer)
 
 
@@ -104,6 +159,56 @@ def with_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def padding_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that stands at padding, which is masked: the tokenizer's, or 0 where the embedding has no such row."""
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    pad_id = int(tokenizer.pad_token_id)
+    return pad_id if rows is None or pad_id < rows else 0
+
+
+def check_fit(model: PreTrainedModel, prompts: Sequence[Prompt], completion: int, key: str) -> None:
+    """Compare prompts and the longest completion with the tokens and positions that ``model`` was made for.
+
+    Warns where it goes on beyond its positions (rotary ones). ``key`` is the setting of the completion's length.
+
+    Raises:
+        UsageError: a prompt has tokens that are not in its embedding, or there are no more (learned) positions.
+    """
+    words = model.get_input_embeddings()
+    rows = getattr(words, "num_embeddings", None)
+    for prompt in prompts:
+        if rows is not None and prompt.token_ids and max(prompt.token_ids) >= rows:
+            raise UsageError(
+                f"model_name_or_path: the prompt of row {prompt.index} has the token {max(prompt.token_ids)}, and the "
+                f"model's embedding {rows} rows: the tokenizer is of another model, or the embedding was not resized"
+            )
+    longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None)
+    if limit and isinstance(rope, dict) and isinstance(rope.get("factor"), int | float):
+        limit = max(limit, int(rope["factor"] * (rope.get("original_max_position_embeddings") or limit)))
+    if not isinstance(limit, int) or longest + completion <= limit:
+        return
+    said = (
+        f"the longest prompt ({longest} tokens) and {key}={completion} make {longest + completion} tokens, and the "
+        f"model has {limit} positions"
+    )
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
+    if any(limit <= table.num_embeddings <= limit + 2 for table in tables):  # OPT keeps two for padding
+        raise UsageError(f"{key}: {said}; set it to at most {limit - longest}, or leave long prompts out")
+    warnings.warn(f"{said}: beyond them it was never trained", stacklevel=2)
+
+
+def refuse_foreign_adapter(model: Any) -> None:
+    """Raise `UsageError` for a model whose adapter Transformers itself loaded: it is frozen, and not PEFT's wrapper."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UsageError(
+            "model: its adapter was loaded by Transformers, which does not train it; give the adapter's folder by "
+            "name, or peft.AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=True)"
+        )
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -134,6 +239,10 @@ def with_adapter(model: PreTrainedModel, settings: "ModelConfig | PeftConfig") -
     Raises:
         UsageError: PEFT is not installed, or the settings do not fit the model.
     """
+    if is_adapted(model):
+        raise UsageError(
+            "use_peft: the model is an adapter on its base already, which is trained as it is; set use_peft=false"
+        )
     if importlib.util.find_spec("peft") is None:
         raise UsageError("use_peft: needs the package peft: pip install 'maxent-grpo[peft]'")
     from peft import PeftConfig, get_peft_model
@@ -156,7 +265,31 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> None:
         raise UsageError(
             f"use_peft: {directory} holds no adapter (no {ADAPTER_FILE}); resume without use_peft"
         )
-    set_peft_model_state_dict(model, load_file(path))
+    try:
+        set_peft_model_state_dict(model, load_file(path))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"resume_from_checkpoint: the adapter in {directory} does not fit the model ({first_line(error)}); "
+            "resume with the model and the lora settings that it was made with"
+        ) from error
+
+
+def _not_loaded(source: ModelSource, error: Exception, what: str = "") -> str:
+    """A load that failed for another reason than a missing file, in one line with the remedy."""
+    said, name = str(error), source.name_or_path
+    reason, remedy = (
+        first_line(error),
+        "check that it is the complete folder or hub id of a causal language model",
+    )
+    if "trust_remote_code" in said:
+        reason, remedy = "it brings code of its own", "read that code, then set trust_remote_code=true"
+    elif "Unrecognized configuration class" in said:
+        found = re.search(r"configuration class <class '(?:\w+\.)*(\w+)'>", said)
+        reason = f"{found[1] if found else 'it'} is no text model"
+        remedy = "give a causal language model: images and encoders are not trained here"
+    elif "flash" in said.lower() or "attn_implementation" in said:
+        remedy = f"set attn_implementation to one that is installed (sdpa always is), not {source.attn_implementation}"
+    return f"model_name_or_path: cannot load {what}{name!r} ({reason}); {remedy}"
 
 
 def _not_found(source: ModelSource, error: OSError) -> str:

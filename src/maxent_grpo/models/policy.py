@@ -69,7 +69,7 @@ class PolicyForward(nn.Module):
     def language_model(self) -> Any:
         """The Transformers model itself."""
         model: Any = self.model
-        return model.get_base_model() if hasattr(model, "peft_config") else model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def forward(
         self, batch: Batch, entropy: EntropyMode = "none"

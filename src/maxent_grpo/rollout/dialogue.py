@@ -16,6 +16,7 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.randomness import KeyPart
 from maxent_grpo.rollout.environment import Environment
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
+from maxent_grpo.rollout.texts import completion_texts
 from maxent_grpo.types import Prompt, Rollout
 
 
@@ -116,7 +117,7 @@ class DialogueSampler(Sampler):
         stopped = rollout.finish_reasons[row] == "stop"
         if len(ids) > episode.budget:
             ids, logps, stopped = ids[: episode.budget], logps[: episode.budget], False
-            text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+            (text,) = completion_texts(self.tokenizer, [ids])
         episode.write(ids, logps, text, stopped=stopped)
 
     def _answer(self, episode: Episode) -> None:

@@ -18,10 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.models.decoding import FoundWay, decoding_bytes, find_way, free_bytes, start_decoding
-from maxent_grpo.models.loading import stop_token_ids
+from maxent_grpo.models.loading import padding_id, stop_token_ids
 from maxent_grpo.models.packing import left_padded
 from maxent_grpo.randomness import KeyPart, uniforms
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
+from maxent_grpo.rollout.texts import completion_texts
 from maxent_grpo.rollout.token_sampling import draw_tokens
 from maxent_grpo.types import Prompt, Rollout
 
@@ -108,12 +109,13 @@ class LocalSampler(Sampler):
         ``hand_over`` gets the rows that are dropped on the way, and these four as they then are.
         """
         device, group = self.model.device, settings.num_generations
-        ids, mask = left_padded([p.token_ids for p in prompts], self.tokenizer.pad_token_id)
+        pad_id = padding_id(self.model, self.tokenizer)
+        ids, mask = left_padded([p.token_ids for p in prompts], pad_id)
         ids, mask = ids.to(device), mask.to(device)
         rows, width = draws.shape[0], settings.max_completion_length
         stop_ids = torch.tensor(stop_token_ids(self.model, self.tokenizer), device=device)
 
-        tokens = torch.full((rows, width), self.tokenizer.pad_token_id, device=device)
+        tokens = torch.full((rows, width), pad_id, device=device)
         logps = torch.zeros(rows, width, device=device)
         lengths = torch.full((rows,), width, device=device)
         stopped = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -173,7 +175,7 @@ class LocalSampler(Sampler):
             )
         ids: list[list[int]] = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
         row_logps = [tuple(row[:n]) for row, n in zip(logps.tolist(), lengths.tolist(), strict=True)]
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = completion_texts(self.tokenizer, ids)
         reasons: list[Literal["stop", "length"]] = ["stop" if s else "length" for s in stopped.tolist()]
         return [
             Rollout(

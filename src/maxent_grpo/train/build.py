@@ -36,9 +36,11 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.training import Evaluation
 from maxent_grpo.models.loading import (
     ModelSource,
+    check_fit,
     frozen_copy,
     load_policy,
     load_tokenizer,
+    refuse_foreign_adapter,
     with_adapter,
     with_pad_token,
 )
@@ -105,6 +107,8 @@ def build(settings: NativeSettings, given: Given) -> Run:
         stream = PromptStream(prompts, seed=settings.seed, shuffle=settings.shuffle)
         torch.manual_seed(integer_seed(settings.seed, "model"))
         model, reference = load_models(settings, given, accelerator.device)
+        for asked, sampling in ((prompts, settings.sampling), (held_out, settings.evaluation.sampling)):
+            check_fit(model, asked or (), sampling.max_completion_length, "max_completion_length")
         controllers = make_controllers(settings, cadence.total_steps)
     if plan.ranks > 1:
         refuse_disagreement(
@@ -324,7 +328,8 @@ def load_models(
 
 
 def load_model(settings: ModelSettings, given: Given, device: torch.device) -> PreTrainedModel:
-    """The policy's model, without an adapter."""
+    """The policy's model; of an adapter's folder, with that adapter."""
+    refuse_foreign_adapter(given.model)
     return (load_policy(settings.source) if given.model is None else given.model).to(device)  # type: ignore[arg-type]
 
 

@@ -235,8 +235,16 @@ def with_reference(batch: Batch, reference: Reference, learner: Learner, plan: B
 def make_optimizer(
     parameters: Sequence[nn.Parameter], optimizer_class: type[Optimizer], options: dict, weight_decay: float
 ) -> Optimizer:
-    """An optimiser that decays matrices and leaves vectors (norms and biases) alone."""
+    """An optimiser that decays matrices and leaves vectors (norms and biases) alone.
+
+    Raises `UsageError` where every parameter is frozen.
+    """
     trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        raise UsageError(
+            "model: none of its parameters asks for a gradient, so that nothing would be trained; unfreeze it, or load "
+            "its adapter with is_trainable=True"
+        )
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},

@@ -13,6 +13,7 @@ from maxent_grpo.controllers.controller import Controllers
 from maxent_grpo.data.prompts import SeedPrompts
 from maxent_grpo.data.stream import PromptStream
 from maxent_grpo.evaluate.training import Evaluation
+from maxent_grpo.models.loading import padding_id
 from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
@@ -114,5 +115,5 @@ class Run:
 
     @property
     def pad_id(self) -> int:
-        """The padding token, which `maxent_grpo.models.loading.with_pad_token` ensures."""
-        return int(self.tokenizer.pad_token_id)
+        """The token at padding, which is masked."""
+        return padding_id(self.learner.policy.model, self.tokenizer)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maxent_grpo.config.parts import NativeSettings
 from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.models.loading import padding_id
 from maxent_grpo.rollout import samplers
 from maxent_grpo.rollout.dialogue import DialogueSampler
 from maxent_grpo.rollout.environment import load_environment
@@ -284,7 +285,7 @@ def synced(
         return sampler, None
     dtypes = gathered([weight_sync.dtype], accelerator)  # a rank that sends nothing does not know
     coarsest = max(*dtypes, precision, key=PRECISIONS.index)
-    pad_id = int(parts.tokenizer.pad_token_id)
+    pad_id = padding_id(parts.model, parts.tokenizer)
     probe = make_probe(prompts, parts.sampling, coarsest, pad_id, accelerator.process_index)
     kept = SamplerSync(sampler, weight_sync, weights, probe, source, seed, every)
     if every > 0 and accelerator.num_processes == 1:  # several ranks sync together, after they have sampled

@@ -20,6 +20,7 @@ from maxent_grpo.randomness import KeyPart, integer_seed
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.rollout.samplers import SamplerParts
 from maxent_grpo.rollout.settings import EngineSettings
+from maxent_grpo.rollout.texts import completion_texts
 from maxent_grpo.rollout.weight_sync.control import SyncFailed
 from maxent_grpo.rollout.weight_sync.sync import WeightSync
 from maxent_grpo.rollout.weight_sync.weights import Weights
@@ -139,7 +140,7 @@ class VLLMEngineSampler(Sampler):
                 tuple(at[token].logprob for at, token in zip(completion.logprobs, tokens, strict=True))
                 for completion, tokens in zip(completions, ids, strict=True)
             ),
-            texts=tuple(self.tokenizer.batch_decode([list(row) for row in ids], skip_special_tokens=True)),
+            texts=tuple(completion_texts(self.tokenizer, ids)),
             finish_reasons=tuple(reasons),
             policy_version=policy_version,
         )

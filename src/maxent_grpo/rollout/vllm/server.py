@@ -22,6 +22,7 @@ from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import Finished, Sampler, SamplingSettings
 from maxent_grpo.rollout.samplers import SamplerParts
 from maxent_grpo.rollout.settings import ServerSettings
+from maxent_grpo.rollout.texts import completion_texts
 from maxent_grpo.rollout.vllm.connection import (
     GenerationServiceError,
     GenerationStats,
@@ -219,7 +220,7 @@ class VLLMServerSampler(Sampler):
             prompt=prompt,
             token_ids=tuple(output.token_ids for output in outputs),
             logps=tuple(output.logps for output in outputs),
-            texts=tuple(self.tokenizer.batch_decode(ids, skip_special_tokens=True)),
+            texts=tuple(completion_texts(self.tokenizer, ids)),
             finish_reasons=tuple(output.finished or "stop" for output in outputs),
             policy_version=policy_version,
         )

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from maxent_grpo.errors import UsageError, first_line
 from maxent_grpo.models.loading import is_adapted, load_adapter
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.train.strategies.fsdp2 import SHARDS, load_sharded
@@ -63,8 +64,14 @@ def load_policy_weights(model: PreTrainedModel, directory: Path) -> None:
     if is_adapted(model):
         load_adapter(model, directory)
         return
-    restored = type(model).from_pretrained(directory, dtype=model.dtype)
-    model.load_state_dict(restored.state_dict())
+    try:
+        restored = type(model).from_pretrained(directory, dtype=model.dtype)
+        model.load_state_dict(restored.state_dict())
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"resume_from_checkpoint: {directory} holds another model than model_name_or_path "
+            f"({first_line(error)}); resume with the model that it was made with"
+        ) from error
 
 
 def save_optimizer(optimizer: Optimizer, directory: Path) -> None:
