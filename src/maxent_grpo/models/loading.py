@@ -135,6 +135,14 @@ def _load_adapted(source: ModelSource, adapter: Mapping[str, Any]) -> PreTrained
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer of ``source``, with a padding token. Raises `UsageError` where there is none."""
+    folder = Path(source.location)
+    patterns = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
+    # Transformers would make an empty tokenizer from the model's configuration.
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in patterns):
+        raise UsageError(
+            f"model_name_or_path: cannot load the tokenizer of {source.name_or_path!r} (the folder has no tokenizer "
+            "files); save the tokenizer beside the model"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source.location,
