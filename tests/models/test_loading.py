@@ -56,7 +56,8 @@ def test_a_resume_with_another_model_is_refused(policy, tokenizer, tmp_path):
     other = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=30))
     other.save_pretrained(tmp_path / "other")
     assert "resume_from_checkpoint" in refusal(load_policy_weights, policy, tmp_path / "other")
-    config = type(policy.config)(**policy.config.to_dict() | {"num_hidden_layers": 1})
+    fewer = {"num_hidden_layers": 1, "layer_types": policy.config.layer_types[:1]}
+    config = type(policy.config)(**policy.config.to_dict() | fewer)
     type(policy)(config).save_pretrained(tmp_path / "smaller")
     assert "resume_from_checkpoint" in refusal(load_policy_weights, policy, tmp_path / "smaller")
 

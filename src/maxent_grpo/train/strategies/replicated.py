@@ -64,6 +64,12 @@ def load_policy_weights(model: PreTrainedModel, directory: Path) -> None:
     if is_adapted(model):
         load_adapter(model, directory)
         return
+    saved = json.loads((directory / "config.json").read_text()).get("model_type")
+    if saved != model.config.model_type:  # Transformers would fill in a model of its own default size
+        raise UsageError(
+            f"resume_from_checkpoint: {directory} holds a model of the kind {saved}, and model_name_or_path is of the "
+            f"kind {model.config.model_type}; resume with the model that it was made with"
+        )
     try:
         restored = type(model).from_pretrained(directory, dtype=model.dtype)
         model.load_state_dict(restored.state_dict())
