@@ -139,7 +139,7 @@ def test_another_model_is_told_that_it_does_not_fit(configure, run):
     config = run / "checkpoint-4" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": 32}))
     sizes_alone(run / "checkpoint-4")
-    with pytest.raises(UsageError, match="checkpoint-4 does not fit this run"):
+    with pytest.raises(UsageError, match="checkpoint-4 holds another model than"):
         train(configure(resume_from_checkpoint=True))
 
 
