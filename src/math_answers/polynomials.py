@@ -162,7 +162,7 @@ def _zeros(a: Polynomial) -> list[Value]:
     spend(5000)
     try:
         roots = context().polyroots([inexact(c) for c in reversed(a)], maxsteps=200, extraprec=200)
-    except Exception as error:
+    except (context().NoConvergence, ValueError, ZeroDivisionError) as error:
         raise UnreadableError("no zeros found") from error
     return [
         root.real if hasattr(root, "real") else root

@@ -50,7 +50,8 @@ def test_nonsense_is_refused_by_the_name_of_its_setting(given: dict[str, Any], m
     ["sdpa", "flash_attention_2", "paged|sdpa", "kernels-community/flash-attn@v1:flash_attn_varlen_func"],
 )
 def test_what_transformers_takes_as_attention_passes(attention: str) -> None:
-    resolve("train-baseline", RECIPE, {"flat": {"attn_implementation": attention}}, {})
+    config = resolve("train-baseline", RECIPE, {"flat": {"attn_implementation": attention}}, {})
+    assert config.model.attn_implementation == attention
 
 
 def test_a_warmup_ratio_is_a_share_and_warmup_steps_a_number() -> None:

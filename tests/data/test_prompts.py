@@ -309,3 +309,8 @@ def test_texts_beside_chats_are_refused_with_the_row():
     for mixed, kind in ((rows, "text"), (rows[::-1], "chat")):
         with pytest.raises(UsageError, match=rf"^row 1, column 'prompt': a {kind}, and row 0 is none"):
             build_prompts(mixed, byte_tokenizer(), PromptSettings())
+
+
+def test_a_template_that_fails_is_named_with_the_row():
+    with pytest.raises(UsageError, match=r"template fails on the prompt of row 0 \(ZeroDivisionError"):
+        build_prompts(rows_of("1+1?"), byte_tokenizer(template="{{ 1 / 0 }}"), PromptSettings())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.named import one_line
 from maxent_grpo.types import Prompt
 
 if TYPE_CHECKING:
@@ -318,6 +319,7 @@ def _render(
     if template is None:
         lines = [f"{message['role'].upper()}: {message['content']}" for message in chat]
         return "\n".join(lines if begun else [*lines, "ASSISTANT:"])
+    arguments = _template_arguments(columns or {}, index)
     try:
         text = tokenizer.apply_chat_template(
             chat,
@@ -325,18 +327,17 @@ def _render(
             tokenize=False,
             add_generation_prompt=not begun,
             continue_final_message=begun,
-            **_template_arguments(columns or {}, index),
+            **arguments,
         )
     except TemplateError as error:  # also how a template says that it knows no system role
         raise UsageError(
             f"the chat template refuses the prompt of row {index}: {error}; set chat_template"
         ) from error
-    except UsageError:
-        raise
-    except Exception as error:  # a template is a program of the user: it loops, it divides by zero
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    except (
+        Exception
+    ) as error:  # a template is the user's program: it divides by zero, it calls what is not there
         raise UsageError(
-            f"the chat template fails on the prompt of row {index} ({words}); set chat_template"
+            f"the chat template fails on the prompt of row {index} ({one_line(error, 200)}); set chat_template"
         ) from error
     return str(text)
 
