@@ -92,6 +92,9 @@ class Group:
     """G verdicts of the correctness reward: a score of at least 1; None: no reward tells what is right."""
     correctness: tuple[float, ...] | None = None
     """G shares of the correctness reward in the utilities, 0 where it gave no score; None as for `right`."""
+    modes: tuple[str | None, ...] | None = None
+    """G keys of the right answers that were given, equal where the answers are (`rewards.modes`); None for a completion
+    that is not right or whose answer has no key, and for the whole group as for `right`."""
 
     def has_signal(self, reads: Reads = "utilities") -> bool:
         """Whether what an advantage ``reads`` differs among the completions that have a utility."""
@@ -117,6 +120,7 @@ class Group:
             utilities=self.utilities[:kept],
             right=None if self.right is None else self.right[:kept],
             correctness=None if self.correctness is None else self.correctness[:kept],
+            modes=None if self.modes is None else self.modes[:kept],
         )
 
 
@@ -154,6 +158,12 @@ class Batch:
     """[P, G] bool, verdicts of the correctness reward; None: the utilities are its scores (right from 1 on)"""
     correctness: Tensor | None = None
     """[P, G], its share in the utilities; None: all of them"""
+    modes: Tensor | None = None
+    """[P, G] int64, the answer mode of each right completion (`rewards.modes`), −1 for none: numbers within its prompt,
+    first those of the prompt's history, sorted by key, then the new ones, sorted by key; None: nothing tells right"""
+    mode_history: Tensor | None = None
+    """[P, K] int64, right completions of earlier steps for each of these numbers, 0 for a new one and beyond a prompt's
+    last; None: no history is kept"""
 
     @property
     def group_size(self) -> int:
@@ -217,7 +227,8 @@ class Batch:
             value = getattr(self, name)
             picked[name] = None if value is None else value[rows, :width]
         picked["seed_ids"] = None if self.seed_ids is None else self.seed_ids[rows]
-        for name in ("right", "correctness", "answer_clusters", "mode_counts"):
+        groupwise = ("right", "correctness", "answer_clusters", "mode_counts", "modes", "mode_history")
+        for name in groupwise:
             value = getattr(self, name)
             picked[name] = None if value is None else value[picked_groups]
         return replace(self, **picked)

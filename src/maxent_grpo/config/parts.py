@@ -113,6 +113,8 @@ class RewardSettings:
     options: RewardOptions
     isolation: IsolationSettings
     zero_truncated: bool
+    mode_key: str | None = None
+    """``module:function`` that names right answers; None: `rewards.modes` does."""
 
 
 @dataclass(frozen=True)

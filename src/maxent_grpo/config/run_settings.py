@@ -240,6 +240,7 @@ def reward_settings(config: RunConfig) -> RewardSettings:
             training.reward_timeout, training.reward_memory_mb, training.reward_workers
         ),
         zero_truncated=training.zero_truncated_completion_rewards,
+        mode_key=training.mode_key or None,
     )
 
 

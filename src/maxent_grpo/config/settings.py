@@ -180,6 +180,9 @@ class CompletionFields:
     correctness_reward: str | None = setting(None, "Reward function that says what is right, by a score of at least 1: "
         "for pass, mean@k and advantages of right answers; unset: the first that is known to judge answers, else the "
         "only one.")
+    mode_key: str | None = native(None, "module:function that names the right answer that a completion gives, by which "
+        "modes are counted: (text, row's columns) → text or None; unset: the task's verifier, the gold that it equals, "
+        "or the answer.")
     zero_truncated_completion_rewards: bool = native(False, "Give utility 0 to a completion that ran to "
         "max_completion_length without ending.")
     stop_sequences: list[str] | str | None = native(None, 'Texts that end a completion and stay part of it: a '

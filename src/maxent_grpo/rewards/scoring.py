@@ -5,6 +5,7 @@ import math
 import re
 import statistics
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from maxent_grpo.errors import RunError
 from maxent_grpo.named import one_line
 from maxent_grpo.rewards.isolation import LOST, Isolation, IsolationSettings, Pending, RewardTimeoutError
+from maxent_grpo.rewards.modes import ModeKey, ModeKeys
 from maxent_grpo.rewards.registry import (
     RIGHT,
     Arguments,
@@ -46,6 +48,7 @@ class Scorer:
             scores.
         isolation: the worker processes of isolated functions, which scorers may share; they start when needed.
         max_steps: optimiser steps of the run, for functions that follow a schedule; 0: not known.
+        mode_key: names right answers; None: see `ModeKeys`.
     """
 
     def __init__(
@@ -54,11 +57,13 @@ class Scorer:
         zero_truncated: bool = False,
         isolation: Isolation | None = None,
         max_steps: int = 0,
+        mode_key: ModeKey | None = None,
     ) -> None:
         self.functions = tuple(functions)
         self.judge = next((reward for reward in functions if reward.correctness or len(functions) == 1), None)
         self.zero_truncated = zero_truncated
         self.max_steps = max_steps
+        self._modes = None if self.judge is None else ModeKeys(self.judge, mode_key)
         self._caller = Caller()
         self._isolation = isolation or Isolation(IsolationSettings())
         self._reported: set[str] = set()
@@ -122,6 +127,15 @@ class Scorer:
         } | {name: scores.scores() for name, scores in pending.items()}
         for reward in self.functions:
             self._report(reward, scores[reward.name], arguments, rollouts, step)
+
+        def equal(grader: RewardFunction, chosen: Sequence[int], golds: Sequence[str]) -> Sequence[float]:
+            columns = _shown_to(grader, arguments, rollouts).items()
+            pairs = {name: [column[row] for row in chosen] for name, column in columns} | {"answer": [*golds]}
+            if grader.isolated:
+                whole = [slice(0, len(chosen))]
+                return self._isolation.submit(grader, pairs, whole, context).scores().values
+            return self._caller.scores(grader, pairs, context).values
+
         groups: list[Group] = []
         for rollout, part in _groups(rollouts):
             rewards = {reward.name: scores[reward.name].values[part] for reward in self.functions}
@@ -131,6 +145,9 @@ class Scorer:
             ]
             utilities = self._utilities(rollout, rewards, lost)
             groups.append(Group(rollout, rewards, utilities, *self._verdicts(rollout, rewards)))
+        if self._modes is not None:
+            keys = self._modes(rollouts, [group.right or () for group in groups], equal)
+            groups = [replace(group, modes=modes) for group, modes in zip(groups, keys, strict=True)]
         return groups, group_metrics(groups) | _call_metrics(scores.values())
 
     def _context(self, step: int, is_eval: bool) -> CallContext:

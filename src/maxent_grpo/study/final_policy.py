@@ -16,6 +16,7 @@ from maxent_grpo.config.run_settings import data_settings, model_source, reward_
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.evaluate.passk import exploration_scores
 from maxent_grpo.models.loading import load_policy, load_tokenizer
+from maxent_grpo.rewards.modes import load_mode_key
 from maxent_grpo.rewards.registry import load_rewards
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.local import LocalSampler
@@ -58,6 +59,7 @@ def evaluation_rows(config: RunConfig, evaluation: EvaluationPlan) -> Iterator[R
     scorer = Scorer(
         load_rewards(config.script.reward_funcs, training.reward_weights, reward_settings(config).options),
         zero_truncated=training.zero_truncated_completion_rewards,
+        mode_key=load_mode_key(training.mode_key),
     )
     at_once = max(1, training.per_device_eval_batch_size // evaluation.k)
     for temperature in evaluation.temperatures:

@@ -50,6 +50,7 @@ from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rewards.isolation import Isolation
 from maxent_grpo.rewards.math import check_golds
+from maxent_grpo.rewards.modes import load_mode_key
 from maxent_grpo.rewards.registry import RewardFunction, load_rewards
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.stats import Meter
@@ -97,11 +98,12 @@ def build(settings: NativeSettings, given: Given) -> Run:
         cadence = make_cadence(settings.cadence, plan, len(prompts))
         held_out = evaluation_prompts(settings.data, given, tokenizer)
         isolation, zero_truncated = Isolation(settings.rewards.isolation), settings.rewards.zero_truncated
-        scorer = Scorer(functions, zero_truncated, isolation, cadence.total_steps)
+        mode_key = load_mode_key(settings.rewards.mode_key)
+        scorer = Scorer(functions, zero_truncated, isolation, cadence.total_steps, mode_key)
         judges = evaluation_rewards(settings.rewards, functions)
         check_answers(judges, held_out or (), settings.data.evaluation_prompts)
         check_correctness(build_objective(settings.objective), functions, prompts)
-        judge = Scorer(judges, zero_truncated, isolation, cadence.total_steps)
+        judge = Scorer(judges, zero_truncated, isolation, cadence.total_steps, mode_key)
         evaluation = make_evaluation(settings, held_out, judge, tokenizer)
         seeds = make_seeds(settings.seeds, settings.data.prompts, tokenizer, prompts)
         stream = PromptStream(prompts, seed=settings.seed, shuffle=settings.shuffle)

@@ -379,7 +379,9 @@ def group_from_json(stored: dict[str, Any]) -> Group:
     parts["seed_prompts"] = tuple(map(_prompt_from_json, parts["seed_prompts"]))
     rewards = {name: tuple(scores) for name, scores in stored["rewards"].items()}
     verdicts = {
-        name: tuple(stored[name]) for name in ("right", "correctness") if stored.get(name) is not None
+        name: tuple(stored[name])
+        for name in ("right", "correctness", "modes")
+        if stored.get(name) is not None
     }
     return Group(Rollout(**parts), rewards, tuple(stored["utilities"]), **verdicts)
 

@@ -1,6 +1,6 @@
 """Scored groups as tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,15 +10,26 @@ from maxent_grpo.models.packing import left_padded
 from maxent_grpo.tasks.registry import answer_clusters, mode_count
 from maxent_grpo.types import Batch, Group, Prompt
 
+ModeCounts = Mapping[str, int]
+"""Key of an answer mode → right completions that gave it."""
 
-def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool, answers: bool = False) -> Batch:
+
+def collate(
+    groups: Sequence[Group],
+    *,
+    pad_id: int,
+    on_policy: bool,
+    answers: bool = False,
+    histories: Sequence[ModeCounts] | None = None,
+) -> Batch:
     """The groups' sampled token ids as a `Batch` on the CPU: never decoded and tokenised again.
 
     Of completions in several turns the environment's tokens are read and not learned from (`Batch.sequence_mask`).
 
     ``on_policy`` says that the sampling weights are the learner's: the forward's own log-probs are then the old ones.
     Otherwise the behaviour log-probs are. All groups have the same size, and the same seeds if any. ``answers`` asks
-    for the fields that are read from the texts: `Batch.answer_clusters` and `Batch.mode_counts`.
+    for the fields that are read from the texts: `Batch.answer_clusters` and `Batch.mode_counts`. ``histories`` are the
+    modes that earlier steps saw of each group's prompt; None: nobody keeps them.
     """
     prompts, prompt_of = prompts_read(groups)
     prompt_ids, prompt_mask = left_padded([prompt.token_ids for prompt in prompts], pad_id)
@@ -47,7 +58,23 @@ def collate(groups: Sequence[Group], *, pad_id: int, on_policy: bool, answers: b
         right=_verdicts([g.right for g in groups], torch.bool),
         correctness=_verdicts([g.correctness for g in groups], torch.float32),
     )
+    batch = with_modes(batch, groups, histories)
     return with_answers(batch, groups) if answers else batch
+
+
+def with_modes(batch: Batch, groups: Sequence[Group], histories: Sequence[ModeCounts] | None) -> Batch:
+    """The batch with `Batch.modes` and `Batch.mode_history`, where a reward tells what is right."""
+    if any(group.modes is None for group in groups):
+        return batch
+    modes, counts = [], []
+    for group, known in zip(groups, histories or ({},) * len(groups), strict=True):
+        given = group.modes or ()
+        keys = [*sorted(known), *sorted({key for key in given if key is not None} - known.keys())]
+        number = {key: i for i, key in enumerate(keys)}
+        modes.append([-1 if key is None else number[key] for key in given])
+        counts.append(torch.tensor([known.get(key, 0) for key in keys], dtype=torch.long))
+    history = None if histories is None else torch.nn.utils.rnn.pad_sequence(counts, batch_first=True)
+    return replace(batch, modes=torch.tensor(modes), mode_history=history)
 
 
 def with_answers(batch: Batch, groups: Sequence[Group]) -> Batch:

@@ -14,6 +14,7 @@ from maxent_grpo.config.parts import NativeSettings
 from maxent_grpo.models.loading import with_adapter
 from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.rewards.isolation import Isolation
+from maxent_grpo.rewards.modes import load_mode_key
 from maxent_grpo.rewards.scoring import Scorer, group_metrics
 from maxent_grpo.rollout.local import LocalSampler
 from maxent_grpo.rollout.sampler import Sampler
@@ -50,6 +51,7 @@ class RolloutWorker:
             settings.rewards.zero_truncated,
             Isolation(settings.rewards.isolation),
             self._config.total_steps,
+            load_mode_key(settings.rewards.mode_key),
         )
         self._seeds = make_seeds(settings.seeds, settings.data.prompts, tokenizer, None)
         engine, adapter = settings.sampler.name != "local", settings.model.adapter
