@@ -315,6 +315,7 @@ def sampler_settings(config: RunConfig, environ: Mapping[str, str]) -> SamplerSe
         directory=training.vllm_sync_dir or "",
         port=training.vllm_group_port,
         interval=training.vllm_sync_interval_steps if training.vllm_sync_weights else 0,
+        timeout=training.vllm_sync_timeout,
     )
     if not training.use_vllm:
         return SamplerSettings(training.sampler or "local", sync=sync)

@@ -307,6 +307,8 @@ class VLLMFields:
         "weights; empty: vllm_server_base_url alone.")
     vllm_sync_dir: str | None = native(None, "Directory for disk, under one path on trainer and servers; "
         "unset: a folder of output_dir.")
+    vllm_sync_timeout: float = native(300.0, "Seconds that weights may take to reach all servers, and each of their "
+        "answers; then the attempt is given up, the connection made anew, and after the third the run ends.", gt=0)
     vllm_api: Literal["auto", "openai", "generate", "trl"] = native("auto",
         "Protocol of the server: openai (/v1/completions), generate (vLLM's /inference/v1/generate), trl "
         "(TRL's former server); auto: openai where it is there, else trl.", feeds="server.api")

@@ -122,6 +122,8 @@ class SyncSettings:
     """For disk, under one path on trainer and servers."""
     port: int = 0
     """The port where the members of a process group meet; 0: a free one."""
+    timeout: float = 300.0
+    """Seconds that one attempt may take."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from maxent_grpo.train.state import Run
 from maxent_grpo.train.strategies.replicated import write_json
 from maxent_grpo.train.strategies.strategy import NO_STATE
 from maxent_grpo.types import Group, Prompt, Rollout
+from maxent_grpo.waiting import waiting
 
 BUFFER = "buffer.json"
 NAMES = {"replicated": "ddp, or of one process", "accelerate": "zero2 or zero3"}
@@ -62,7 +63,7 @@ def save_checkpoint(run: Run) -> Path:
     Raises:
         RunError: the disk is full, or gone.
     """
-    with naming_failed_writes(run.output_dir):
+    with naming_failed_writes(run.output_dir), waiting(f"checkpoint-{run.step} to be written"):
         return _save_checkpoint(run)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ from maxent_grpo.objectives.advantages import std_over_batch
 from maxent_grpo.train.micro_batches import MicroBatch, scoring_batches
 from maxent_grpo.train.strategies.strategy import Strategy
 from maxent_grpo.types import Batch, Denominators, Forward, Signal
+from maxent_grpo.waiting import waiting
 
 Reference = Callable[[Batch], tuple[Tensor, ...]]
 """What scores the reference: a batch → log-probs [B, T] first. A `PolicyForward` of a frozen model, or a call of the
@@ -110,12 +112,14 @@ class Learner:
         """Counts over all ranks: what every micro-batch's loss is divided by."""
         local = [batch.utilities.shape[0], batch.utilities.numel(), int(batch.completion_mask.sum())]
         counts = torch.tensor(local, dtype=torch.float64, device=self.accelerator.device)
-        groups, sequences, tokens = self.accelerator.reduce(counts, reduction="sum").tolist()
+        with self._for_ranks("the completions of the other ranks"):
+            groups, sequences, tokens = self.accelerator.reduce(counts, reduction="sum").tolist()
         return Denominators(groups, sequences, tokens, self.max_completion_length)
 
     def utility_std(self, batch: Batch) -> Tensor:
         """The sample standard deviation of the utilities over all ranks: what ``scale_rewards="batch"`` divides by."""
-        return std_over_batch(self.accelerator.gather(batch.utilities))
+        with self._for_ranks("the utilities of the other ranks"):
+            return std_over_batch(self.accelerator.gather(batch.utilities))
 
     def forward(self, batch: Batch, *, last: bool = True) -> Forward:
         """The policy's view of the batch's completions: log-probs, entropy, and what InfoSeed reads.
@@ -169,7 +173,8 @@ class Learner:
     def max_over_ranks(self, numbers: Sequence[int]) -> list[int]:
         """The largest of each number over all ranks."""
         tensor = torch.tensor([numbers], device=self.device)
-        return [int(number) for number in self.accelerator.gather(tensor).amax(dim=0)]
+        with self._for_ranks("the micro-batches of the other ranks"):
+            return [int(number) for number in self.accelerator.gather(tensor).amax(dim=0)]
 
     def gathered(self, signal: Signal) -> Signal:
         """The signal of the groups of all ranks, in rank order."""
@@ -186,7 +191,12 @@ class Learner:
     def from_first_rank(self, numbers: Sequence[float]) -> list[float]:
         """The first rank's ``numbers``, on every rank."""
         tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        return [float(number) for number in broadcast(tensor, from_process=0)]
+        with self._for_ranks("the first rank"):
+            return [float(number) for number in broadcast(tensor, from_process=0)]
+
+    def _for_ranks(self, what: str) -> AbstractContextManager[None]:
+        """Around a collective: one that takes long is told."""
+        return waiting(what) if self.accelerator.num_processes > 1 else nullcontext()
 
     def update(self, step: int) -> Update:
         """Clip and step the optimiser, with the learning rate of optimiser step ``step`` (from 0).
@@ -197,8 +207,9 @@ class Learner:
             RunError: the ranks hold different gradients.
         """
         rate = self.learning_rate.base * self.learning_rate.factor(step)
-        norm = self.strategy.update(rate, self.max_grad_norm)
-        self._refuse_unsynchronised(norm, step)
+        with self._for_ranks(f"the gradients of the other ranks, optimiser step {step + 1}"):
+            norm = self.strategy.update(rate, self.max_grad_norm)
+            self._refuse_unsynchronised(norm, step)
         applied = math.isfinite(norm)
         metrics = {"learning_rate": rate, "update_skipped": float(not applied)}
         return Update(applied, metrics | ({"grad_norm": norm} if applied else {}))

@@ -18,8 +18,6 @@ from maxent_grpo.http import WAITING_EVERY, Answer, Fault, excerpt, fetch, read_
 
 Result = TypeVar("Result")
 
-ANSWER_SECONDS = 300.0
-"""Time that one call may take: reloading a large model from a slow disk does."""
 HEALTH_SECONDS = 2.0
 """Between two looks at a server that is not there yet."""
 
@@ -32,9 +30,16 @@ class VLLMControl:
     """One server. Every call raises `SyncFailed` where it does not answer, or answers with an error."""
 
     def __init__(
-        self, url: str, headers: Mapping[str, str] | None = None, secrets: Sequence[str] = ()
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        secrets: Sequence[str] = (),
+        answer_seconds: float = 300.0,
     ) -> None:
         self.url = url.rstrip("/")
+        self.answer_seconds = (
+            answer_seconds  # of one call: reloading a large model from a slow disk takes long
+        )
         self._headers, self._secrets = dict(headers or {}), secrets
 
     def post(self, path: str, **request: Any) -> dict[str, Any]:
@@ -103,11 +108,20 @@ class VLLMControl:
         except Fault as fault:
             raise SyncFailed(f"{self.url}{path}: {fault}") from fault
 
-    def _send(self, method: str, path: str, timeout: float = ANSWER_SECONDS, **request: Any) -> Answer:
+    def _send(self, method: str, path: str, timeout: float | None = None, **request: Any) -> Answer:
+        seconds = self.answer_seconds if timeout is None else timeout
         try:
-            return fetch(self.url + path, method, timeout=timeout, headers=self._headers, **request)
+            return fetch(self.url + path, method, timeout=seconds, headers=self._headers, **request)
         except Fault as fault:
             raise SyncFailed(redacted(f"{self.url}{path}: {fault}", self._secrets)) from fault
+
+
+def broken_off(servers: Sequence[VLLMControl], error: Exception) -> str:
+    """The line for weights that did not arrive."""
+    at = ", ".join(server.url for server in servers)
+    return (
+        f"weights did not reach {at} ({' '.join(str(error).split())}); the log of that vLLM server says why"
+    )
 
 
 def on_all(servers: Sequence[VLLMControl], call: Callable[[VLLMControl], Result]) -> list[Result]:

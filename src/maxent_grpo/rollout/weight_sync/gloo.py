@@ -17,6 +17,7 @@ from maxent_grpo.rollout.settings import SyncSettings
 from maxent_grpo.rollout.weight_sync.control import (
     SyncFailed,
     VLLMControl,
+    broken_off,
     init_transfer,
     post_all,
     workers_before,
@@ -24,32 +25,33 @@ from maxent_grpo.rollout.weight_sync.control import (
 from maxent_grpo.rollout.weight_sync.transports import Transport
 from maxent_grpo.rollout.weight_sync.weights import WeightInfo
 
-TIMEOUT = timedelta(seconds=300)
-
 
 class GlooGroup:
     """One member of the group of a trainer, rank 0 and sender, and the workers of its vLLM servers.
 
     It is apart from PyTorch's default group, which belongs to the trainer's ranks, or to vLLM's. Rank 0 keeps the
-    meeting point, at ``address`` and ``port``; all members must come within `TIMEOUT`. ``own_address`` is that of this
-    machine's interface towards the others.
+    meeting point, at ``address`` and ``port``; all members must come within ``seconds``, and each broadcast takes no
+    longer. ``own_address`` is that of this machine's interface towards the others.
     """
 
-    def __init__(self, address: str, port: int, rank: int, size: int, own_address: str) -> None:
+    def __init__(
+        self, address: str, port: int, rank: int, size: int, own_address: str, seconds: float
+    ) -> None:
+        timeout = timedelta(seconds=seconds)
         # By itself rank 0 would listen on all interfaces.
         listener = listening_at(address, port).detach() if rank == 0 else None
         self._store = dist.TCPStore(
-            address, port, size, rank == 0, TIMEOUT, wait_for_workers=False, master_listen_fd=listener
+            address, port, size, rank == 0, timeout, wait_for_workers=False, master_listen_fd=listener
         )
         gloo: Any = dist.ProcessGroupGloo  # PyTorch's types do not know it whole
         options = gloo._Options()
-        options._timeout = TIMEOUT
+        options._timeout = timeout
         options._devices = [gloo.create_device(hostname=own_address)]
         prefixed = dist.PrefixStore("weights", self._store)
         self._group = gloo(prefixed, rank, size, options)
 
     def broadcast(self, tensor: Tensor) -> None:
-        """Send ``tensor`` (rank 0), or fill it. Raises `RuntimeError` where a member is gone."""
+        """Send ``tensor`` (rank 0), or fill it. Raises `RuntimeError` where a member is gone, or late."""
         self._group.broadcast(tensor, 0).wait()
 
 
@@ -63,6 +65,8 @@ class GlooInit:
     """Rank of the server's first worker."""
     world_size: int
     """The trainer and the workers of all servers."""
+    seconds: float
+    """That a broadcast may take."""
 
 
 @dataclass
@@ -86,7 +90,7 @@ class GlooTransport(Transport):
     """``settings.port`` of this machine is where the workers meet the trainer; 0 takes a free one."""
 
     def __init__(self, settings: SyncSettings) -> None:
-        self._port = settings.port
+        self._port, self._seconds = settings.port, settings.timeout
         self._group: GlooGroup | None = None
 
     def send(
@@ -105,7 +109,7 @@ class GlooTransport(Transport):
                 for _, tensor in weights:
                     group.broadcast(tensor.detach().to("cpu").contiguous())
             except RuntimeError as error:
-                raise SyncFailed(f"a server broke off while it received weights: {error}") from error
+                raise SyncFailed(broken_off(servers, error)) from error
             received.result()
         post_all(servers, "/finish_weight_update", json={})
 
@@ -114,13 +118,13 @@ class GlooTransport(Transport):
         *before, workers = workers_before(servers)
         port = self._port or free_port()
         inits = [
-            asdict(GlooInit(server.own_address(), port, 1 + count, 1 + workers))
+            asdict(GlooInit(server.own_address(), port, 1 + count, 1 + workers, self._seconds))
             for server, count in zip(servers, before, strict=True)
         ]
         with ThreadPoolExecutor(max_workers=1) as pool:
             joined = pool.submit(init_transfer, servers, inits)
             own = servers[0].own_address()
-            group = GlooGroup(own, port, 0, 1 + workers, own)
+            group = GlooGroup(own, port, 0, 1 + workers, own, self._seconds)
             joined.result()
         return group
 

@@ -37,7 +37,8 @@ class GlooEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
         trainer, port = init_info.master_address, init_info.master_port
-        self._group = GlooGroup(trainer, port, rank, init_info.world_size, address_towards(trainer, port))
+        own = address_towards(trainer, port)
+        self._group = GlooGroup(trainer, port, rank, init_info.world_size, own, init_info.seconds)
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)

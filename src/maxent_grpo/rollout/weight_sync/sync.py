@@ -15,6 +15,7 @@ from maxent_grpo.rollout.settings import TRANSPORTS, ServerSettings, SyncSetting
 from maxent_grpo.rollout.weight_sync.control import SyncFailed, VLLMControl, on_all, post_all
 from maxent_grpo.rollout.weight_sync.transports import Transport
 from maxent_grpo.rollout.weight_sync.weights import WeightInfo, Weights
+from maxent_grpo.waiting import waiting
 
 UNNAMED = "default"
 """vLLM's name for the weights that it was started with."""
@@ -79,7 +80,10 @@ class ServerWeightSync:
         stream = iter(weights)
         try:
             if self._is_sender:
-                self._send(weights.description(), stream, version)
+                with waiting(
+                    f"weights {version} to reach {', '.join(server.url for server in self._servers)}"
+                ):
+                    self._send(weights.description(), stream, version)
         except SyncFailed:
             self._transport.reset()
             raise
@@ -128,7 +132,10 @@ def server_weight_sync(
     """
     if not is_sender:
         return ServerWeightSync([], Transport(), patience=0.0, is_sender=False)
-    servers = [VLLMControl(url, server.headers, server.secrets) for url in sync.urls or [server.base_url]]
+    servers = [
+        VLLMControl(url, server.headers, server.secrets, sync.timeout)
+        for url in sync.urls or [server.base_url]
+    ]
     try:
         found = [one.settings() for one in servers]
         proxied = any(one.is_proxy() for one in servers)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,11 +15,13 @@ from maxent_grpo.rollout.settings import SyncSettings
 from maxent_grpo.rollout.weight_sync.control import (
     SyncFailed,
     VLLMControl,
+    broken_off,
     init_transfer,
     post_all,
     workers_before,
 )
 from maxent_grpo.rollout.weight_sync.weights import WeightInfo
+from maxent_grpo.waiting import Late, within
 
 SHARD_BYTES = 2**30
 """Parameters held in memory before they are written: one file's worth."""
@@ -122,7 +125,7 @@ class NCCLTransport(Transport):
                 "'maxent-grpo[vllm]'; or use disk or gloo"
             ) from error
         self._start = WeightTransferTrainerFactory.trainer_init
-        self._port = settings.port
+        self._port, self._seconds = settings.port, settings.timeout
         self._engine: Any = None
         self._source: Any = None
 
@@ -132,7 +135,11 @@ class NCCLTransport(Transport):
         description: Sequence[WeightInfo],
         weights: Iterator[tuple[str, Tensor]],
     ) -> None:
-        try:
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+        def transfer() -> None:
+            if device is not None:  # a thread starts on device 0
+                torch.cuda.set_device(device)
             if self._engine is None:
                 self._source = _source()
                 self._source.use(description, weights)
@@ -140,8 +147,18 @@ class NCCLTransport(Transport):
                 self._engine = self._start(init, client=AllServers(servers), source=self._source)
             self._source.use(description, weights)
             self._engine.send_weights()
-        except RuntimeError as error:  # of NCCL, or of the rendezvous
-            raise SyncFailed(f"a server broke off while it received weights: {error}") from error
+
+        # NCCL's calls know no deadline, and a server that failed never comes to them.
+        try:
+            within(self._seconds, transfer, self._abort)
+        except (RuntimeError, Late) as error:  # of NCCL, of the rendezvous, or nobody's
+            raise SyncFailed(broken_off(servers, error)) from error
+
+    def _abort(self) -> None:
+        """Make a transfer that hangs in the communicator return, where there is one yet."""
+        communicator = getattr(self._engine, "model_update_group", None)
+        if communicator is not None:
+            communicator.destroy()
 
     def init_info(self, servers: Sequence[VLLMControl]) -> Any:
         """The trainer's place in the group, as vLLM's own class."""
