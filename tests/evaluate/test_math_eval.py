@@ -8,10 +8,10 @@ import pytest
 
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.evaluate import local_backend
-from maxent_grpo.evaluate.passk import exploration_scores
+from maxent_grpo.evaluate.passk import exploration_scores, with_standard_errors
 from maxent_grpo.evaluate.records import Answers, read_records
 from maxent_grpo.evaluate.result_files import headline_metrics, results_table, write_results
-from maxent_grpo.files import fingerprint_path
+from maxent_grpo.files import fingerprint_path, strict_json
 from maxent_grpo.inference import ArtifactSettings, InferenceModelSpec, run_math_eval_inference
 from maxent_grpo.tasks.registry import load_rows
 from maxent_grpo.tasks.tiny_policy import bundled_policy_path
@@ -82,9 +82,10 @@ def test_figures_equal_those_of_evaluation_during_training(whole):
             rollout = Rollout(prompt, (), (), tuple(line["generations"]), (), 0)
             right = tuple(score == 1 for score in line["scores"])
             groups.append(Group(rollout, {}, tuple(line["scores"]), right))
-        for name, values in exploration_scores(groups).items():
+        means = with_standard_errors(exploration_scores(groups))
+        for name in (name for name in means if not name.endswith(("_se", "_support"))):
             ours = result.per_seed[seed][name.replace("mean", "avg")]
-            assert ours == pytest.approx(sum(values) / len(values))
+            assert ours == pytest.approx(means[name])
 
 
 def test_a_line_says_everything(whole):
@@ -225,17 +226,20 @@ def test_several_models_and_temperatures_give_a_result_each(tmp_path):
 
 
 def test_the_table_shows_every_k_that_was_asked_for(tmp_path):
-    (result,) = run(tmp_path, ks=[2, 3], limit=2)
+    (result,) = run(tmp_path, ks=[2, 3])
     assert headline_metrics(result) == [
         "pass_at_1",
         "pass_at_1_unbiased",
         "pass_at_2_unbiased",
         "pass_at_3_unbiased",
         "avg_at_3",
-        *(f"{kind}_at_{k}" for kind in ("distinct", "coverage") for k in (1, 2, 3)),
+        *(f"cover_{t}_at_4" for t in (20, 50, 80)),
+        *(f"{kind}_at_{k}" for kind in ("distinct", "coverage", "breadth") for k in (1, 2, 3)),
+        "pcmd_at_4",
+        "n_eff_at_4",
     ]
     assert all(name in results_table([result]) for name in headline_metrics(result))
-    (whole,) = run(tmp_path, limit=2)
+    (whole,) = run(tmp_path)
     assert "pass_at_4" in headline_metrics(whole)
     assert "pass_at_4_unbiased" not in headline_metrics(whole)
     settings = {"dataset": "graph_coloring", "seeds": [0], "num_generations": 1, "progress": False}
@@ -262,9 +266,9 @@ def test_summary_files_say_what_the_result_says(whole):
     paths = {path.name: path for path in write_results(result)}
     summary = json.loads(paths["summary.json"].read_text())
     assert summary["metrics"]["pass_at_1"]["mean"] == result.pass_at_1
-    assert summary["per_seed"]["1"] == result.per_seed[1]
+    assert summary["per_seed"]["1"] == strict_json(result.per_seed[1])
     heading, first, *_ = paths["summary.csv"].read_text().splitlines()
-    assert heading == "metric,mean,low,high,seed_min,seed_max,seed_sd,seed_0,seed_1"
+    assert heading == "metric,mean,low,high,seed_min,seed_max,seed_sd,support,seed_0,seed_1"
     assert first.startswith(f"pass_at_1,{result.pass_at_1}")
     before = {name: path.read_bytes() for name, path in paths.items()}
     write_results(result)

@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -13,11 +13,15 @@ import pytest
 from maxent_grpo.evaluate.passk import (
     ScoredSamples,
     avg_at,
+    breadth_at,
+    cover_at,
     coverage_at,
     distinct_at,
+    effective_modes,
     exploration_scores,
     ks_up_to,
     pass_at,
+    pcmd,
     per_prompt,
     unbiased_pass_at,
     with_standard_errors,
@@ -99,6 +103,97 @@ def test_distinct_at_k_is_the_mean_over_subsets(n):
     assert distinct_at(samples, n).tolist() == expected  # k = n: the plain count, to the bit
 
 
+WRONG = "wrong"
+CHANCES = {"a": 0.3, "b": 0.25, "c": 0.05, WRONG: 0.4}
+
+
+def every_sample(n: int) -> tuple[ScoredSamples, np.ndarray]:
+    """All n samples of a policy with three right answers and a wrong one, and the chance of each: [4ⁿ]."""
+    draws = list(product(CHANCES, repeat=n))
+    scores = np.array([[float(one != WRONG) for one in draw] for draw in draws])
+    modes = tuple(tuple(None if one == WRONG else one for one in draw) for draw in draws)
+    return ScoredSamples(scores, modes, (3,) * len(draws)), np.array(
+        [math.prod(CHANCES[one] for one in draw) for draw in draws]
+    )
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_pcmd_is_unbiased_where_two_samples_are_right(n):
+    samples, chance = every_sample(n)
+    values = pcmd(samples)
+    defined = ~np.isnan(values)
+    assert (defined == (samples.right.sum(axis=1) >= 2)).all()
+    shares = np.array([0.3, 0.25, 0.05]) / 0.6
+    truth = 1 - (shares**2).sum()
+    assert (values[defined] * chance[defined]).sum() / chance[defined].sum() == pytest.approx(
+        truth, abs=1e-12
+    )
+    # Whatever the number of right ones: the share of right samples does not enter.
+    for right in range(2, n + 1):
+        here = samples.right.sum(axis=1) == right
+        assert (values[here] * chance[here]).sum() / chance[here].sum() == pytest.approx(truth, abs=1e-12)
+
+
+def test_pcmd_is_the_share_of_pairs_that_differ():
+    samples, _ = every_sample(4)
+    for row, right, value in zip(samples.modes, samples.right, pcmd(samples), strict=True):
+        pairs = list(combinations([mode for mode, ok in zip(row, right, strict=True) if ok], 2))
+        differ = sum(a != b for a, b in pairs) / len(pairs) if pairs else math.nan
+        assert value == pytest.approx(differ, abs=1e-12, nan_ok=True)
+
+
+def test_two_right_samples_say_what_rarefaction_to_two_says():
+    samples, _ = every_sample(4)
+    only_right = samples.right.all(axis=1)
+    assert distinct_at(samples, 2)[only_right] == pytest.approx(1 + pcmd(samples)[only_right], abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_breadth_is_what_is_found_beyond_the_first(k):
+    samples, chance = every_sample(3)
+    subsets = list(combinations(range(3), k))
+    expected = []
+    for modes in samples.modes:
+        found = [len({modes[i] for i in subset} - {None}) for subset in subsets]
+        expected.append(sum(max(0, number - 1) for number in found) / len(found))
+    assert breadth_at(samples, k) == pytest.approx(expected, abs=1e-12)
+    truth = sum(1 - (1 - p) ** k for p in (0.3, 0.25, 0.05)) - (1 - 0.4**k)
+    assert (breadth_at(samples, k) * chance).sum() == pytest.approx(truth, abs=1e-12)
+
+
+def test_cover_of_the_true_shares_determines_pass_at_k():
+    shares = np.array([0, 1, 3, 5, 8, 10]) / 10
+    samples = ScoredSamples((np.arange(10) < 10 * shares[:, None]).astype(float))
+    taus = (np.arange(20_000) + 0.5) / 20_000
+    for k in (1, 2, 8):
+        integral = np.mean([k * (1 - t) ** (k - 1) * cover_at(samples, t).mean() for t in taus])
+        assert integral == pytest.approx((1 - (1 - shares) ** k).mean(), abs=1e-3)
+    assert cover_at(samples, 0.3).tolist() == [0, 0, 1, 1, 1, 1]  # at the threshold is covered
+    assert cover_at(samples, 0.8).tolist() == [0, 0, 0, 0, 1, 1]
+
+
+def test_effective_modes_of_equally_likely_answers_is_their_number():
+    assert effective_modes(1 - 1 / 7) == pytest.approx(7)
+    assert effective_modes(0.0) == 1
+    assert effective_modes(1.0) is None
+
+
+def test_pooled_samples_are_those_of_all_seeds():
+    samples, _ = every_sample(2)
+    both = samples.beside(samples)
+    assert both.scores.shape == (16, 4)
+    assert pcmd(both)[1] == pytest.approx(1 - 4 / 12)  # a, b, a, b
+    assert samples.beside(replace(samples, modes=None)).modes is None
+
+
+def test_without_a_count_there_is_no_coverage_and_no_most():
+    samples = ScoredSamples(np.ones((1, 3)), modes=(("a", "b", None),))
+    assert distinct_at(samples, 3).tolist() == [3]
+    columns = per_prompt(samples, [3])
+    assert "coverage_at_3" not in columns
+    assert columns["pcmd_at_3"].tolist() == [1]
+
+
 @pytest.mark.parametrize(("n", "ks"), [(1, (1,)), (2, (1, 2)), (8, (1, 2, 4, 8)), (10, (1, 2, 4, 8, 10))])
 def test_default_ks(n, ks):
     assert ks_up_to(n) == ks
@@ -150,6 +245,13 @@ def test_each_measure_is_what_its_name_says(row):
     assert scores["pass_at_4"] == [1.0, 0.0]
     assert scores["distinct_at_4"] == [2.0, 0.0]
     assert scores["coverage_at_4"] == [2 / len(row["modes"]), 0.0]
+    assert scores["breadth_at_4"] == [1.0, 0.0]
+    assert scores["cover_50_at_4"] == [1.0, 0.0]
+    assert scores["cover_80_at_4"] == [0.0, 0.0]
+    assert scores["pcmd_at_4"] == [pytest.approx(2 / 3), pytest.approx(math.nan, nan_ok=True)]
+    means = with_standard_errors(scores)
+    assert (means["pcmd_at_4"], means["pcmd_at_4_support"]) == (pytest.approx(2 / 3), 1)
+    assert means["n_eff_at_4"] == pytest.approx(3)
 
 
 def test_training_metrics_are_the_means_over_groups(row):
@@ -157,18 +259,25 @@ def test_training_metrics_are_the_means_over_groups(row):
     metrics = exploration_metrics(
         [group_of(row, [first, "no"], [1.0, 0.0]), group_of(row, ["no"] * 2, [0.0, 0.0])]
     )
+    assert metrics.pop("pcmd").weight == 0  # undefined in both: left out of the record
     values = {name: float(stat.value / stat.weight) for name, stat in metrics.items()}
     assert values == {"pass": 0.5, "distinct": 0.5, "coverage": 0.5 / len(row["modes"])}
 
 
 def test_without_enumerated_modes_there_is_no_coverage():
     group = group_of({"problem": "2+2"}, ["4", "5"], [1.0, 0.0])
-    assert exploration_scores([group]) == {"mean_at_2": [0.5], "pass_at_2": [1.0]}
+    assert exploration_scores([group]) == {
+        "mean_at_2": [0.5],
+        "pass_at_2": [1.0],
+        "cover_20_at_2": [1.0],
+        "cover_50_at_2": [1.0],
+        "cover_80_at_2": [0.0],
+    }
 
 
 def test_right_is_no_matter_of_the_utility():
     wrong = replace(group_of({"problem": "2+2"}, ["4", "5"], [1.0, 1.0]), right=(False, False))
-    assert exploration_scores([wrong]) == {"mean_at_2": [0.0], "pass_at_2": [0.0]}
+    assert set(map(tuple, exploration_scores([wrong]).values())) == {(0.0,)}
     untold = replace(wrong, right=None)
     assert exploration_scores([untold]) == {}
     assert exploration_metrics([untold]) == {}
@@ -177,3 +286,18 @@ def test_right_is_no_matter_of_the_utility():
 def test_the_standard_error_is_over_prompts():
     summary = with_standard_errors({"x": [0.0, 1.0, 1.0, 0.0]})
     assert summary == {"x": 0.5, "x_se": pytest.approx(math.sqrt((4 * 0.25 / 3) / 4))}
+
+
+def test_undefined_is_missing_and_never_zero():
+    nan = math.nan
+    summary = with_standard_errors({"pcmd_at_8": [nan, 0.5, nan, 1.0], "x": [nan, 1.0]})
+    assert summary == {
+        "pcmd_at_8_support": 2,
+        "pcmd_at_8": 0.75,
+        "pcmd_at_8_se": pytest.approx(0.25),
+        "n_eff_at_8": 4.0,
+        "x": 1.0,
+        "x_se": 0.0,
+    }
+    assert with_standard_errors({"pcmd_at_8": [nan, nan]}) == {"pcmd_at_8_support": 0}
+    assert "n_eff_at_8" not in with_standard_errors({"pcmd_at_8": [1.0]})

@@ -56,3 +56,13 @@ def test_one_seed_has_no_spread_and_one_prompt_no_interval():
     assert estimate.seed_sd is None
     assert math.isnan(estimate.low)
     assert shown(estimate) == "0.500"
+
+
+def test_an_undefined_figure_is_a_mean_over_the_prompts_that_have_it():
+    nan = math.nan
+    values = np.array([[[0.0, 1.0], [nan, 1.0], [nan, 0.0]], [[0.5, 1.0], [1.0, 1.0], [nan, 0.0]]])
+    partial, whole = estimates(values)  # two seeds, three prompts, two metrics
+    assert (partial.mean, partial.seed_min, partial.seed_max) == (0.375, 0.0, 0.75)
+    assert (partial.support, whole.support) == (2, 3)
+    assert whole == estimates(values[:, :, 1:])[0]
+    assert 0.25 <= partial.low <= partial.high <= 1.0

@@ -1,6 +1,7 @@
-"""pass@k, avg@k, distinct@k and coverage@k: what k samples of one prompt say, each one number per prompt.
+"""pass@k, avg@k, distinct@k, coverage@k and their relatives: what samples of one prompt say, one number per prompt.
 
-Benchmarks, studies and the evaluation during training count with these; their figures are means over prompts.
+Benchmarks, studies and the evaluation during training count with these; their figures are means over the prompts for
+which a number is defined: an undefined one is NaN here and missing in every record, never 0.
 Shapes: ``P`` prompts, ``n`` samples of each, 1 ≤ k ≤ n. "First k" means the first k in the order of sampling, which
 says nothing about their quality: samples are independent. What "k of the n" says is the average over all choices of k
 samples without replacement, in closed form.
@@ -8,7 +9,7 @@ samples without replacement, in closed form.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,12 @@ Floats = npt.NDArray[np.float64]
 RIGHT = 1.0
 """A sample is right from this score on."""
 
+THRESHOLDS = (0.2, 0.5, 0.8)
+"""Shares of right samples from which on `cover_at` calls a prompt covered."""
+
+ENOUGH_PROMPTS = 20
+"""Prompts with a defined PCMD, from which on the averages of two policies are compared."""
+
 
 @dataclass(frozen=True)
 class ScoredSamples:
@@ -33,7 +40,7 @@ class ScoredSamples:
     scores: Floats
     """[P, n]"""
     modes: tuple[tuple[str | None, ...], ...] | None = None
-    """P × n, the answer mode of a right sample, if it has one."""
+    """P × n, the answer mode of a right sample, if it has one; None: answers have no keys."""
     mode_counts: tuple[int, ...] | None = None
     """P, right answers that a prompt has; None: they are not enumerated."""
 
@@ -41,6 +48,23 @@ class ScoredSamples:
     def right(self) -> npt.NDArray[np.bool_]:
         """True where a sample is right, [P, n]."""
         return self.scores >= RIGHT
+
+    @property
+    def mode_sizes(self) -> list[list[int]]:
+        """The right samples of each mode, prompt by prompt. A right sample without a key is a mode of its own."""
+        assert self.modes is not None
+        found = [
+            Counter(mode for mode, right in zip(modes, row, strict=True) if right)
+            for modes, row in zip(self.modes, self.right, strict=True)
+        ]
+        return [[1] * sizes.pop(None, 0) + list(sizes.values()) for sizes in found]
+
+    def beside(self, other: "ScoredSamples") -> "ScoredSamples":
+        """The samples of both, of the same prompts in the same order."""
+        modes = None
+        if self.modes is not None and other.modes is not None:
+            modes = tuple(mine + more for mine, more in zip(self.modes, other.modes, strict=True))
+        return ScoredSamples(np.hstack([self.scores, other.scores]), modes, self.mode_counts)
 
 
 def ks_up_to(n: int) -> tuple[int, ...]:
@@ -80,29 +104,59 @@ def distinct_at(samples: ScoredSamples, k: int) -> Floats:
 
     Σ over the modes of 1 − C(n−c, k)/C(n, k), c being the right samples of a mode: rarefaction (Hurlbert 1971,
     doi:10.2307/1934145), unbiased for the number in k samples. For k = n it is the plain count. A right sample
-    without a key is a mode of its own; a prompt counts at most as many as it has.
+    without a key is a mode of its own; a prompt counts at most as many as it has, where that is known.
     """
-    assert samples.modes is not None
-    assert samples.mode_counts is not None
     met = _met(samples.scores.shape[1], k)
-    return np.array(
-        [
-            min(sum(met[c] for c in _mode_sizes(modes, row)), count)
-            for modes, row, count in zip(samples.modes, samples.right, samples.mode_counts, strict=True)
-        ],
-        dtype=np.float64,
-    )
-
-
-def _mode_sizes(modes: Sequence[str | None], right: Iterable[bool]) -> list[int]:
-    """Right samples of each mode."""
-    found = Counter(mode for mode, ok in zip(modes, right, strict=True) if ok)
-    return [1] * found.pop(None, 0) + list(found.values())
+    found = np.array([sum(met[c] for c in sizes) for sizes in samples.mode_sizes], dtype=np.float64)
+    return found if samples.mode_counts is None else np.minimum(found, samples.mode_counts)
 
 
 def coverage_at(samples: ScoredSamples, k: int) -> Floats:
     """`distinct_at` as a fraction of the right answers that the prompt has, [P]."""
     return distinct_at(samples, k) / np.array(samples.mode_counts, dtype=np.float64)
+
+
+def breadth_at(samples: ScoredSamples, k: int) -> Floats:
+    """Right answers in k samples beyond the first: `distinct_at` less `unbiased_pass_at`, [P].
+
+    ModeBench's B_k = E[D_k − 1{D_k > 0}], D_k being the different right answers among k samples: what a policy finds
+    besides being right at all. 0 where it has one answer however often it is right.
+    """
+    return distinct_at(samples, k) - unbiased_pass_at(samples, k)
+
+
+def pcmd(samples: ScoredSamples) -> Floats:
+    """The chance that two different right samples of a prompt have different modes: [P], NaN with fewer than two.
+
+    Pairwise correct-mode diversity, 1 − Σ_c n_c(n_c−1) / (n₊(n₊−1)) with n_c right samples of mode c and n₊ in all:
+    unbiased, among samples with n₊ ≥ 2, for 1 − Σ_c q_c², q being the policy's distribution over the modes of its
+    right answers (Simpson 1949, doi:10.1038/163688a0). How often the policy is right does not enter.
+    """
+    return np.array([_pair_diversity(sizes) for sizes in samples.mode_sizes], dtype=np.float64)
+
+
+def _pair_diversity(sizes: Sequence[int]) -> float:
+    right = sum(sizes)
+    if right < 2:
+        return math.nan
+    return 1.0 - sum(size * (size - 1) for size in sizes) / (right * (right - 1))
+
+
+def effective_modes(mean_pcmd: float) -> float | None:
+    """1/(1 − PCMD): as many equally likely answers would be as diverse. None at 1, where no two samples agreed.
+
+    Of an average over prompts, never averaged itself: single prompts have a PCMD of 1 by chance.
+    """
+    return None if mean_pcmd >= 1.0 else 1.0 / (1.0 - mean_pcmd)
+
+
+def cover_at(samples: ScoredSamples, threshold: float) -> Floats:
+    """1 where at least a share ``threshold`` of the n samples is right, else 0: [P].
+
+    Cover@τ (arXiv:2510.08325), how many prompts are solved reliably. Of the true shares p it determines pass@k, which
+    is ∫₀¹ k(1−τ)^(k−1) Cover@τ dτ; n samples blur the shares, so that values of different n do not compare.
+    """
+    return np.asarray(samples.right.mean(axis=1) >= threshold, dtype=np.float64)
 
 
 DEFINITIONS: Mapping[str, str] = {
@@ -113,29 +167,52 @@ DEFINITIONS: Mapping[str, str] = {
     "distinct_at_<k>": "different right answers in k of the n samples, drawn without replacement: their expected "
     "number; mean over prompts",
     "coverage_at_<k>": "distinct_at_<k> over the number of right answers that a prompt has; mean over prompts",
+    "breadth_at_<k>": "right answers beyond the first: distinct_at_<k> less pass_at_<k>_unbiased; mean over prompts",
+    "cover_<t>_at_<n>": "fraction of prompts of whose n samples at least t % are right",
+    "pcmd_at_<n>": "chance that two different right ones of the n samples are different answers; mean over the "
+    "prompts with at least two right samples, the support",
+    "n_eff_at_<n>": "1/(1 − pcmd_at_<n>): the number of equally likely right answers that would be as diverse",
 }
-"""Metric → what it says, in the order of `per_prompt`."""
+"""Metric → what it says, in the order of `per_prompt`; ``n_eff`` follows from the mean alone."""
 
 
 def per_prompt(samples: ScoredSamples, ks: Sequence[int]) -> dict[str, Floats]:
-    """Metric (``pass_at_8``) → its value for each prompt, [P]. Distinct and coverage only where modes are known."""
+    """Metric (``pass_at_8``) → its value for each prompt, [P]; NaN where it is undefined.
+
+    Those that compare answers need their keys, and ``coverage`` the number of right answers besides.
+    """
+    n = samples.scores.shape[1]
     columns: dict[str, Floats] = {}
     for k in ks:
         columns[f"pass_at_{k}"] = pass_at(samples, k)
         columns[f"pass_at_{k}_unbiased"] = unbiased_pass_at(samples, k)
         columns[f"avg_at_{k}"] = avg_at(samples, k)
-        if samples.mode_counts is not None:
+        if samples.modes is not None:
             columns[f"distinct_at_{k}"] = distinct_at(samples, k)
-            columns[f"coverage_at_{k}"] = coverage_at(samples, k)
+            if samples.mode_counts is not None:
+                columns[f"coverage_at_{k}"] = coverage_at(samples, k)
+            columns[f"breadth_at_{k}"] = breadth_at(samples, k)
+    if n > 1:
+        columns |= _of_all(samples)
+    return columns
+
+
+def _of_all(samples: ScoredSamples) -> dict[str, Floats]:
+    """What all n samples say: Cover@τ, and PCMD where answers have keys."""
+    n = samples.scores.shape[1]
+    columns = {f"cover_{round(100 * share)}_at_{n}": cover_at(samples, share) for share in THRESHOLDS}
+    if samples.modes is not None:
+        columns[f"pcmd_at_{n}"] = pcmd(samples)
     return columns
 
 
 def exploration_scores(groups: "Sequence[Group]") -> dict[str, list[float]]:
     """Metric with its k, such as ``pass_at_8`` → one number per prompt, from the k = G samples of scored groups.
 
-    ``mean_at_k`` (the fraction of right samples) and ``pass_at_k`` go by the correctness reward and exist where there
-    is one; ``distinct_at_k`` and ``coverage_at_k`` go by the verdict of the task's verifier and exist for tasks whose
-    modes are enumerated (dataset columns ``task``, ``facts`` and ``modes``).
+    ``mean`` (the fraction of right samples), ``pass`` and ``cover_<t>`` go by the correctness reward and exist where
+    there is one; ``distinct``, ``breadth`` and ``pcmd`` (NaN with fewer than two right samples) go by the verdict of
+    the task's verifier, as ``coverage`` does, and exist for tasks whose modes are enumerated (dataset columns
+    ``task``, ``facts`` and ``modes``).
     """
     k = len(groups[0].utilities)
     scores: dict[str, Floats] = {}
@@ -143,13 +220,17 @@ def exploration_scores(groups: "Sequence[Group]") -> dict[str, list[float]]:
     if len(rights) == len(groups):
         samples = ScoredSamples(np.array(rights, dtype=np.float64))
         scores = {f"mean_at_{k}": samples.right.mean(axis=1), f"pass_at_{k}": pass_at(samples, k)}
+        scores |= _of_all(samples) if k > 1 else {}
     if "modes" in groups[0].rollout.prompt.columns:
-        judged = _judged_by_task(groups)
+        judged = judged_by_task(groups)
         scores |= {f"distinct_at_{k}": distinct_at(judged, k), f"coverage_at_{k}": coverage_at(judged, k)}
+        if k > 1:
+            scores |= {f"breadth_at_{k}": breadth_at(judged, k), f"pcmd_at_{k}": pcmd(judged)}
     return {name: values.tolist() for name, values in scores.items()}
 
 
-def _judged_by_task(groups: "Sequence[Group]") -> ScoredSamples:
+def judged_by_task(groups: "Sequence[Group]") -> ScoredSamples:
+    """The G completions of each group, judged by their task's verifier."""
     columns = [group.rollout.prompt.columns for group in groups]
     verdicts = [
         [grade_response(facts["task"], text, facts["facts"]) for text in group.rollout.texts]
@@ -163,10 +244,22 @@ def _judged_by_task(groups: "Sequence[Group]") -> ScoredSamples:
 
 
 def with_standard_errors(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Each metric's average over prompts, and under ``<name>_se`` its standard error over prompts."""
+    """Each metric's average over the prompts that have it, and under ``<name>_se`` its standard error over them.
+
+    For ``pcmd`` also ``<name>_support``, the number of these prompts, and ``n_eff`` (`effective_modes` of the
+    average). A metric that no prompt has is left out.
+    """
     summary: dict[str, float] = {}
     for name, values in scores.items():
-        n, mean = len(values), sum(values) / len(values)
-        variance = sum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
+        given = [value for value in values if not math.isnan(value)]
+        kind, _, at = name.partition("_at_")
+        if kind == "pcmd":
+            summary[f"{name}_support"] = len(given)
+        if not given:
+            continue
+        n, mean = len(given), sum(given) / len(given)
+        variance = sum((v - mean) ** 2 for v in given) / (n - 1) if n > 1 else 0.0
         summary |= {name: mean, f"{name}_se": math.sqrt(variance / n)}
+        if kind == "pcmd" and (number := effective_modes(mean)) is not None:
+            summary[f"n_eff_at_{at}"] = number
     return summary

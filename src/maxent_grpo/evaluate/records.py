@@ -77,9 +77,10 @@ def split_thinking(text: str) -> tuple[str, str]:
 def scored_samples(records: Sequence[Record]) -> ScoredSamples:
     """The records of one seed, one row each."""
     enumerated = records[0]["mode_count"] is not None
+    keyed = enumerated or any(mode is not None for record in records for mode in record["answer_modes"])
     return ScoredSamples(
         scores=np.array([record["scores"] for record in records], dtype=np.float64),
-        modes=tuple(tuple(record["answer_modes"]) for record in records) if enumerated else None,
+        modes=tuple(tuple(record["answer_modes"]) for record in records) if keyed else None,
         mode_counts=tuple(record["mode_count"] for record in records) if enumerated else None,
     )
 

@@ -59,18 +59,21 @@ def summary(result: MathEvalResult) -> dict[str, Any]:
 
 
 def summary_csv(result: MathEvalResult) -> str:
-    """One line per metric: its estimate, then its value under each seed."""
+    """One line per metric: its estimate, then its value under each seed; nothing where one is undefined."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["metric", *ESTIMATE_FIELDS, *(f"seed_{seed}" for seed in result.seeds)])
     for name, estimate in result.metrics.items():
         by_seed = [result.per_seed[seed][name] for seed in result.seeds]
-        writer.writerow([name, *asdict(estimate).values(), *by_seed])
+        writer.writerow([name, *strict_json([*asdict(estimate).values(), *by_seed])])
     return text.getvalue()
 
 
 def results_table(results: Sequence[MathEvalResult]) -> str:
-    """The figures of all results as text, see `headline_metrics`, and what they leave out."""
+    """The figures of all results as text, see `headline_metrics`, and what they leave out.
+
+    A figure that some prompts do not have stands with the number of those that do.
+    """
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -86,7 +89,9 @@ def results_table(results: Sequence[MathEvalResult]) -> str:
             spread, sd = "", ""
             if estimate.seed_sd is not None:
                 spread, sd = f"{estimate.seed_min:.3f}–{estimate.seed_max:.3f}", f"{estimate.seed_sd:.3f}"
-            table.add_row(name, temperature, metric, shown(estimate), spread, sd)
+            partly = estimate.support < len(result.prompt_indices)
+            text = shown(estimate) + f" of {estimate.support}" * partly
+            table.add_row(name, temperature, metric, text, spread, sd)
             name = temperature = ""
         table.add_section()
     prompts, seeds = len(first.prompt_indices), ", ".join(map(str, first.seeds))
@@ -108,18 +113,21 @@ def results_table(results: Sequence[MathEvalResult]) -> str:
 
 
 def headline_metrics(result: MathEvalResult) -> list[str]:
-    """Pass@1; unbiased pass@k for each k that was asked for; pass@n, avg@n; distinct@k and coverage@k, if any.
+    """Pass@1; unbiased pass@k for each k that was asked for; pass@n, avg@n, Cover@τ; the measures of diversity, if any.
 
     For k = n the plain and the unbiased pass@k are the same number, and stand once.
     """
-    ks = sorted({_split_metric(name)[1] for name in result.metrics})
+    ks = sorted({_split_metric(name)[1] for name in result.metrics if name.startswith("avg_")})
     n = result.num_generations
     wanted = [
         "pass_at_1",
         *(f"pass_at_{k}_unbiased" for k in ks if k < n),
         *(f"pass_at_{k}" for k in ks if k == n),
         *(f"avg_at_{k}" for k in ks if k == max(ks)),
-        *(f"{kind}_at_{k}" for kind in ("distinct", "coverage") for k in ks),
+        *(name for name in result.metrics if name.startswith("cover_")),
+        *(f"{kind}_at_{k}" for kind in ("distinct", "coverage", "breadth") for k in ks),
+        f"pcmd_at_{n}",
+        f"n_eff_at_{n}",
     ]
     return list(dict.fromkeys(name for name in wanted if name in result.metrics))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from maxent_grpo.evaluate.passk import per_prompt
+from maxent_grpo.evaluate.passk import effective_modes, per_prompt
 from maxent_grpo.evaluate.records import Record, scored_samples
 from maxent_grpo.randomness import generator
 
@@ -28,11 +28,15 @@ class Estimate:
     seed_min: float
     seed_max: float
     seed_sd: float | None  # n − 1; None for one seed
+    support: int = 0  # prompts for which it is defined, under one seed at least
 
 
 @dataclass(frozen=True)
 class MathEvalResult:
-    """One model at one temperature on one benchmark. Figures are means over prompts, then over seeds."""
+    """One model at one temperature on one benchmark. Figures are means over prompts, then over seeds.
+
+    A metric that is undefined for some prompts is a mean over the others; one that no prompt has is left out.
+    """
 
     model_id: str
     label: str
@@ -71,9 +75,21 @@ def result_of(
     first = next(iter(answers.values()))[0]
     samples = {seed: scored_samples(records) for seed, records in answers.items()}
     columns = {seed: per_prompt(scored, ks) for seed, scored in samples.items()}
-    names = list(next(iter(columns.values())))
+    names = [
+        name
+        for name in next(iter(columns.values()))
+        if not all(np.isnan(column[name]).all() for column in columns.values())
+    ]
     values = np.stack([np.stack([column[name] for name in names], axis=1) for column in columns.values()])
     metrics = dict(zip(names, estimates(values), strict=True))
+    per_seed = {seed: {name: _mean(column[name]) for name in names} for seed, column in columns.items()}
+    for name in names:
+        if not name.startswith("pcmd_") or effective_modes(metrics[name].mean) is None:
+            continue
+        effective = name.replace("pcmd", "n_eff")
+        for of_seed in per_seed.values():
+            of_seed[effective] = _number(of_seed[name])
+        metrics[effective] = _numbers(metrics[name], [of_seed[effective] for of_seed in per_seed.values()])
     n = first["num_generations"]
     right = np.stack([scored.right for scored in samples.values()])  # [seeds, P, n]
     scores = np.stack([scored.scores for scored in samples.values()])
@@ -94,9 +110,7 @@ def result_of(
         avg_pass_at_1=float(right.mean()),
         avg_at_k=float(scores.mean()),
         metrics=metrics,
-        per_seed={
-            seed: {name: float(column[name].mean()) for name in names} for seed, column in columns.items()
-        },
+        per_seed=per_seed,
         errors=dict(sorted((errors or {}).items())),
         truncated=reasons.count("length") / len(reasons),
         generations={
@@ -111,24 +125,62 @@ def result_of(
 
 
 def estimates(values: npt.NDArray[np.float64]) -> list[Estimate]:
-    """One estimate per metric from ``values`` [seeds, P, metrics].
+    """One estimate per metric from ``values`` [seeds, P, metrics]; NaN where a metric is undefined for a prompt.
 
     The interval resamples prompts with all their seeds: samples of one prompt under different seeds say nothing
     about other prompts, so that more seeds alone do not narrow it to nothing.
     """
-    low, high = bootstrap_interval(values.mean(axis=0))
-    by_seed = values.mean(axis=1)  # [seeds, metrics]
-    return [
-        Estimate(
-            mean=float(column.mean()),
-            low=float(low[m]),
-            high=float(high[m]),
-            seed_min=float(column.min()),
-            seed_max=float(column.max()),
-            seed_sd=statistics.stdev(column.tolist()) if len(column) > 1 else None,
-        )
-        for m, column in enumerate(by_seed.T)
-    ]
+    whole = ~np.isnan(values).any(axis=(0, 1))
+    intervals = np.full((2, values.shape[2]), math.nan)
+    intervals[:, whole] = bootstrap_interval(values[:, :, whole].mean(axis=0))
+    found = []
+    for m, (low, high) in enumerate(intervals.T):
+        given = values[
+            :, ~np.isnan(values[:, :, m]).all(axis=0), m
+        ]  # of the prompts that have it under some seed
+        if not whole[m]:
+            low, high = np.ravel(bootstrap_interval(np.nanmean(given, axis=0)[:, None]))
+        found.append(_estimate(given, float(low), float(high)))
+    return found
+
+
+def _estimate(values: npt.NDArray[np.float64], low: float, high: float) -> Estimate:
+    by_seed = [_mean(column) for column in values]
+    given = [mean for mean in by_seed if not math.isnan(mean)]
+    return Estimate(
+        mean=statistics.fmean(given),
+        low=low,
+        high=high,
+        seed_min=min(given),
+        seed_max=max(given),
+        seed_sd=statistics.stdev(given) if len(given) > 1 else None,
+        support=values.shape[1],
+    )
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """The mean of what is defined; NaN where nothing is."""
+    given = values[~np.isnan(values)]
+    return float(given.mean()) if len(given) else math.nan
+
+
+def _number(mean_pcmd: float) -> float:
+    """`effective_modes`, infinite where PCMD is 1 and NaN where it is."""
+    return (effective_modes(mean_pcmd) or math.inf) if not math.isnan(mean_pcmd) else math.nan
+
+
+def _numbers(diversity: Estimate, by_seed: Sequence[float]) -> Estimate:
+    """The estimate of the effective number of modes: PCMD's, transformed, which keeps the order of its ends."""
+    given = [number for number in by_seed if math.isfinite(number)]
+    return Estimate(
+        mean=_number(diversity.mean),
+        low=_number(diversity.low),
+        high=_number(diversity.high),
+        seed_min=_number(diversity.seed_min),
+        seed_max=_number(diversity.seed_max),
+        seed_sd=statistics.stdev(given) if len(given) > 1 else None,
+        support=diversity.support,
+    )
 
 
 def bootstrap_interval(

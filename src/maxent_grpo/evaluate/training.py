@@ -14,6 +14,9 @@ from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
 from maxent_grpo.stats import Metrics, mean_stat
 from maxent_grpo.types import Group, Prompt
 
+TRAINING = ("pass", "distinct", "coverage", "pcmd")
+"""What is counted in training groups; the share of right completions is the reward's to say."""
+
 
 @dataclass(frozen=True)
 class PromptScore:
@@ -22,7 +25,7 @@ class PromptScore:
     utilities: tuple[float, ...]
     rewards: Mapping[str, tuple[float, ...]]  # reward function → k scores; NaN where it gave none
     lengths: tuple[int, ...]  # in tokens
-    exploration: Mapping[str, float]  # see `exploration_scores`
+    exploration: Mapping[str, float]  # see `exploration_scores`; NaN where undefined
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,11 @@ def summary(scores: Sequence[PromptScore], prefix: str) -> dict[str, float]:
 
 
 def exploration_metrics(groups: Sequence[Group]) -> Metrics:
-    """``pass``, ``distinct`` and ``coverage`` of training groups (k = G), as statistics that add up over ranks."""
+    """Metrics of `TRAINING` of training groups (k = G), as statistics that add up over ranks.
+
+    A group in which one is undefined does not count in it.
+    """
     k = len(groups[0].utilities)
     scores = {name.removesuffix(f"_at_{k}"): values for name, values in exploration_scores(groups).items()}
-    scores.pop("mean", None)  # the reward says it
-    return {name: mean_stat(torch.tensor(values, dtype=torch.float64)) for name, values in scores.items()}
+    tensors = {name: torch.tensor(scores[name], dtype=torch.float64) for name in TRAINING if name in scores}
+    return {name: mean_stat(values, ~values.isnan()) for name, values in tensors.items()}

@@ -81,7 +81,8 @@ def evaluate_seeds(
         groups += scored
         states.append(pooled_states(run, scored))
         advance(len(prompts))
-    scores = {name.rpartition("_at_")[0]: values for name, values in exploration_scores(groups).items()}
+    found = {name.rpartition("_at_")[0]: values for name, values in exploration_scores(groups).items()}
+    scores = {name: found[name] for name in ("mean", "pass", "distinct", "coverage") if name in found}
     if "pass" in scores:
         scores["pass_at_1"] = scores.pop("pass")  # right with one sample per seed
     scores |= state_scores(torch.cat(states))
