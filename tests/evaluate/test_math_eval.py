@@ -81,7 +81,8 @@ def test_figures_equal_those_of_evaluation_during_training(whole):
             prompt = Prompt(index, "", (), rows[index])
             rollout = Rollout(prompt, (), (), tuple(line["generations"]), (), 0)
             right = tuple(score == 1 for score in line["scores"])
-            groups.append(Group(rollout, {}, tuple(line["scores"]), right))
+            modes = tuple(line["answer_modes"])
+            groups.append(Group(rollout, {}, tuple(line["scores"]), right, modes=modes))
         means = with_standard_errors(exploration_scores(groups))
         for name in (name for name in means if not name.endswith(("_se", "_support"))):
             ours = result.per_seed[seed][name.replace("mean", "avg")]

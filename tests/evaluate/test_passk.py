@@ -28,7 +28,7 @@ from maxent_grpo.evaluate.passk import (
 )
 from maxent_grpo.evaluate.training import exploration_metrics
 from maxent_grpo.randomness import generator
-from maxent_grpo.tasks.registry import load_rows
+from maxent_grpo.tasks.registry import grade_response, load_rows
 from maxent_grpo.types import Group, Prompt, Rollout
 
 
@@ -218,7 +218,12 @@ def group_of(row: dict, texts: list[str], utilities: list[float]) -> Group:
     prompt = Prompt(0, row["problem"], (1,), row)
     blank = tuple((1,) for _ in texts)
     rollout = Rollout(prompt, blank, tuple((0.0,) for _ in texts), tuple(texts), ("stop",) * len(texts), 0)
-    return Group(rollout, {}, tuple(utilities), tuple(utility >= 1 for utility in utilities))
+    right = tuple(utility >= 1 for utility in utilities)
+    modes = tuple(
+        grade_response(row["task"], text, row["facts"]).mode if ok and "facts" in row else None
+        for text, ok in zip(texts, right, strict=True)
+    )
+    return Group(rollout, {}, tuple(utilities), right, modes=modes if "facts" in row else None)
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +278,14 @@ def test_without_enumerated_modes_there_is_no_coverage():
         "cover_50_at_2": [1.0],
         "cover_80_at_2": [0.0],
     }
+
+
+def test_keys_alone_give_diversity_and_no_coverage():
+    group = replace(group_of({"problem": "a state"}, ["x", "y", "z"], [1.0, 1.0, 1.0]), modes=("x", "y", "x"))
+    scores = exploration_scores([group])
+    assert scores["distinct_at_3"] == [2.0]
+    assert scores["pcmd_at_3"] == [pytest.approx(2 / 3)]
+    assert "coverage_at_3" not in scores
 
 
 def test_right_is_no_matter_of_the_utility():

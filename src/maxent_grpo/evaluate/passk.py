@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from maxent_grpo.tasks.registry import grade_response
-
 if TYPE_CHECKING:
     from maxent_grpo.types import Group
 
@@ -41,8 +39,8 @@ class ScoredSamples:
     """[P, n]"""
     modes: tuple[tuple[str | None, ...], ...] | None = None
     """P × n, the answer mode of a right sample, if it has one; None: answers have no keys."""
-    mode_counts: tuple[int, ...] | None = None
-    """P, right answers that a prompt has; None: they are not enumerated."""
+    mode_counts: tuple[int | None, ...] | None = None
+    """P, right answers that a prompt has; None: they are not enumerated, for one prompt or for all."""
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
@@ -108,12 +106,16 @@ def distinct_at(samples: ScoredSamples, k: int) -> Floats:
     """
     met = _met(samples.scores.shape[1], k)
     found = np.array([sum(met[c] for c in sizes) for sizes in samples.mode_sizes], dtype=np.float64)
-    return found if samples.mode_counts is None else np.minimum(found, samples.mode_counts)
+    return found if samples.mode_counts is None else np.fmin(found, _counts(samples))
 
 
 def coverage_at(samples: ScoredSamples, k: int) -> Floats:
-    """`distinct_at` as a fraction of the right answers that the prompt has, [P]."""
-    return distinct_at(samples, k) / np.array(samples.mode_counts, dtype=np.float64)
+    """`distinct_at` as a fraction of the right answers that the prompt has: [P], NaN where they are not known."""
+    return distinct_at(samples, k) / _counts(samples)
+
+
+def _counts(samples: ScoredSamples) -> Floats:
+    return np.array(samples.mode_counts, dtype=np.float64)
 
 
 def breadth_at(samples: ScoredSamples, k: int) -> Floats:
@@ -209,37 +211,37 @@ def _of_all(samples: ScoredSamples) -> dict[str, Floats]:
 def exploration_scores(groups: "Sequence[Group]") -> dict[str, list[float]]:
     """Metric with its k, such as ``pass_at_8`` → one number per prompt, from the k = G samples of scored groups.
 
-    ``mean`` (the fraction of right samples), ``pass`` and ``cover_<t>`` go by the correctness reward and exist where
-    there is one; ``distinct``, ``breadth`` and ``pcmd`` (NaN with fewer than two right samples) go by the verdict of
-    the task's verifier, as ``coverage`` does, and exist for tasks whose modes are enumerated (dataset columns
-    ``task``, ``facts`` and ``modes``).
+    None without a correctness reward. ``mean`` (the fraction of right samples), ``pass`` and ``cover_<t>`` need no
+    more; ``distinct``, ``breadth`` and ``pcmd`` (NaN with fewer than two right samples) compare the answers' modes,
+    and ``coverage`` counts against the column ``modes``, in which a prompt lists its right answers.
     """
     k = len(groups[0].utilities)
-    scores: dict[str, Floats] = {}
-    rights = [group.right for group in groups if group.right is not None]
-    if len(rights) == len(groups):
-        samples = ScoredSamples(np.array(rights, dtype=np.float64))
-        scores = {f"mean_at_{k}": samples.right.mean(axis=1), f"pass_at_{k}": pass_at(samples, k)}
-        scores |= _of_all(samples) if k > 1 else {}
-    if "modes" in groups[0].rollout.prompt.columns:
-        judged = judged_by_task(groups)
-        scores |= {f"distinct_at_{k}": distinct_at(judged, k), f"coverage_at_{k}": coverage_at(judged, k)}
+    samples = _samples_of(groups)
+    if samples is None:
+        return {}
+    scores = {f"mean_at_{k}": samples.right.mean(axis=1), f"pass_at_{k}": pass_at(samples, k)}
+    if samples.modes is not None:
+        scores[f"distinct_at_{k}"] = distinct_at(samples, k)
+        if samples.mode_counts is not None:
+            scores[f"coverage_at_{k}"] = coverage_at(samples, k)
         if k > 1:
-            scores |= {f"breadth_at_{k}": breadth_at(judged, k), f"pcmd_at_{k}": pcmd(judged)}
+            scores[f"breadth_at_{k}"] = breadth_at(samples, k)
+    scores |= _of_all(samples) if k > 1 else {}
     return {name: values.tolist() for name, values in scores.items()}
 
 
-def judged_by_task(groups: "Sequence[Group]") -> ScoredSamples:
-    """The G completions of each group, judged by their task's verifier."""
+def _samples_of(groups: "Sequence[Group]") -> ScoredSamples | None:
+    """The G completions of each group; None where no reward tells what is right."""
+    rights = [group.right for group in groups if group.right is not None]
+    modes = tuple(group.modes for group in groups if group.modes is not None)
     columns = [group.rollout.prompt.columns for group in groups]
-    verdicts = [
-        [grade_response(facts["task"], text, facts["facts"]) for text in group.rollout.texts]
-        for group, facts in zip(groups, columns, strict=True)
-    ]
+    if len(rights) < len(groups):
+        return None
+    counts = None
+    if "modes" in columns[0]:
+        counts = tuple(None if row["modes"] is None else len(row["modes"]) for row in columns)
     return ScoredSamples(
-        scores=np.array([[float(verdict.correct) for verdict in row] for row in verdicts]),
-        modes=tuple(tuple(verdict.mode for verdict in row) for row in verdicts),
-        mode_counts=tuple(len(facts["modes"]) for facts in columns),
+        np.array(rights, dtype=np.float64), modes if len(modes) == len(groups) else None, counts
     )
 
 

@@ -246,8 +246,8 @@ def check_correctness(
         )
     if judge is None:
         logger.warning(
-            "none of the reward functions (%s) is known to tell what is right: train/pass, mean_at_k and pass_at_k are "
-            "left out; set correctness_reward to the name of the one that does",
+            "none of the reward functions (%s) is known to tell what is right: train/pass, mean_at_k, pass_at_k and "
+            "what counts different right answers are left out; set correctness_reward to the name of the one that does",
             names,
         )
     elif judge.weight <= 0 and objective.needs_correctness and objective.advantages.reads != "right":
