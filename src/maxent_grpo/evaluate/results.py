@@ -130,7 +130,7 @@ def estimates(values: npt.NDArray[np.float64]) -> list[Estimate]:
     The interval resamples prompts with all their seeds: samples of one prompt under different seeds say nothing
     about other prompts, so that more seeds alone do not narrow it to nothing.
     """
-    whole = ~np.isnan(values).any(axis=(0, 1))
+    whole = np.asarray(~np.isnan(values).any(axis=(0, 1)))
     intervals = np.full((2, values.shape[2]), math.nan)
     intervals[:, whole] = bootstrap_interval(values[:, :, whole].mean(axis=0))
     found = []

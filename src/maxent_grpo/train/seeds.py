@@ -62,6 +62,9 @@ class PooledStates:
         return self._seeds.state_metrics(self._learner.accelerator.gather(pooled))
 
 
+SEED_SCORES = ("mean", "pass", "distinct", "coverage")
+
+
 def evaluate_seeds(
     run: Run, evaluation: Evaluation, seeds: SeedPrompts, advance: Callable[[int], None]
 ) -> dict[str, float]:
@@ -81,8 +84,8 @@ def evaluate_seeds(
         groups += scored
         states.append(pooled_states(run, scored))
         advance(len(prompts))
-    found = {name.rpartition("_at_")[0]: values for name, values in exploration_scores(groups).items()}
-    scores = {name: found[name] for name in ("mean", "pass", "distinct", "coverage") if name in found}
+    scores = {name.rpartition("_at_")[0]: values for name, values in exploration_scores(groups).items()}
+    scores = {name: values for name, values in scores.items() if name in SEED_SCORES}
     if "pass" in scores:
         scores["pass_at_1"] = scores.pop("pass")  # right with one sample per seed
     scores |= state_scores(torch.cat(states))
