@@ -1,6 +1,8 @@
 """IFEval: the checkers, TorchRL's composition, and the published numbers."""
 
 import json
+import os
+import shutil
 
 import pytest
 
@@ -93,4 +95,18 @@ def test_what_is_missing_is_said_when_the_reward_is_named(monkeypatch):
     with pytest.raises(
         UsageError, match=r"punkt_tab data are not here; install .* or name their folder in NLTK_DATA"
     ):
+        load_rewards(["ifeval"])
+
+
+def test_data_that_nltk_refuses_are_named_with_the_remedy(monkeypatch, tmp_path):
+    nltk = pytest.importorskip("nltk")
+    bundle = next(iter(ifeval_module._bundles()), None)
+    if bundle is None:
+        pytest.skip("llama-index-core, which carries the data, is not installed")
+    shutil.copytree(bundle, tmp_path / "data")
+    for file in list((tmp_path / "data").rglob("*.tab")):
+        os.link(file, file.with_suffix(".second"))
+    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setattr(ifeval_module, "_bundles", lambda: [str(tmp_path / "data")])
+    with pytest.raises(UsageError, match=r"NLTK refuses its data .* install again with UV_LINK_MODE=copy"):
         load_rewards(["ifeval"])

@@ -106,7 +106,7 @@ _REMEDY = "install maxent-grpo[ifeval]"
 def ensure_ifeval() -> None:
     """Point NLTK to its ``punkt_tab`` data: where NLTK_DATA and its own places have them, else a wheel that does.
 
-    Raises `UsageError` with the remedy where a package or the data are missing.
+    Raises `UsageError` with the remedy where a package or the data are missing, or NLTK will not read them.
     """
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
@@ -120,6 +120,15 @@ def ensure_ifeval() -> None:
             nltk.data.find(_DATA)
         except LookupError:
             continue
+        try:
+            nltk.tokenize.PunktTokenizer("english")
+        except (
+            PermissionError
+        ) as error:  # of a file with a second name, as uv's hard links into its cache are
+            raise UsageError(
+                f"reward ifeval: NLTK refuses its data ({error}); install again with UV_LINK_MODE=copy, or name a "
+                "folder of copies in NLTK_DATA"
+            ) from error
         return
     raise UsageError(
         "reward ifeval: NLTK's punkt_tab data are not here; "
