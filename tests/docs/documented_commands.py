@@ -59,6 +59,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"PYTHONPATH=\. .*recipe=recipe\.yaml", RunBy("tests/docs/test_new_objective_guide.py")),
     (r"PYTHONPATH=\. maxent-grpo-math-eval .*backend: ", RunBy("tests/docs/test_extending.py")),
     (r"maxent-grpo command=demo", RunBy("tests/cli/test_demo.py")),
+    (r"maxent-grpo command=fetch-model", RunBy("tests/models/test_model_location.py")),
     (r"maxent-grpo command=report", RunBy("tests/docs/test_getting_started.py")),
     (r"(maxent-grpo-(generate|vllm-proxy)|python -m maxent_grpo\.generate) ", Checked("help of console")),
     (r"maxent-grpo-sync optimizer\.lr=1e-4 learning_rate=1e-5", NotRun("shows a request that is refused")),

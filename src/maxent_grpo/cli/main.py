@@ -123,6 +123,11 @@ def _start(composed: Composed, default_command: str | None, context: ErrorContex
 
         paths = report_run(Path(request.section["run"]))
         show("\n".join(str(path) for path in (*paths.figures, paths.html)))
+    elif request.command == "fetch-model":
+        from maxent_grpo.models.location import fetch_model
+
+        configure_logging(log_level(os.environ) or "warning")
+        fetch_model(request.section["model"], show)
     elif request.command == "demo":
         from maxent_grpo.cli.demo import run_demo
 

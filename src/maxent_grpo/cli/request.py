@@ -4,6 +4,7 @@ The tree: ``command``; ``dry_run``; one section per training command (``baseline
 ``infoseed``), each with ``recipe``, ``script``, ``training`` and ``model``; the last three also bare, for
 the section of the running command, as is ``recipe`` for ``train``, which has no section; any setting by its name
 alone, as in a recipe; the names of TorchRL's scripts (`config.torchrl_names`); ``run`` for report, ``demo.*`` for demo,
+``model=NAME`` for fetch-model,
 ``inference.*`` for an evaluation, ``study.*`` for study and ``generate.args.*`` for generate. A key that the command
 would not read is refused.
 """
@@ -37,10 +38,14 @@ _READ_BY = {
     "inference": EVALUATIONS,
     "study": ("study",),
     "generate": ("generate",),
+    "model": ("fetch-model",),
 }
-"""Key → the commands that read it, and no other key."""
+"""Key → the commands that read it, and no other key; ``model`` is a group of settings to the others."""
 
-COMMANDS = (*SECTIONS, TRAIN, *EVALUATIONS, "generate", "report", "demo", "study")
+_PLAIN = {"run": "the run directory: run=DIR", "model": "the name of a model: model=smollm2-135m-instruct"}
+"""Keys of these whose value is a text → what it is."""
+
+COMMANDS = (*SECTIONS, TRAIN, *EVALUATIONS, "generate", "report", "demo", "study", "fetch-model")
 TEMPLATES = {
     command: f"configs/recipes/Qwen2.5-1.5B-Instruct/{folder}/config_math.yaml"
     for command, folder in zip(SECTIONS, ("grpo", "maxent-grpo", "infoseed"), strict=True)
@@ -78,12 +83,12 @@ def read_request(composed: Composed, default_command: str | None) -> Request:
         return _training_request(composed, command)
     unread = sorted(tree.keys() - {"command", key})
     if unread:
-        wanted = "run=DIR" if key == "run" else f"{key}.KEY=VALUE"
+        wanted = _PLAIN.get(key, f"{key}.KEY=VALUE")
         raise UsageError(f"{unread[0]} is not read by {command}, which takes {wanted}")
-    if key == "run":
-        if not isinstance(tree.get("run"), str):
-            raise UsageError("report needs the run directory: run=DIR")
-        return Request(command, {"run": tree["run"]})
+    if key in _PLAIN:
+        if not isinstance(tree.get(key), str):
+            raise UsageError(f"{command} needs {_PLAIN[key]}")
+        return Request(command, {key: tree[key]})
     section = _mapping(tree.get(key), key)
     if key == "generate":
         for other in section.keys() - {"args"}:
@@ -95,7 +100,7 @@ def read_request(composed: Composed, default_command: str | None) -> Request:
 def _training_request(composed: Composed, command: str) -> Request:
     tree, translatable = torchrl_names.split(composed.tree)
     for key, commands in _READ_BY.items():
-        if key in tree:
+        if key in tree and key not in GROUPS:
             raise UsageError(f"{key} is not read by {command}; it belongs to command={commands[0]}")
     _refuse_other_sections(composed, command)
     if command == TRAIN:

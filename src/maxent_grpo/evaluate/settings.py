@@ -32,7 +32,7 @@ class InferenceModelSpec:
     """One model to evaluate, and how it is asked. A setting that is None follows the call or the benchmark."""
 
     model_name_or_path: str
-    """Hub id, local directory, ``bundled:tiny-policy``, or the name that an endpoint serves."""
+    """Hub id, local directory, ``.gguf`` file, ``bundled:NAME``, or the name that an endpoint serves."""
     label: str | None = None  # how it is called in tables; by default "<name> (<style>)"
     style: str = "grpo"  # how it was trained: a word for tables
     revision: str | None = None  # branch, tag or commit of the hub; for an endpoint a note in the fingerprint

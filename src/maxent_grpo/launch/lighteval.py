@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.models.location import model_location
 
 Where = Literal["slurm", "local"]
 Engine = Literal["vllm", "accelerate"]
@@ -95,7 +96,7 @@ def parameter_count(model: str) -> float | None:
 
     None where neither says.
     """
-    folder = Path(model).expanduser()
+    folder = Path(model_location(model))
     if folder.is_dir():
         counted = sum(map(_parameters_in, folder.glob("*.safetensors")))
         return float(counted) or None
@@ -123,7 +124,9 @@ def attention_heads(model: str, revision: str, *, trust_remote_code: bool) -> in
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            model_location(model), revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
@@ -251,7 +254,8 @@ def lighteval_command(
         raise UsageError(
             "system_prompt: LightEval takes it on the command line, where a comma ends it; use a text without one"
         )
-    settings = {"model_name": model, "revision": revision} | _answers_of(model)
+    location = model_location(model)
+    settings = {"model_name": location, "revision": revision} | _answers_of(location)
     if trust_remote_code:
         settings["trust_remote_code"] = "true"
     if backend == "vllm":

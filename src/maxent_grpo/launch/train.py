@@ -30,6 +30,7 @@ from maxent_grpo.launch.flags import Flag, Values, flag_value, read_flags, words
 from maxent_grpo.launch.plan_text import gpu_names, shown_words, table, without_values
 from maxent_grpo.launch.recipe import TASKS, RecipeFacts, chosen_recipe, read_facts
 from maxent_grpo.launch.supervision import LOGS, Running, Step, Supervisor, answers, carry_out, say
+from maxent_grpo.models.location import model_location
 from maxent_grpo.observe.names import STOP_FILE
 from maxent_grpo.rollout.vllm.api_key import VARIABLE as KEY
 
@@ -182,7 +183,7 @@ def _server(
     if not memory.replace(".", "", 1).isdecimal() or not 0 < float(memory) <= 1:
         raise UsageError(f"VLLM_MEM_UTIL={memory}: a fraction of a GPU's memory, above 0 and at most 1")
     own, port, native = values["vllm-model"], values.number("vllm-port"), implementation == "native"
-    model = own or facts.model
+    model = model_location(own or facts.model)
     front = (
         ["vllm.entrypoints.cli.main", "serve", model]
         if native

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from maxent_grpo.errors import UsageError, first_line
-from maxent_grpo.tasks.tiny_policy import bundled_policy_path
+from maxent_grpo.models.location import model_location
 from maxent_grpo.types import Prompt
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 ADAPTER_FILE = "adapter_model.safetensors"
-BUNDLED = {"bundled:tiny-policy": bundled_policy_path}
 BESIDE_THE_WEIGHTS = (
     "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template*",
@@ -49,20 +48,8 @@ class ModelSource:
 
     @property
     def location(self) -> str:
-        """The hub id or directory behind the name. Raises `UsageError` for a path that is not there."""
-        name = self.name_or_path
-        if name.startswith("bundled:"):
-            if name not in BUNDLED:
-                raise UsageError(
-                    f"model_name_or_path: there is no {name!r}; bundled policies: {', '.join(BUNDLED)}"
-                )
-            return str(BUNDLED[name]())
-        looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-        if looks_local and not Path(name).expanduser().is_dir():
-            raise UsageError(
-                f"model_name_or_path: no directory {name!r}; give a saved model's folder or a hub id"
-            )
-        return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+        """The hub id or directory behind the name; see `model_location`."""
+        return model_location(self.name_or_path)
 
 
 def load_policy(source: ModelSource) -> PreTrainedModel:
