@@ -82,7 +82,11 @@ def test_a_server_beside_the_trainer_gets_gpu_0_and_the_trainer_its_address() ->
         f"--tp 1 --vllm-port 1234 {SERVER}", VLLM_MEM_UTIL="0.8", VLLM_MAX_LEN="4096", VLLM_GROUP_PORT="99"
     )
     assert made.server is not None
-    assert made.server.step.environment == {"CUDA_VISIBLE_DEVICES": "0", "VLLM_SERVER_DEV_MODE": "1"}
+    assert made.server.step.environment == {
+        "CUDA_VISIBLE_DEVICES": "0",
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     assert (
         after(made.server.step.command, "--middleware")
         == "maxent_grpo.rollout.vllm.client_tag.EchoMiddleware"

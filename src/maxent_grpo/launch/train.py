@@ -207,7 +207,9 @@ def _server(
     command = [values["vllm-python"] or python, "-m", *front, *words]
     # What vLLM's own server needs to take new weights over HTTP.
     takes_weights = native and (facts.syncs_weights or not own_loop)
-    environment = ({"VLLM_SERVER_DEV_MODE": "1"} if takes_weights else {}) | devices(division.serving.gpus)
+    reports_nothing = {"VLLM_NO_USAGE_STATS": "1"}
+    environment = ({"VLLM_SERVER_DEV_MODE": "1"} if takes_weights else {}) | reports_nothing
+    environment |= devices(division.serving.gpus)
     host, deadline = reached if listens in (EVERYWHERE, "::") else listens, INLINE_SECONDS
     if several:
         # srun shows the step all GPUs of the node, whatever its own environment says.

@@ -141,6 +141,9 @@ class MaxEntGRPOTrainer(GRPOTrainer):
             tuple[str, Any]
         ] = []  # this process's completions, with the procedural task of each
 
+    def _send_telemetry(self) -> None:
+        """TRL would report every trainer to the hub; nobody is told of this one."""
+
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:

@@ -42,6 +42,7 @@ def start_engine(settings: EngineSettings) -> "LLM":
         )
     # Read when vLLM is imported: an engine in a process of its own could not be handed tensors.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # vLLM would report to its makers
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the learner computes on the same threads
     try:
         from vllm import LLM
