@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -52,6 +53,53 @@ def test_run_averages_weigh_every_prompt_and_seed_alike(plan, make_rows):
     runs = run_outcomes(rows, ["coverage"]).set_index(["arm", "seed"])
     mine = rows[(rows["arm"] == "aa") & (rows["seed"] == 2)]
     assert runs.loc[("aa", 2), "coverage"] == pytest.approx(mine["coverage"].mean())
+
+
+def with_start(rows, shift):
+    """The rows and, as the untrained policy's, those of the baseline's first run with its coverage shifted."""
+    start = rows[(rows["arm"] == "dr_grpo") & (rows["seed"] == 0)]
+    return pd.concat(
+        [rows, start.assign(arm="untrained", coverage=start["coverage"] + shift)], ignore_index=True
+    )
+
+
+def test_the_untrained_policy_is_a_row_and_a_reference_of_every_run(plan, make_rows):
+    rows = with_start(make_rows(plan, {"other": 0.1}), 0.3)
+    table = effects_table(rows, plan)
+    runs = run_outcomes(rows, ["coverage"]).set_index(["arm", "seed"])["coverage"]
+    by = table[table["outcome"] == "coverage"].set_index(["against", "arm"])
+    assert list(by.loc["untrained"].index) == ["dr_grpo", "aa", "other"]
+    assert list(by.loc["dr_grpo"].index) == ["aa", "other", "untrained"]
+    start = runs.loc["untrained"].item()
+    for arm in ("dr_grpo", "other"):
+        row = by.loc[("untrained", arm)]
+        assert row["effect"] == pytest.approx(runs.loc[arm].mean() - start)
+        assert (row["baseline_mean"], row["seeds"]) == (pytest.approx(start), 8)
+    assert by.loc[("dr_grpo", "untrained"), "effect"] == pytest.approx(start - runs.loc["dr_grpo"].mean())
+    # It is no hypothesis: the other arms' adjusted p are those of the study without it.
+    without = effects_table(make_rows(plan, {"other": 0.1}), plan).set_index(["outcome", "arm"])
+    assert by.loc[("dr_grpo", "other"), "p_holm"] == without.loc[("coverage", "other"), "p_holm"]
+    assert by.loc[("dr_grpo", "untrained"), "p_holm"] == by.loc[("dr_grpo", "untrained"), "p_sign_flip"]
+
+
+def test_holm_adjusts_the_test_that_the_plan_names(plan, make_rows):
+    plan = replace(plan, judgement=replace(plan.judgement, test="t"))
+    table = effects_table(make_rows(plan, {"other": 0.1}), plan).set_index(["outcome", "arm"])
+    row = table.loc[("coverage", "other")]
+    assert row["p_holm"] == row["p_t"] < row["p_sign_flip"]
+    assert row["p_no_worse"] == row["p_no_worse_holm"] < 1e-4
+    worse = effects_table(make_rows(plan, {"other": -0.1}), plan).set_index(["outcome", "arm"])
+    assert worse.loc[("coverage", "other"), "p_no_worse"] > 0.99
+
+
+def test_the_mean_of_pcmd_is_over_defined_prompts_and_needs_enough_of_them(plan, make_rows):
+    rows = make_rows(plan, {})
+    rows["pcmd"] = np.where(rows["prompt"] % 2 == 0, 0.25, np.nan)
+    few = run_outcomes(rows, ["pcmd"])
+    assert set(few["support"]) == {10}
+    assert few["pcmd"].isna().all()  # of 10 prompts, where 20 are enough
+    rows["pcmd"] = rows["prompt"] / 19
+    assert run_outcomes(rows, ["pcmd"])["pcmd"].to_numpy() == pytest.approx(0.5)
 
 
 def test_the_sentences_say_higher_equivalent_and_not_shown(plan, make_rows):

@@ -16,6 +16,8 @@ from maxent_grpo.study.paired import (
     detectable_effect,
     equivalence_p,
     holm,
+    no_worse_p,
+    paired_t_p,
     sign_flip_p,
 )
 from maxent_grpo.study.regression import regress, wild_cluster_p
@@ -59,6 +61,17 @@ def test_equivalence_is_two_one_sided_t_tests():
     lower = stats.t.sf((differences.mean() + 0.05) / se, 7)
     upper = stats.t.cdf((differences.mean() - 0.05) / se, 7)
     assert equivalence_p(ARM, BASELINE, 0.05) == pytest.approx(max(lower, upper), rel=1e-9)
+
+
+def test_the_one_sided_tests_are_the_t_distribution_s():
+    d = ARM - BASELINE
+    error = d.std(ddof=1) / math.sqrt(8)
+    assert paired_t_p(ARM, BASELINE) == pytest.approx(2 * stats.t.sf(d.mean() / error, 7), rel=1e-9)
+    assert no_worse_p(d, 0.03) == pytest.approx(stats.t.sf((d.mean() + 0.03) / error, 7), rel=1e-9)
+    assert no_worse_p(-d, 0.001) > 0.9  # lower by more than .001
+    constant = np.full(8, -0.02)
+    assert (no_worse_p(constant, 0.03), no_worse_p(constant, 0.01)) == (0.0, 1.0)
+    assert paired_t_p(ARM, ARM) == 1.0
 
 
 def test_the_detectable_effect_is_3_3_standard_errors_with_8_seeds_and_2_8_with_many():

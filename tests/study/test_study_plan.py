@@ -76,6 +76,12 @@ def change(tree, path, value):
         ("judgement.outcomes", ["mean"], "judgement.primary: coverage is not among judgement.outcomes"),
         ("judgement.margin", {"coverage": -1}, "judgement.margin.coverage: -1 is not a number above 0"),
         ("judgement.margin", 3, "judgement.margin: 3 is not a mapping of outcomes"),
+        (
+            "judgement.test",
+            "sgin_flip",
+            r"judgement.test: 'sgin_flip' is not one of sign_flip, t \(did you mean",
+        ),
+        ("arms.untrained", {"same_as": "dr_grpo"}, "arms.untrained: every study has it by itself"),
         ("tasks", {"a/b": None}, "tasks: 'a/b' is no name: letters, digits"),
     ],
 )

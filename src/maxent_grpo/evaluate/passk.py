@@ -195,11 +195,11 @@ def per_prompt(samples: ScoredSamples, ks: Sequence[int]) -> dict[str, Floats]:
                 columns[f"coverage_at_{k}"] = coverage_at(samples, k)
             columns[f"breadth_at_{k}"] = breadth_at(samples, k)
     if n > 1:
-        columns |= _of_all(samples)
+        columns |= of_all(samples)
     return columns
 
 
-def _of_all(samples: ScoredSamples) -> dict[str, Floats]:
+def of_all(samples: ScoredSamples) -> dict[str, Floats]:
     """What all n samples say: Cover@τ, and PCMD where answers have keys."""
     n = samples.scores.shape[1]
     columns = {f"cover_{round(100 * share)}_at_{n}": cover_at(samples, share) for share in THRESHOLDS}
@@ -216,7 +216,7 @@ def exploration_scores(groups: "Sequence[Group]") -> dict[str, list[float]]:
     and ``coverage`` counts against the column ``modes``, in which a prompt lists its right answers.
     """
     k = len(groups[0].utilities)
-    samples = _samples_of(groups)
+    samples = samples_of(groups)
     if samples is None:
         return {}
     scores = {f"mean_at_{k}": samples.right.mean(axis=1), f"pass_at_{k}": pass_at(samples, k)}
@@ -226,11 +226,11 @@ def exploration_scores(groups: "Sequence[Group]") -> dict[str, list[float]]:
             scores[f"coverage_at_{k}"] = coverage_at(samples, k)
         if k > 1:
             scores[f"breadth_at_{k}"] = breadth_at(samples, k)
-    scores |= _of_all(samples) if k > 1 else {}
+    scores |= of_all(samples) if k > 1 else {}
     return {name: values.tolist() for name, values in scores.items()}
 
 
-def _samples_of(groups: "Sequence[Group]") -> ScoredSamples | None:
+def samples_of(groups: "Sequence[Group]") -> ScoredSamples | None:
     """The G completions of each group; None where no reward tells what is right."""
     rights = [group.right for group in groups if group.right is not None]
     modes = tuple(group.modes for group in groups if group.modes is not None)

@@ -10,7 +10,15 @@ from maxent_grpo.config.shipped import shipped
 from maxent_grpo.errors import RunError, UsageError, did_you_mean
 from maxent_grpo.files import replace_file
 from maxent_grpo.study.plan import StudyPlan, read_plan
-from maxent_grpo.study.runs import EVALUATION, State, StudyRun, refuse_changes, refused_arms, runs_of
+from maxent_grpo.study.runs import (
+    EVALUATION,
+    State,
+    StudyRun,
+    refuse_changes,
+    refused_arms,
+    runs_of,
+    untrained_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,10 +108,11 @@ def run_study(given: Mapping[str, Any], say: Callable[[str], None] = print) -> N
         if not runs:
             raise UsageError(f"study.index={options.index}: the plan has no such run; see study.dry_run=true")
     failed: dict[str, str] = {}
+    starts = untrained_of(plan) if not options.index else []
     if options.analyse:
-        refuse_changes(plan, [run for run in runs if run.state is State.DONE])
+        refuse_changes(plan, [run for run in (*starts, *runs) if run.state is State.DONE])
     else:
-        failed = _run(plan_file, plan, runs, processes, say)
+        failed = _run(plan_file, plan, [*starts, *runs], processes, say)
     if options.index is None:
         for path in report_study(plan, plan_file, runs):
             say(f"wrote     {path}")
@@ -141,7 +150,8 @@ def report_study(plan: StudyPlan, plan_file: Path, runs: Sequence[StudyRun]) -> 
     from maxent_grpo.study.report import write_report
 
     done = [run for run in runs if run.state is State.DONE]
-    rows = _collected(done)
+    starts = [run for run in untrained_of(plan) if run.state is State.DONE]
+    rows = _collected([*starts, *done] if done else [])
     rows.to_parquet(plan.output_dir / ROWS, index=False)
     table = effects_table(rows, plan)
     table.to_csv(plan.output_dir / EFFECTS, index=False)

@@ -16,8 +16,8 @@ from scipy import stats
 
 from maxent_grpo.observe import charts
 from maxent_grpo.observe.run_files import RunFiles, Series, load_run
-from maxent_grpo.study.effects import measured_outcomes
-from maxent_grpo.study.plan import Arm, StudyPlan, StudyTask
+from maxent_grpo.study.effects import against_baseline, measured_outcomes
+from maxent_grpo.study.plan import UNTRAINED, Arm, StudyPlan, StudyTask
 from maxent_grpo.study.runs import StudyRun
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def draw_figures(
     for task in plan.tasks:
         here = rows[(rows["task"] == task.name) & (rows["temperature"] == first)]
         if len(effects):
-            judged = effects[(effects["task"] == task.name) & (effects["temperature"] == first)]
+            judged = against_baseline(effects, plan)
+            judged = judged[(judged["task"] == task.name) & (judged["temperature"] == first)]
             drawn.append(_forest(plan, task, judged, out))
         drawn += [_trajectory(plan, task, records, out), _modes(plan, task, here, out)]
         drawn += [_curves(plan, task, records, out, **shown) for shown in _words()["curves"]]
@@ -144,10 +145,10 @@ def _words_of(kind: str, plan: StudyPlan, task: StudyTask) -> tuple[str, str]:
 
 
 def _color(plan: StudyPlan, arm: Arm) -> str:
-    """Black for the baseline, gray for its repetition, then the palette in turn."""
+    """Black for the baseline, gray for its repetition and for the untrained policy, then the palette in turn."""
     if arm.name == plan.baseline:
         return charts.INK
-    if arm.is_aa:
+    if arm.is_aa or arm.name == UNTRAINED:
         return "#999999"
     others = [other for other in plan.arms if other.name != plan.baseline and not other.is_aa]
     return charts.PALETTE[others.index(arm) % (len(charts.PALETTE) - 1)]
@@ -169,7 +170,7 @@ def _forest(plan: StudyPlan, task: StudyTask, table: pd.DataFrame, out: Path) ->
         return None
     outcomes = [o for o in plan.judgement.outcomes if o in set(table["outcome"])]
     outcomes.sort(key=lambda outcome: outcome != plan.judgement.primary)
-    arms = [arm for arm in plan.arms if arm.name in set(table["arm"])]
+    arms = [arm for arm in (plan.untrained, *plan.arms) if arm.name in set(table["arm"])]
     left = _label_room(arms)
     width, height = left + 2.35 * len(outcomes), 0.36 * len(arms) + 1.75
     stem = out / f"{task.name}_effects"
@@ -179,7 +180,8 @@ def _forest(plan: StudyPlan, task: StudyTask, table: pd.DataFrame, out: Path) ->
         for axes, outcome in zip(grid, outcomes, strict=True):
             _forest_panel(axes, plan, table[table["outcome"] == outcome], arms)
             star = " (primary)" if outcome == plan.judgement.primary else ""
-            axes.set_title(f"{outcome}@{plan.evaluation.k}{star}", fontweight="bold", fontsize=10)
+            name = "PCMD" if outcome == "pcmd" else f"{outcome}@{plan.evaluation.k}"
+            axes.set_title(f"{name}{star}", fontweight="bold", fontsize=10)
             axes.set_xlabel(f"difference, {_words()['differences'][outcome]}", fontsize=8.5)
         _arms_down(grid[0], arms)
         edges = {"left": left / width, "right": 0.985, "top": 1 - 0.78 / height, "bottom": 0.62 / height}
@@ -267,7 +269,7 @@ def _modes(plan: StudyPlan, task: StudyTask, rows: pd.DataFrame, out: Path) -> S
 
     if "distinct" not in measured_outcomes(rows, plan):
         return None
-    arms = [arm for arm in plan.arms if (rows["arm"] == arm.name).any()]
+    arms = [arm for arm in (plan.untrained, *plan.arms) if (rows["arm"] == arm.name).any()]
     top, left = len(SHADES) - 1, _label_room(arms)
     width, height = left + 6.4, 0.36 * len(arms) + 1.9
     stem = out / f"{task.name}_modes"

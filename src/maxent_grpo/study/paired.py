@@ -28,7 +28,9 @@ class PairedResult:
     low: float  # bootstrap interval
     high: float
     p: float  # sign-flip permutation, two-sided
+    p_t: float  # paired t test, two-sided
     p_equivalence: float  # TOST: the mean lies within ± margin
+    p_no_worse: float  # one-sided paired t test: the mean lies above − margin
     detectable: float  # smallest true effect that a two-sided paired t test would find with the stated power
 
 
@@ -42,7 +44,9 @@ def compare(
         low=low,
         high=high,
         p=sign_flip_p(arm, baseline, resamples, seed),
+        p_t=paired_t_p(arm, baseline),
         p_equivalence=equivalence_p(arm, baseline, margin),
+        p_no_worse=no_worse_p(arm - baseline, margin),
         detectable=detectable_effect(arm - baseline, alpha, power),
     )
 
@@ -97,6 +101,23 @@ def equivalence_p(arm: Floats, baseline: Floats, margin: float) -> float:
     if np.ptp(arm - baseline) == 0:  # no variance to test with: the difference is what it is
         return 0.0 if abs(float(np.mean(arm - baseline))) < margin else 1.0
     return float(ttost_paired(arm, baseline, -margin, margin)[0])
+
+
+def paired_t_p(arm: Floats, baseline: Floats) -> float:
+    """Two-sided p of a paired t test: of means that are normal, as averages over many prompts and samples nearly are.
+
+    Unlike `sign_flip_p` it can be as small as a family of many arms needs.
+    """
+    if np.ptp(arm - baseline) == 0:
+        return 1.0 if arm[0] == baseline[0] else 0.0
+    return float(stats.ttest_rel(arm, baseline).pvalue)
+
+
+def no_worse_p(differences: Floats, margin: float) -> float:
+    """p of a one-sided paired t test of "the mean is −margin or less" (non-inferiority): small where it is above."""
+    if np.ptp(differences) == 0:
+        return 0.0 if float(differences[0]) > -margin else 1.0
+    return float(stats.ttest_1samp(differences, -margin, alternative="greater").pvalue)
 
 
 def detectable_effect(differences: Floats, alpha: float, power: float) -> float:

@@ -4,10 +4,10 @@ Everything is checked before anything runs, but whether an arm's settings exist 
 (`runs.refused_arms`), so that a plan may hold arms that wait for their method.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
@@ -20,10 +20,32 @@ OUTCOMES: Mapping[str, str] = {
     "pass": "pass@k: share of prompts with at least one right answer among k",
     "distinct": "distinct@k: different right answers among the k samples of a prompt",
     "coverage": "coverage@k: different right answers among k, over all right answers that the prompt has",
+    "breadth": "B@k: different right answers among k beyond the first, distinct@k − pass@k",
+    "pcmd": "PCMD: the chance that two different right samples of a prompt, under all sampling seeds, are different "
+    "answers; mean over the prompts with at least two right samples, the support",
+    "cover_20": "Cover@.2: share of prompts of whose samples, under all sampling seeds, at least 20 % are right",
+    "cover_50": "Cover@.5: the same with 50 %",
+    "cover_80": "Cover@.8: the same with 80 %",
 }
 """Outcome → definition; each is an average over prompts and evaluation seeds, one number per run."""
 
-MARGINS: Mapping[str, float] = {"mean": 0.03, "pass": 0.03, "distinct": 0.15, "coverage": 0.03}
+JUDGED: Sequence[str] = ("mean", "pass", "distinct", "coverage", "pcmd")
+"""The outcomes that a plan judges which names none; means are shown of all."""
+
+UNTRAINED = "untrained"
+"""Name of the policy that the runs start from, in tables: evaluated as the final ones are, once per task."""
+
+MARGINS: Mapping[str, float] = {
+    "mean": 0.03,
+    "pass": 0.03,
+    "distinct": 0.15,
+    "coverage": 0.03,
+    "breadth": 0.15,
+    "pcmd": 0.05,
+    "cover_20": 0.03,
+    "cover_50": 0.03,
+    "cover_80": 0.03,
+}
 """Outcome → half-width of the region of equivalence, in the outcome's own unit."""
 
 CONTROLLED: Mapping[str, str] = {
@@ -69,6 +91,8 @@ def _named(tree: Any, part: str) -> Mapping[str, Any]:
     for name in tree:
         if not isinstance(name, str) or not name or not all(c.isalnum() or c in "_-" for c in name):
             raise UsageError(f"{part}: {name!r} is no name: letters, digits, _ and - (it names directories)")
+        if part == "arms" and name == UNTRAINED:
+            raise UsageError(f"arms.{name}: every study has it by itself; take another name")
         if isinstance(tree[name], Mapping) and "name" in tree[name]:
             raise UsageError(f"{part}.{name}.name: unknown key; {name} is the name")
     return tree
@@ -179,10 +203,12 @@ class AnalysisPlan(_Part):
     """The judged outcomes, and the differences that do not matter (``judgement`` in the file)."""
 
     primary: Outcome = "coverage"
-    outcomes: Several[Outcome] = tuple(OUTCOMES)
+    outcomes: Several[Outcome] = tuple(JUDGED)
     margin: Annotated[dict[Outcome, Positive], AfterValidator(lambda given: {**MARGINS, **given})] = field(
         default_factory=lambda: dict(MARGINS)
     )
+    test: Literal["sign_flip", "t"] = "sign_flip"
+    """Whose p Holm adjusts: 2^N sign patterns of N seeds allow no p below 2/2^N, over m arms none below 2m/2^N."""
     alpha: Annotated[Positive, Field(lt=1)] = 0.05
     """Two-sided level of tests; intervals have level 1 − alpha."""
     power: Annotated[Positive, Field(lt=1)] = 0.8
@@ -209,7 +235,14 @@ class StudyPlan(_Part):
     processes: Annotated[Integer, Field(ge=1)] = 2
 
     def arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms if arm.name == name)
+        """The arm called ``name``; ``untrained`` is one that the plan does not list."""
+        return next(arm for arm in (*self.arms, self.untrained) if arm.name == name)
+
+    @property
+    def untrained(self) -> Arm:
+        """The baseline before its first step."""
+        base = next(arm for arm in self.arms if arm.name == self.baseline)
+        return Arm(UNTRAINED, "untrained", base.command, base.recipe, base.overrides)
 
     @property
     def aa(self) -> Arm | None:
@@ -288,7 +321,7 @@ def _fault(fault: Any, tree: Any) -> str:
         case "dict_type" if words[-1] == "margin":
             return f"{where}: {fault['input']!r} is not a mapping of outcomes (coverage: 0.03)"
         case "literal_error":
-            choices = get_args(Command)
+            choices = ("sign_flip", "t") if words[-1] == "test" else get_args(Command)
             near = did_you_mean(str(fault["input"]), choices)
             return f"{where}: {fault['input']!r} is not one of {', '.join(choices)}{near}"
     text = FAULTS.get(fault["type"], fault["msg"])

@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 
 from maxent_grpo import __version__
+from maxent_grpo.evaluate.passk import effective_modes
 from maxent_grpo.files import replace_file
 from maxent_grpo.observe.report import render_page
 from maxent_grpo.observe.run_files import load_run
-from maxent_grpo.study.effects import aa_alarms, measured_outcomes, run_outcomes
+from maxent_grpo.study.effects import aa_alarms, against_baseline, measured, measured_outcomes, run_outcomes
 from maxent_grpo.study.figures import StudyFigure
-from maxent_grpo.study.plan import OUTCOMES, StudyPlan
+from maxent_grpo.study.plan import OUTCOMES, UNTRAINED, StudyPlan
 from maxent_grpo.study.runs import State, StudyRun
 
 TEMPLATE = Path(__file__).with_name("study.html")
@@ -46,6 +47,7 @@ def write_report(
         runs=runs,
         done=done,
         seeds=int(effects["seeds"].min()) if len(effects) else 0,
+        family=sum(not arm.is_aa for arm in plan.arms) - 1,
         commit=commits[0] if commits else "unknown",
         commits=sorted({commit[:12] for commit in commits}),
         prompts={task: group["prompt"].nunique() for task, group in rows.groupby("task", sort=False)},
@@ -55,6 +57,7 @@ def write_report(
         aa_text=aa_text,
         conclusions=conclusions(effects, plan),
         levels=_levels(plan, rows),
+        from_start=_from_start(plan, effects),
         figures=figures,
         effects=_effect_tables(plan, effects),
         verdicts=VERDICTS,
@@ -62,6 +65,7 @@ def write_report(
         signed=signed,
         p_text=p_text,
         smallest_p=smallest_p,
+        outcome_name=lambda outcome: outcome_name(outcome, plan),
         short=lambda *numbers: " and ".join(f"{number:g}" for number in numbers),
         span=_span,
     )
@@ -75,7 +79,7 @@ def conclusion(row: pd.Series, plan: StudyPlan) -> tuple[str, str]:
     A difference where Holm's p is below α; equivalence where TOST's is; else neither, and what was detectable.
     """
     alpha, arm = plan.judgement.alpha, plan.arm(str(row["arm"]))
-    name = f"{row['outcome']}@{plan.evaluation.k}"
+    name = outcome_name(str(row["outcome"]), plan)
     within = f"within ±\u00a0{row['margin']:g}"
     tost = f"(TOST p {p_relation(row['p_equivalence'])})"
     p = f"({'p' if arm.is_aa else 'Holm p'} {p_relation(row['p_holm'])})"
@@ -102,11 +106,20 @@ def conclusion(row: pd.Series, plan: StudyPlan) -> tuple[str, str]:
     )
 
 
+def outcome_name(outcome: str, plan: StudyPlan) -> str:
+    """``coverage`` as coverage@8, ``cover_50`` as Cover@.5."""
+    if outcome.startswith("cover_"):
+        return f"Cover@{int(outcome[6:]) / 100:g}".replace("0.", ".")
+    names = {"pcmd": "PCMD", "breadth": f"B@{plan.evaluation.k}"}
+    return names.get(outcome, f"{outcome}@{plan.evaluation.k}")
+
+
 def conclusions(table: pd.DataFrame, plan: StudyPlan) -> list[tuple[str, list[str]]]:
     """(task, sentences), the primary outcome of every arm first, then what it costs or wins in accuracy."""
     if table.empty:
         return []
-    judged = table[table["temperature"] == plan.evaluation.temperatures[0]]
+    judged = against_baseline(table, plan)
+    judged = judged[judged["temperature"] == plan.evaluation.temperatures[0]]
     said: dict[str, list[str]] = {}
     for task in plan.tasks:
         for arm in plan.arms:
@@ -123,7 +136,7 @@ def conclusions(table: pd.DataFrame, plan: StudyPlan) -> list[tuple[str, list[st
 
 def aa_sentence(table: pd.DataFrame, plan: StudyPlan) -> tuple[bool, str]:
     """True if the A/A comparison is in order, and the sentence for the head of the report."""
-    aa, k = plan.aa, plan.evaluation.k
+    aa, table = plan.aa, against_baseline(table, plan)
     if aa is None:
         return False, (
             "This study has no A/A arm: nothing shows that its analysis finds no difference where there is none."
@@ -136,12 +149,14 @@ def aa_sentence(table: pd.DataFrame, plan: StudyPlan) -> tuple[bool, str]:
         own = table[(table["arm"] == aa.name) & (table["outcome"] == plan.judgement.primary)]
         own = own[own["temperature"] == plan.evaluation.temperatures[0]]
         primary = "; ".join(f"{labels[row['task']]} {_interval(row)}" for _, row in own.iterrows())
+        name = outcome_name(plan.judgement.primary, plan)
         return True, (
             "The A/A arm, the baseline once more with other seeds, does not differ from the baseline in any outcome "
-            f"(Holm over outcomes, α = {plan.judgement.alpha:g}). In {plan.judgement.primary}@{k}: {primary}."
+            f"(Holm over outcomes, α = {plan.judgement.alpha:g}). In {name}: {primary}."
         )
     named = ", ".join(
-        f"{row['outcome']}@{k} on {labels[row['task']]} by {signed(row['effect'])} (p {p_relation(row['p_sign_flip'])})"
+        f"{outcome_name(row['outcome'], plan)} on {labels[row['task']]} by {signed(row['effect'])} "
+        f"(p {p_relation(row['p_holm'])})"
         for _, row in alarms.iterrows()
     )
     return False, (
@@ -156,11 +171,15 @@ def smallest_p(seeds: int) -> float:
 
 
 def signed(value: float) -> str:
-    """Three decimals with a sign that is a minus, not a hyphen."""
+    """Three decimals with a sign that is a minus, not a hyphen; – where there is no number."""
+    if value != value:
+        return "–"
     return f"{value:+.3f}".replace("-", "−")
 
 
 def p_text(p: float) -> str:
+    if p != p:
+        return "–"
     return "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
 
 
@@ -174,30 +193,78 @@ def _interval(row: pd.Series) -> str:
 
 
 def _levels(plan: StudyPlan, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Per task and arm: how many runs, and mean, smallest and largest run of every outcome."""
-    outcomes = measured_outcomes(rows, plan)
+    """Per task: its outcomes, and per arm how many runs, and of every outcome the mean, and the range of its runs.
+
+    PCMD is followed by its support, the fewest prompts of any run, and by the effective number of answers.
+    """
+    outcomes = measured(rows, OUTCOMES)
     means = run_outcomes(rows, outcomes)
     means = means[means["temperature"] == plan.evaluation.temperatures[0]]
     tables = []
     for task in plan.tasks:
         of_arms = [
-            (arm.label, means[(means["task"] == task.name) & (means["arm"] == arm.name)]) for arm in plan.arms
+            (arm, means[(means["task"] == task.name) & (means["arm"] == arm.name)])
+            for arm in (plan.untrained, *plan.arms)
         ]
         lines = [
-            (label, len(mine), [(mine[o].mean(), mine[o].min(), mine[o].max()) for o in outcomes])
-            for label, mine in of_arms
+            (arm.label, "–" if arm.name == UNTRAINED else len(mine), _cells(mine, outcomes))
+            for arm, mine in of_arms
             if len(mine)
         ]
         if lines:
-            tables.append({"task": task.label, "rows": lines})
+            heads = [outcome_name(name, plan) for name in outcomes]
+            at = outcomes.index("pcmd") + 1 if "pcmd" in outcomes else len(heads)
+            heads[at:at] = ["its support", "N_eff"] if "pcmd" in outcomes else []
+            tables.append({"task": task.label, "heads": heads, "rows": lines})
+    return tables
+
+
+def _cells(runs: pd.DataFrame, outcomes: Sequence[str]) -> list[str]:
+    cells = []
+    for outcome in outcomes:
+        given = runs[outcome].dropna()
+        text = f"{given.mean():.3f}" if len(given) else "–"
+        if len(given) > 1:
+            text += f" ({given.min():.3f}–{given.max():.3f})"
+        cells.append(text)
+        if outcome == "pcmd":
+            number = effective_modes(given.mean()) if len(given) else None
+            cells += [str(int(runs["support"].min())), "–" if number is None else f"{number:.2f}"]
+    return cells
+
+
+def _from_start(plan: StudyPlan, effects: pd.DataFrame) -> list[dict[str, Any]]:
+    """Per task, at the judged temperature: every arm's differences to the untrained policy."""
+    if effects.empty:
+        return []
+    first = plan.evaluation.temperatures[0]
+    mine = effects[(effects["against"] == UNTRAINED) & (effects["temperature"] == first)]
+    tables = []
+    for task in plan.tasks:
+        here = mine[mine["task"] == task.name]
+        outcomes = list(dict.fromkeys(here["outcome"]))
+        lines = []
+        for arm in plan.arms:
+            found = {row["outcome"]: row for _, row in here[here["arm"] == arm.name].iterrows()}
+            cells = [
+                (_interval(found[name]), found[name]["p_holm"] < plan.judgement.alpha)
+                if name in found
+                else ("–", False)
+                for name in outcomes
+            ]
+            lines += [(arm.label, cells)] if found else []
+        if lines:
+            heads = [outcome_name(name, plan) for name in outcomes]
+            tables.append({"task": task.label, "heads": heads, "rows": lines})
     return tables
 
 
 def _effect_tables(plan: StudyPlan, effects: pd.DataFrame) -> list[dict[str, Any]]:
-    """Per task and temperature: every effect and what it allows to say, the A/A arm first."""
+    """Per task and temperature: every effect against the baseline and what it allows to say, the A/A arm first."""
+    effects = against_baseline(effects, plan)
     if effects.empty:
         return []
-    order = {arm.name: position for position, arm in enumerate(plan.arms)}
+    order = {arm.name: position for position, arm in enumerate((*plan.arms, plan.untrained))}
     labels = {task.name: task.label for task in plan.tasks}
     tables = []
     for (task, temperature), group in effects.groupby(["task", "temperature"], sort=False):
@@ -205,6 +272,7 @@ def _effect_tables(plan: StudyPlan, effects: pd.DataFrame) -> list[dict[str, Any
             arm_order=group["arm"].map(order),
             not_primary=group["outcome"] != plan.judgement.primary,
             kind=[conclusion(row, plan)[0] for _, row in group.iterrows()],
+            name=[outcome_name(outcome, plan) for outcome in group["outcome"]],
         ).sort_values(["arm_order", "not_primary"], kind="stable")
         lines = ranked.to_dict("records")
         tables.append({"task": labels[str(task)], "temperature": temperature, "rows": lines})

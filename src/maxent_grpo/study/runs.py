@@ -27,7 +27,7 @@ from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.files import replace_file
 from maxent_grpo.models.loading import load_tokenizer
 from maxent_grpo.observe import names
-from maxent_grpo.study.plan import Arm, EvaluationPlan, StudyPlan, StudyTask
+from maxent_grpo.study.plan import UNTRAINED, Arm, EvaluationPlan, StudyPlan, StudyTask
 from maxent_grpo.train.build import Given, evaluation_prompts, training_prompts
 from maxent_grpo.types import Prompt
 
@@ -66,8 +66,13 @@ class StudyRun:
         return self.seed + self.arm.seed_offset
 
     @property
+    def trains(self) -> bool:
+        """False for the untrained policy, which is only evaluated."""
+        return self.arm.name != UNTRAINED
+
+    @property
     def name(self) -> str:
-        return f"{self.task.name}/{self.arm.name}/seed-{self.seed}"
+        return f"{self.task.name}/{self.arm.name}" + f"/seed-{self.seed}" * self.trains
 
     @property
     def state(self) -> State:
@@ -104,6 +109,15 @@ def runs_of(plan: StudyPlan, arms: Sequence[str] = ()) -> list[StudyRun]:
         StudyRun(index, task, arm, seed, plan.output_dir / "runs" / task.name / arm.name / f"seed-{seed}")
         for index, (seed, task, arm) in enumerate(all_runs)
         if not arms or arm.name in {plan.baseline, *arms}
+    ]
+
+
+def untrained_of(plan: StudyPlan, tasks: Sequence[str] = ()) -> list[StudyRun]:
+    """The untrained policy on every task, or on the named ``tasks``: runs that are evaluated alone."""
+    return [
+        StudyRun(-1 - number, task, plan.untrained, 0, plan.output_dir / "runs" / task.name / UNTRAINED)
+        for number, task in enumerate(plan.tasks)
+        if not tasks or task.name in tasks
     ]
 
 
@@ -166,7 +180,7 @@ def refuse_changes(plan: StudyPlan, runs: Sequence[StudyRun]) -> dict[int, RunCo
                     f"{run.directory}: holds a run that is not of a study; choose another study.output_dir"
                 )
             continue
-        changed = changes(json.loads(path.read_text())["identity"], identity_of(config))
+        changed = changes(json.loads(path.read_text())["identity"], identity_of(config, run.trains))
         if changed:
             raise UsageError(
                 f"{run.directory}: was run with other settings than the plan now says ({_first(changed)}); choose "
@@ -188,7 +202,7 @@ def open_run(run: StudyRun, config: RunConfig) -> None:
     if not (run.directory / IDENTITY).is_file():
         write_resolved(config, run.directory / RECIPE)
         facts = {"task": run.task.name, "arm": run.arm.name, "seed": run.seed, "run_seed": run.run_seed}
-        text = json.dumps({**facts, "identity": identity_of(config)}, indent=1)
+        text = json.dumps({**facts, "identity": identity_of(config, run.trains)}, indent=1)
         replace_file(run.directory / IDENTITY, text, shared=True)
 
 
@@ -214,8 +228,23 @@ def try_lock(directory: Path) -> int | None:
     return descriptor
 
 
-def identity_of(config: RunConfig) -> Identity:
-    """The identity of a training run: settings, data, model and package version."""
+READ_UNTRAINED = (
+    "reward_funcs",
+    "reward_weights",
+    "correctness_reward",
+    "mode_key",
+    "chat_template",
+    "system_prompt",
+    "zero_truncated_completion_rewards",
+)
+"""Settings of the evaluation of a policy that was not trained."""
+
+
+def identity_of(config: RunConfig, trains: bool = True) -> Identity:
+    """The identity of a training run: settings, data, model and package version.
+
+    Of the untrained policy (``trains`` false), which no setting of the training concerns, what its evaluation reads.
+    """
     tree = resolved(config)
     settings = {
         name: value
@@ -224,6 +253,14 @@ def identity_of(config: RunConfig) -> Identity:
         if name not in SAME_RESULTS
     }
     train, held_out, _ = prompt_digests(config)
+    if not trains:
+        return {
+            **{name: settings.get(name) for name in READ_UNTRAINED},
+            "command": config.command,
+            "held-out prompts": held_out,
+            "initial policy": _model_digest(model_source(config).location),
+            "maxent_grpo version": __version__,
+        }
     return {
         **settings,
         "command": config.command,

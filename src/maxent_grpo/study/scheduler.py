@@ -97,7 +97,7 @@ class Worker:
                 open_run(run, self.config)
             resumed = (directory / names.METRICS_FILE).is_file()
             self.say(f"{'resumed ' if resumed else 'started '}  {run.name}")
-            if run.state is not State.TRAINED:
+            if run.trains and run.state is not State.TRAINED:
                 self._finish("train", train_command(run), lock, timed=not resumed)
             self._finish("evaluate", evaluate_command(run, self.plan.evaluation), lock, timed=True)
             drop_checkpoints(run)
