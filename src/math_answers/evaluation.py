@@ -1,4 +1,4 @@
-"""Values of expressions: exact where they are rational, else to 30 digits, at chosen points.
+"""Values of expressions: exact where they are rational, else to 45 digits, at chosen points.
 
 Two expressions in the same unknowns are one function if they agree at every point tried; for polynomials and
 quotients of small degree the chance of a wrong "equal" is nil in practice (Schwartz 1980, Zippel 1979).
@@ -38,8 +38,8 @@ WHOLE_NUMBER_OPERATIONS = frozenset({"factorial", "binomial", "gcd", "lcm"})
 
 _WHOLE_NUMBERS = "nkmijNKM"  # what names of whole numbers begin with
 _WHOLE_POINTS = 29  # a prime, so that steps of 11 reach them all
-_DIGITS = 40
-_AGREEMENT = 30  # digits that two inexact values must share
+_DIGITS = 60
+_AGREEMENT = 45  # digits that two inexact values must share
 _MAX_BITS = 20_000  # of an exact value
 _MAX_LOG10 = 10_000_000  # of an inexact one
 _MAX_FACTORIAL = 1500  # held exactly
@@ -193,7 +193,7 @@ def is_exact(value: Value) -> bool:
 
 
 def agree(a: Value, b: Value) -> bool:
-    """Whether two values are one number: exactly if both are rational, else to 30 digits."""
+    """Whether two values are one number: exactly if both are rational, else to 45 digits."""
     if is_exact(a) and is_exact(b):
         return bool(a == b)
     mp = context()
@@ -207,6 +207,11 @@ def agree(a: Value, b: Value) -> bool:
 def distance(a: Value, b: Value) -> Value:
     """|a − b|, exact if both are."""
     return abs(a - b) if is_exact(a) and is_exact(b) else abs(_inexact(a) - _inexact(b))
+
+
+def nearly(a: Value, b: Value, share: Fraction) -> bool:
+    """Whether two values differ by no more than a share of the second."""
+    return bool(abs(_inexact(a) - _inexact(b)) <= abs(_inexact(b)) * _inexact(share))
 
 
 def within(size: Value, bound: Fraction) -> bool:

@@ -2,7 +2,7 @@
 
 `grade` takes the answer out of a completion and compares it; `equivalent` compares two answers. Both are pure
 functions of their arguments: no state, no randomness, no evaluation of the model's text as code, and bounded work. From
-the cheapest comparison to the dearest: spelling, numbers, dates, words, and a parser with exact and 40-digit values.
+the cheapest comparison to the dearest: spelling, numbers, dates, words, and a parser with exact and 60-digit values.
 What that parser cannot read is right only if it is the gold sign by sign.
 """
 

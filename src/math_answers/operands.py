@@ -186,6 +186,8 @@ class Operands(TokenStream, ABC):
 
     def _is_call(self, name: str) -> bool:
         """``f(…)`` always; ``x(t)`` and ``I(0)`` with one letter or number inside; "n(n+1)" is a product."""
+        if self._at + 2 >= len(self._tokens):
+            return False
         inside, behind = self._tokens[self._at + 1 : self._at + 3]
         if name in ("pi", "e", "i", "infty"):
             return False

@@ -30,7 +30,7 @@ def compared(a: Value, b: Value) -> int:
 
 
 def inexact(value: Value) -> Value:
-    """A real value to 40 digits."""
+    """A real value to 60 digits."""
     return context().mpf(value.numerator) / value.denominator if is_exact(value) else value
 
 
@@ -141,7 +141,7 @@ def _trimmed(a: Polynomial) -> Polynomial:
 
 
 def _zeros(a: Polynomial) -> list[Value]:
-    """The real zeros: exact up to degree 1, else to 40 digits, each once."""
+    """The real zeros: exact up to degree 1, else to 60 digits, each once."""
     a = _without_repeated(a)
     if len(a) == 1:
         return []

@@ -10,6 +10,7 @@ from math_answers.evaluation import (
     Value,
     agree,
     evaluate,
+    nearly,
     points_for,
     quotient,
     real,
@@ -39,6 +40,7 @@ ORDER = frozenset({"<", ">", "<=", ">="})
 
 _APPROXIMATE = frozenset({"~", "simeq", "doteq", "approxeq"})
 _WORKED_OUT = ("\\lim", "\\sum", "\\prod", "\\int")
+_NOISE = Fraction(1, 10**10)
 _NEAR = Fraction(1, 20)  # how far what stands behind ≈ may be from what stands before it, as a share
 
 
@@ -340,7 +342,7 @@ def _is_near(value: Expression, approximation: Expression) -> bool:
         exact, rounded = (evaluate(_unsigned(side), {}) for side in (value, approximation))
     except (UnreadableError, KeyError):
         return False
-    return bool(abs(complex(exact) - complex(rounded)) <= float(_NEAR) * max(abs(complex(exact)), 1e-9))
+    return nearly(rounded, exact, _NEAR)
 
 
 def _unsigned(expression: Expression) -> Expression:
@@ -403,7 +405,8 @@ def _proportional(pred: Related, gold: Related) -> Value | None:
     if not names or names != symbols(theirs) - CONSTANTS:
         return None
     factor: Value = None
-    agreeing = 0
+    first: Value = None
+    agreeing, varies = 0, False
     for point in points_for(ours, theirs)[0]:
         try:
             a, b = evaluate(ours, point), evaluate(theirs, point)
@@ -416,4 +419,6 @@ def _proportional(pred: Related, gold: Related) -> Value | None:
             return None
         factor = real(ratio)
         agreeing += 1
-    return factor if agreeing >= 3 else None
+        first = a if first is None else first
+        varies |= not nearly(a, first, _NOISE)
+    return factor if agreeing >= 3 and varies else None

@@ -1,6 +1,6 @@
 """Whether two numbers, or two formulas in unknowns, are one value: units, percents, bases and rounding.
 
-Constants are compared exactly or to 30 digits, formulas at points (`evaluation`). What a value is counted in and how
+Constants are compared exactly or to 45 digits, formulas at points (`evaluation`). What a value is counted in and how
 far a decimal may be rounded is the policy's. Verdicts on many pairs are put together from verdicts on one.
 """
 

@@ -216,12 +216,14 @@ def split_qualifiers(spelled: str) -> tuple[str, list[Qualifier]]:
         if explains:
             rest, end = spelled[match.start("rest") :], len(spelled)
         name = _BOUNDED_NAME.match(rest)
+        if name is None:
+            return spelled, []
         some = (match["word"] or "").endswith(("some", "arbitrary"))
         key = re.sub(r"\\text|[\s{}()\[\]]", "", rest).casefold().rstrip(".")
         domain = next(
             (d for d, words_of in _DOMAIN_WORDS if re.search(words_of, rest.casefold().replace(" ", ""))), ""
         )
-        found.append(Qualifier(some, domain, name[1] if name else "", key, explains))
+        found.append(Qualifier(some, domain, name[1], key, explains))
         core += spelled[at : match.start()]
         at = end
         if at == len(spelled):

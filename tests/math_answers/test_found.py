@@ -1,5 +1,6 @@
 """What was found wrong with this grader and with others, kind by kind."""
 
+import random
 import time
 
 import pytest
@@ -98,6 +99,32 @@ def test_the_sweep():
 
 
 _ROWS = r"\\".join("&".join(f"{i}x+{j}" for i in range(8)) for j in range(8))
+PIECES = r"""
+\frac \sqrt \begin{pmatrix} \end{pmatrix} \begin{cases} \end{cases} \\ \text{ \{ \} } { ( ) [ ] |
+\left \right \infty \pi \cdot \times \binom \sum_{k=1}^n \int_0^1 \lim_{x\to0} \mathbb{R} \emptyset
+\in \cup \setminus \pm \pmod{5} and or not for all x where 12:30 March 2021-03-05 $ \$ 5 2.5 1e9 %
+^\circ ' ... \ldots 个 答案是 ° √ ½ ≤ is \boxed{ <think> </think> <answer> \choose \not \lnot \And \land
+\lor \overline{3} 0.333... AB NaCl \phi(9) mod = < > + - * / ^ _ , ; : ! & x y f( g(x) \bar \vec
+\star \circ ** `
+"""
+
+
+def test_texts_of_random_pieces_never_raise_and_never_are_their_successor():
+    draw, pieces = random.Random(0), PIECES.split()
+    golds = ["5", "x+1", "(1,2)", "x>2", "x=3", r"n \equiv 1 \pmod 3", r"\text{even}", "[0,1]"]
+    for _ in range(1500):
+        text = draw.choice(("", " ")).join(draw.choices(pieces, k=draw.randint(1, 12)))
+        gold = draw.choice(golds)
+        assert grade(text, gold).right in (True, False)
+        assert equivalent(gold, text).right in (True, False)
+        assert equivalent(text + " ", text).right or not text.strip(" $.,;:\\")
+
+
+def test_what_is_lost_beside_a_large_constant_is_not_passed_over():
+    assert not equivalent(r"y = x + e^{70} + 1", r"y = x + e^{70}").right
+    assert not equivalent(r"10^{40}\sqrt{2} + 1", r"10^{40}\sqrt{2}").right
+
+
 LONG = {
     "powers of a matrix": r"\begin{pmatrix}" + _ROWS + r"\end{pmatrix}^8",
     "roots of many": r" \land ".join(f"x^7-{i}x+1>0" for i in range(1, 60)),
