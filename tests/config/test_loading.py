@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from config_cases import BASE, COMMANDS, GRPO, MAXENT, Recipe, Resolve, failure
 
+from maxent_grpo import config
+from maxent_grpo.config import load_grpo_recipe
 from maxent_grpo.config.loading import resolve, resolved, write_resolved
 from maxent_grpo.config.schema import GRPOConfig
 from maxent_grpo.errors import UsageError
@@ -306,3 +308,22 @@ def test_patience_with_the_hub_comes_from_the_environment() -> None:
     assert (retry.retries, retry.sleep, retry.max_sleep) == (2, 0.5, 60.0)
     with pytest.raises(UsageError, match="MAXENT_HF_DATASET_RETRIES: 'many' is not an integer"):
         resolve("train-baseline", None, {"flat": flat}, {"MAXENT_HF_DATASET_RETRIES": "many"})
+
+
+def test_a_recipe_is_loaded_from_python_into_the_three_configurations(recipe: Recipe) -> None:
+    path = recipe({key: value for key, value in GRPO.items() if key != "beta"} | {"init_kl_coef": 0.25})
+    environ: dict[str, str] = {"MAXENT_LOG_LEVEL": "debug"}
+    script, training, model = load_grpo_recipe(path, environ)
+    assert isinstance(training, GRPOConfig)
+    assert (training.beta, training.log_level) == (0.25, "debug")
+    assert script.dataset_name == GRPO["dataset_name"]
+    assert model.model_name_or_path == GRPO["model_name_or_path"]
+    assert environ["GRPO_RECIPE_USED"] == str(path.resolve())
+    assert config.GRPOConfig is GRPOConfig
+    assert config.ModelConfig is type(model)
+
+
+def test_all_unknown_keys_of_a_recipe_are_named_at_once(recipe: Recipe) -> None:
+    path = recipe(GRPO | {"learning_rat": 1.0, "clip_rang": 0.2})
+    with pytest.raises(UsageError, match=r"unknown keys 'clip_rang' .*, 'learning_rat' "):
+        resolve("train-baseline", path, {}, {})

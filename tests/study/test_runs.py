@@ -192,3 +192,9 @@ def test_an_arm_that_this_version_cannot_run_stops_the_study_before_it_starts(sm
     with pytest.raises(UsageError, match=message):
         study.run_study({"plan": str(plan), "output_dir": str(smoke.output_dir)})
     assert not smoke.output_dir.exists()
+
+
+def test_a_setting_that_is_new_since_a_run_was_made_had_its_default_then() -> None:
+    before = {"learning_rate": 1e-4, "command": "train-baseline"}
+    assert changes(before, before | {"code_confinement": "kernel"}) == []
+    assert changes(before, before | {"code_confinement": "none"}) == ["code_confinement: kernel → none"]

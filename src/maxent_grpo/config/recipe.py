@@ -61,13 +61,13 @@ def _read_yaml(path: Path, place: str) -> dict[str, Any]:
 
 
 def route(values: Mapping[str, Any], source: str) -> Layer:
-    """Settings given by name alone, in their sections. Raises `UsageError` for a name that none knows."""
+    """Settings given by name alone, in their sections. Raises `UsageError` for all names that none knows."""
+    unknown = [f"{key!r}{did_you_mean(key, _known_keys())}" for key in values if section_of(key) is None]
+    if unknown:
+        raise UsageError(f"{source}: unknown key{'s' if unknown[1:] else ''} {', '.join(unknown)}")
     layer: Layer = {section: {} for section in SECTIONS}
     for key, value in values.items():
-        section = section_of(key)
-        if section is None:
-            raise UsageError(f"{source}: unknown key {key!r}{did_you_mean(key, _known_keys())}")
-        layer[section][key] = value
+        layer[str(section_of(key))][key] = value
     return _canonical(layer, source)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from maxent_grpo import __version__
 from maxent_grpo.config.loading import RunConfig, resolve, resolved, write_resolved
-from maxent_grpo.config.records import SAME_RESULTS
+from maxent_grpo.config.records import ALL, SAME_RESULTS
 from maxent_grpo.config.run_settings import data_settings, model_source
 from maxent_grpo.config.shipped import shipped
 from maxent_grpo.errors import UsageError, did_you_mean
@@ -284,8 +284,13 @@ def evaluation_identity(config: RunConfig, evaluation: EvaluationPlan) -> Identi
 
 
 def changes(before: Identity, after: Identity) -> list[str]:
-    """``name: old → new`` for every part that differs; ``after`` is compared as it would read back from its file."""
+    """``name: old → new`` for every part that differs; ``after`` is compared as it would read back from its file.
+
+    A setting that did not exist when ``before`` was written had its default then.
+    """
     after = json.loads(json.dumps(after))
+    defaults = {record.name: record.default for record in ALL if record.name in after}
+    before = {**json.loads(json.dumps(defaults, default=str)), **before}
     return [
         f"{name}: {before.get(name, 'unset')} → {after.get(name, 'unset')}"
         for name in dict.fromkeys((*before, *after))
