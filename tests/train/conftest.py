@@ -48,7 +48,7 @@ def ray_here() -> Iterator[None]:
         yield
 
 
-def tiny(directory: Path, **settings: Any) -> RunConfig:
+def tiny(directory: Path, command: str = "train-baseline", **settings: Any) -> RunConfig:
     """Dr. GRPO with the bundled policy on graph colouring: 2 groups of 8 a step."""
     defaults: dict[str, Any] = {
         "model_name_or_path": "bundled:tiny-policy",
@@ -67,7 +67,7 @@ def tiny(directory: Path, **settings: Any) -> RunConfig:
         "disable_tqdm": True,
         "force_custom_loop": True,
     }
-    return resolve("train-baseline", None, {"flat": defaults | settings}, environ={})
+    return resolve(command, None, {"flat": defaults | settings}, environ={})
 
 
 @pytest.fixture

@@ -193,6 +193,10 @@ CATALOG: dict[str, ObjectiveSpec] = {
     "rloo": ObjectiveSpec(advantage="rloo", scale_rewards="none", loss_type="dr_grpo"),
     # MaxRL: Tajwar et al. 2026. Advantages over the success rate.
     "maxrl": ObjectiveSpec(advantage="maxrl", scale_rewards="none", loss_type="dapo"),
+    # Verified replay, 2026 (github.com/liv-daliberti/remax): Dr. GRPO, and MaxRL with Dr. GRPO's constant length, each
+    # with a rehearsal of every right answer found so far.
+    "re_dr": ObjectiveSpec(scale_rewards="none", loss_type="dr_grpo", replay_coef=0.1),
+    "re_max": ObjectiveSpec(advantage="maxrl", scale_rewards="none", loss_type="dr_grpo", replay_coef=0.1),
     # Pass@k training: Chen et al. 2025. The group as all its subsets of k.
     "pass_at_k": ObjectiveSpec(advantage="pass_at_k", scale_rewards="none", loss_type="dapo"),
     # RS-GRPO: Jiang et al. 2025. The log of the mean exponential utility.

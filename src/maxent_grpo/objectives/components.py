@@ -13,7 +13,7 @@ from maxent_grpo.settings import Setting
 
 TRAINED, MAXENT, DIVERGENCES = "What is trained", "MaxEnt over the group", "Divergences and corrections"
 INGREDIENTS = "Advantages, surrogates, regularisers"
-INFO_SEED = "InfoSeed"
+INFO_SEED, REPLAY = "InfoSeed", "Verified replay"
 
 
 def own(name: str, kind: Any, default: Any, text: str, topic: str = INGREDIENTS, **facts: Any) -> Number:
@@ -275,6 +275,54 @@ POLICY_LOSS = Choice(own("policy_loss", Literal["listwise", "likelihood", "tilte
     }, traits=frozenset({"reference"})),
 })
 
+# Rehearsal of right answers that earlier steps found.
+
+
+def replayed(name: str, kind: Any, default: Any, text: str, **facts: Any) -> Number:
+    """A `native` number of replay."""
+    return own(name, kind, default, text, REPLAY, route="native", **facts)
+
+
+def replay_of_nothing(value_of: Settings) -> Iterator[str]:
+    if value_of("replay_coef") == 0:
+        for name in ("replay_balance_coef", "replay_control"):
+            if value_of(name):
+                yield f"{name}: there is no replay at replay_coef=0; set it above 0, or leave {name} out"
+    if value_of("replay_scope") == "own_prompts" and value_of("replay_banks_per_step") != 1:
+        yield (
+            "replay_banks_per_step: replay_scope=own_prompts replays the banks of all of a step's prompts; leave it "
+            "out, or use round_robin"
+        )
+
+
+REPLAY_COEF = replayed("replay_coef", float, 0.0,
+    "λ of verified replay: likelihood of one exemplar for each right answer found so far; the published value is 0.1; "
+    "0: off; unset: the objective's own.", ge=0)
+VERIFIED_REPLAY = Component("replay:Replay", {
+    "coefficient": REPLAY_COEF,
+    "balance": replayed("replay_balance_coef", float, 0.0,
+        "λ_b of replay's balance term, the KL from equal weights to the policy's softmax over a bank; 0: none; unset: "
+        "the objective's own.", ge=0),
+    "by_frequency": Choice(replayed("replay_weighting", Literal["uniform", "frequency"], "uniform",
+        "Weight of an exemplar in its bank: equal, or as often as fresh right completions gave its answer; unset: "
+        "uniform."), {"uniform": False, "frequency": True}),
+    "capacity": replayed("replay_capacity", int, 16,
+        "Exemplars in a prompt's bank, each of another answer and kept for ever; 1: the first right answer alone; "
+        "unset: 16.", ge=1),
+    "max_prompts": replayed("replay_max_prompts", int, None,
+        "Most prompts that get a bank; later ones get none; unset: no limit.", ge=1),
+    "own_prompts": Choice(replayed("replay_scope", Literal["round_robin", "own_prompts"], "round_robin",
+        "Banks that a step replays: the next ones of all, in turn, or those of its own prompts; unset: round_robin."),
+        {"round_robin": False, "own_prompts": True}),
+    "banks_per_step": replayed("replay_banks_per_step", int, 1,
+        "Banks that a step replays in turn, their losses averaged; unset: 1.", ge=1),
+    "as_lone_success": Choice(replayed("replay_scale", Literal["lone_success", "plain"], "lone_success",
+        "What replay_coef is times: (G−1)/G², the weight of a lone success in a group of G (the published scale), or "
+        "1 (plain); unset: lone_success."), {"lone_success": True, "plain": False}),
+    "is_control": replayed("replay_control", bool, False,
+        "Make all of replay's passes with a gradient of exactly 0: parameters as without replay; unset: false."),
+}, on=REPLAY_COEF, refuses=replay_of_nothing)
+
 # What is added to the loss, and the whole.
 ESTIMATORS = {name: Component(f"regularizers:{name}") for name in ("k1", "k2", "k3")}
 OBJECTIVE = Component("objective:Objective", {
@@ -322,6 +370,7 @@ OBJECTIVE = Component("objective:Objective", {
             "Coefficient of the entropy gap between original and seeded completions, ≥ 0.", INFO_SEED, ge=0),
     }, on=given("info_seed_enabled", bool, False,
         "Add seeded prompts to every group and train the seed auxiliary loss.", INFO_SEED)),
+    "replay": VERIFIED_REPLAY,
 })
 # fmt: on
 

@@ -16,6 +16,7 @@ from maxent_grpo.objectives.infoseed import InfoSeed
 from maxent_grpo.objectives.parts import LossInputs, Penalty, PolicyLoss, Shaping
 from maxent_grpo.objectives.reduce import Reduction, sequence_mean
 from maxent_grpo.objectives.regularizers import BehaviourKL, ReferenceKL, TokenEntropy
+from maxent_grpo.objectives.replay import Replay
 from maxent_grpo.objectives.shaping import Unlikeliness
 from maxent_grpo.objectives.token_loss import TokenLoss
 from maxent_grpo.objectives.weights import Tilt
@@ -39,6 +40,8 @@ class Objective:
     """Further terms of the loss."""
     info_seed: InfoSeed | None = None
     """What InfoSeed adds, on batches with seeded completions."""
+    replay: Replay | None = None
+    """What a step learns from besides its groups (`train.replay`): it is no part of `loss`."""
 
     @property
     def terms(self) -> tuple[Penalty, ...]:
@@ -66,6 +69,16 @@ class Objective:
         """Whether it reads `Batch.right` or `Batch.correctness`."""
         unlikely = any(isinstance(shape, Unlikeliness) for shape in self.shaping)
         return unlikely or self.advantages.reads != "utilities"
+
+    @property
+    def needs_mode_history(self) -> bool:
+        """Whether it reads `Batch.mode_history`."""
+        return self.policy_loss.needs_mode_history or any(shape.needs_mode_history for shape in self.shaping)
+
+    @property
+    def keeps_modes(self) -> bool:
+        """Whether a run must keep the right answers of earlier steps."""
+        return self.replay is not None or self.needs_mode_history
 
     @property
     def counts_modes(self) -> bool:

@@ -59,6 +59,8 @@ class Shaping:
 
     reads_logps: ClassVar[bool] = True
     """Whether it reads `Batch.behaviour_logps`."""
+    needs_mode_history: ClassVar[bool] = False
+    """Whether it reads `Batch.mode_history`."""
 
     def needs_reference(self, beta: float) -> bool:
         """Whether it reads `Batch.reference_logps`."""
@@ -80,6 +82,11 @@ class PolicyLoss:
     @property
     def needs_answers(self) -> bool:
         """Whether it reads `Batch.answer_clusters` or `Batch.mode_counts`."""
+        return False
+
+    @property
+    def needs_mode_history(self) -> bool:
+        """Whether it reads `Batch.mode_history`."""
         return False
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, Final
 METRICS_FILE: Final = "metrics.jsonl"
 TIMINGS_FILE: Final = "timings.jsonl"
 COMPLETIONS_FILE: Final = "completions.jsonl"
+BANK_FILE: Final = "replay_bank.jsonl"
 CONFIG_FILE: Final = "resolved_config.yaml"
 LOCK_FILE: Final = ".run.lock"
 STOP_FILE: Final = "stop"  # not of a run: whoever makes it asks the run to save and end

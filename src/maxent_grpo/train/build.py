@@ -45,7 +45,8 @@ from maxent_grpo.models.loading import (
     with_pad_token,
 )
 from maxent_grpo.models.policy import AdapterOff, PolicyForward
-from maxent_grpo.objectives.catalog import build_objective
+from maxent_grpo.objectives.catalog import ObjectiveSpec, build_objective
+from maxent_grpo.objectives.components import VERIFIED_REPLAY
 from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.randomness import integer_seed
 from maxent_grpo.rewards.isolation import Isolation
@@ -54,6 +55,7 @@ from maxent_grpo.rewards.modes import load_mode_key
 from maxent_grpo.rewards.registry import RewardFunction, load_rewards
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.stats import Meter
+from maxent_grpo.train.bank import ReplayBank
 from maxent_grpo.train.checkpoint import find_source
 from maxent_grpo.train.learner import Learner, LearningRate, Reference, make_optimizer
 from maxent_grpo.train.ranks import parameter_checksum, refuse_disagreement, together
@@ -145,6 +147,7 @@ def build(settings: NativeSettings, given: Given) -> Run:
         evaluation=evaluation,
         controllers=controllers,
         seeds=seeds,
+        bank=make_bank(settings.objective),
         checkpoints=checkpoints,
         metadata_source=metadata_source,
         sampler_sync=sampler_sync,
@@ -239,7 +242,7 @@ def check_correctness(
     judge = next((reward for reward in rewards if reward.correctness), None)
     names = ", ".join(reward.name for reward in rewards)
     counted = objective.counts_modes and not all("modes" in prompt.columns for prompt in prompts)
-    if judge is None and (objective.needs_correctness or counted):
+    if judge is None and (objective.needs_correctness or objective.keeps_modes or counted):
         raise UsageError(
             f"correctness_reward: the objective needs to know which completions are right, and none of {names} is "
             "known to tell; name the one that does"
@@ -286,6 +289,15 @@ def make_seeds(
     if prompts is not None:
         seeds.check(prompts)
     return seeds
+
+
+def make_bank(spec: ObjectiveSpec) -> ReplayBank | None:
+    """The empty bank of an objective that replays right answers or reads their history; None for any other."""
+    objective = build_objective(spec)
+    if objective.replay is None:
+        return ReplayBank(0) if objective.keeps_modes else None
+    settings = {number.name: spec[number.name] for number in VERIFIED_REPLAY.numbers()}
+    return ReplayBank(objective.replay.capacity, objective.replay.max_prompts, settings)
 
 
 def make_cadence(settings: CadenceSettings, plan: BatchPlan, prompt_count: int) -> Cadence:

@@ -6,7 +6,8 @@ LoRA run, the adapter); the strategy's training state (``optimizer.safetensors``
 hold the policy whole, and InfoSeed's ``seed_head.safetensors`` where one is trained; see `train.strategies` for the
 rest); ``controller_state.json``; ``trainer_state.json`` (position of run and prompt stream); between two updates of one
 rollout the groups of all ranks; and with a Ray driver ``buffer.json``: the prompts that were drawn and not trained on,
-with their groups. Nothing else is pickled. Randomness is keyed, never saved. Ranks must share the output directory.
+with their groups; and ``replay_bank.jsonl`` where right answers are kept. Nothing else is pickled. Randomness is keyed,
+never saved. Ranks must share the output directory.
 
 Shallow checkpoints hold the small files of the policy without its weights, which the sharded state holds.
 """
@@ -24,7 +25,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from maxent_grpo.config.environment import SKIP, SOURCE, CheckpointSettings
 from maxent_grpo.controllers.state import SETTING_KEYS, read_state, write_state
 from maxent_grpo.errors import UsageError
+from maxent_grpo.files import replace_file
 from maxent_grpo.models.loading import BESIDE_THE_WEIGHTS, is_adapted
+from maxent_grpo.observe.names import BANK_FILE
 from maxent_grpo.train.integrity import (
     MANIFEST,
     NAME,
@@ -88,6 +91,8 @@ def _save_checkpoint(run: Run) -> Path:
             write_json(partial / "rollout.json", [asdict(group) for group in rollout])
         if run.buffer is not None:
             write_json(partial / BUFFER, run.buffer())
+        if run.bank is not None:
+            write_bank(run, partial)
     accelerator.wait_for_everyone()
     names = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
     own = names[share(len(names), accelerator)]
@@ -101,6 +106,8 @@ def _save_checkpoint(run: Run) -> Path:
         remove(final)
         os.replace(partial, final)
         flush(run.output_dir)
+        if run.bank is not None:
+            write_bank(run, run.output_dir)
         kept = run.cadence.save_total_limit
         for old in checkpoints(run.output_dir)[:-kept] if kept else []:
             shutil.rmtree(old)
@@ -108,6 +115,13 @@ def _save_checkpoint(run: Run) -> Path:
             logger.warning("%s holds no training state (%s is true): it cannot be resumed", final, SKIP)
     accelerator.wait_for_everyone()
     return final
+
+
+def write_bank(run: Run, directory: Path) -> None:
+    """The replay bank, for a resumed run and for people."""
+    assert run.bank is not None, "the caller has looked"
+    lines = run.bank.lines(lambda token_ids: str(run.tokenizer.decode(token_ids)))
+    replace_file(directory / BANK_FILE, "".join(f"{line}\n" for line in lines))
 
 
 def remove(path: Path) -> None:
@@ -200,6 +214,8 @@ def save_final(run: Run) -> None:
         write_sums(partial, names)
         for name in [*names, SUMS]:
             os.replace(partial / name, run.output_dir / name)
+        if run.bank is not None:
+            write_bank(run, run.output_dir)
         partial.rmdir()
 
 
@@ -305,6 +321,7 @@ def _load_checkpoint(run: Run, path: Path) -> None:
             f"resume_from_checkpoint: {path} has {_seed_head(state['seeds'])}, and this run trains "
             f"{_seed_head(run.learner.seeds)}; resume with the info_seed_loss_type and info_seed_num_seeds of that run"
         )
+    load_bank(run, path)
     strategy.load(path)
     controller_file = path / "controller_state.json"
     run.controllers = run.controllers.load_state_dict(
@@ -325,6 +342,29 @@ def _load_checkpoint(run: Run, path: Path) -> None:
             )
         run.rollout = own_part(groups, run.plan.prompts_per_step, run.learner.accelerator)
         run.updates_done = state["updates_done"]
+
+
+def load_bank(run: Run, path: Path) -> None:
+    """Give the run the replay bank of ``path``.
+
+    Raises:
+        UsageError: one of the two has none, or theirs have different settings.
+    """
+    file, front = path / BANK_FILE, f"resume_from_checkpoint: {path}"
+    if run.bank is None:
+        if file.is_file():
+            raise UsageError(
+                f"{front} holds a replay bank, and this objective keeps none; resume with the objective of that run"
+            )
+        return
+    if not file.is_file():
+        raise UsageError(
+            f"{front} holds no replay bank, and this objective keeps one; resume with the objective of that run"
+        )
+    try:
+        run.bank.load(file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+    except UsageError as error:
+        raise UsageError(f"{front}: {error}; resume with the replay settings of that run") from error
 
 
 def refuse_buffered_groups(path: Path) -> None:

@@ -10,6 +10,8 @@ from maxent_grpo.models.packing import left_padded
 from maxent_grpo.tasks.registry import answer_clusters, mode_count
 from maxent_grpo.types import Batch, Group, Prompt
 
+Completed = tuple[Sequence[int], Sequence[int], Sequence[bool]]
+"""See `collate_rows`."""
 ModeCounts = Mapping[str, int]
 """Key of an answer mode → right completions that gave it."""
 
@@ -85,6 +87,35 @@ def with_answers(batch: Batch, groups: Sequence[Group]) -> Batch:
         for ids, g in zip(clusters, groups, strict=True)
     ]
     return replace(batch, answer_clusters=torch.tensor(clusters), mode_counts=torch.tensor(counts))
+
+
+def collate_rows(rows: Sequence[Completed], *, pad_id: int) -> Batch:
+    """Completions of any prompts as a `Batch` of one group, for a forward alone: it has no utilities and no log-probs.
+
+    Each is a prompt's tokens, its completion's, and the mask of those that the policy wrote (empty: all of them).
+    """
+    prompts = list(dict.fromkeys(tuple(prompt) for prompt, _, _ in rows))
+    prompt_ids, prompt_mask = left_padded(prompts, pad_id)
+    ids, read = right_padded([tokens for _, tokens, _ in rows], pad_id)
+    written, _ = right_padded([mask or (True,) * len(tokens) for _, tokens, mask in rows], False)
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+    return Batch(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=ids,
+        completion_mask=written,
+        sequence_mask=read,
+        behaviour_logps=torch.zeros(ids.shape),
+        utilities=torch.zeros(1, len(rows)),
+        prompt_of=torch.tensor([place[tuple(prompt)] for prompt, _, _ in rows]),
+    )
+
+
+def right_padded(sequences: Sequence[Sequence[int | bool]], padding: int | bool) -> tuple[Tensor, Tensor]:
+    """Values and mask [N, longest], padded on the right."""
+    width = max(map(len, sequences))
+    values = torch.tensor([[*s, *[padding] * (width - len(s))] for s in sequences])
+    return values, torch.tensor([[True] * len(s) + [False] * (width - len(s)) for s in sequences])
 
 
 def _verdicts(rows: Sequence[Sequence[float] | None], dtype: torch.dtype) -> Tensor | None:

@@ -121,15 +121,16 @@ class Learner:
         with self._for_ranks("the utilities of the other ranks"):
             return std_over_batch(self.accelerator.gather(batch.utilities))
 
-    def forward(self, batch: Batch, *, last: bool = True) -> Forward:
-        """The policy's view of the batch's completions: log-probs, entropy, and what InfoSeed reads.
+    def forward(self, batch: Batch, *, last: bool = True, entropy: bool = True) -> Forward:
+        """The policy's view of the batch's completions: log-probs, entropy if asked for, and what InfoSeed reads.
 
         ``last`` marks the last micro-batch with a backward pass before `update`: it completes the gradients over all
         ranks. Every rank must run the same number of micro-batches.
         """
         if torch.is_grad_enabled():
             self.strategy.expect(last=last)
-        return self._completions(batch, "differentiate" if self.differentiate_entropy else "measure")
+        measured: EntropyMode = "differentiate" if self.differentiate_entropy else "measure"
+        return self._completions(batch, measured if entropy else "none")
 
     @torch.no_grad()
     def logps(self, batch: Batch) -> Tensor:

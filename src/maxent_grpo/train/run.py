@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from maxent_grpo.config.parts import NativeSettings, OutputSettings, TRLSettings
 from maxent_grpo.errors import UsageError
 from maxent_grpo.observe.console import Progress
+from maxent_grpo.observe.names import BANK_FILE
 from maxent_grpo.rewards.registry import said_of_correctness
 from maxent_grpo.train.build import Given, build
 from maxent_grpo.train.checkpoint import (
@@ -148,5 +149,6 @@ def kept_state(output_dir: Path) -> list[Path]:
 
 def remove_run(output_dir: Path) -> None:
     """Remove the checkpoints, final policy and controller state of an earlier run; its records are cut back later."""
-    for path in [*kept_state(output_dir), output_dir / SUMS, output_dir / "controller_state.json"]:
+    beside = (SUMS, BANK_FILE, "controller_state.json")
+    for path in [*kept_state(output_dir), *(output_dir / name for name in beside)]:
         remove(path)

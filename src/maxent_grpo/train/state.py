@@ -18,6 +18,7 @@ from maxent_grpo.objectives.objective import Objective
 from maxent_grpo.rewards.scoring import Scorer
 from maxent_grpo.rollout.sampler import Sampler, SamplingSettings
 from maxent_grpo.stats import Meter
+from maxent_grpo.train.bank import ReplayBank
 from maxent_grpo.train.learner import Learner, Reference
 from maxent_grpo.train.weight_sync import SamplerSync
 from maxent_grpo.types import Group
@@ -59,6 +60,8 @@ class Run:
     controllers: Controllers
     seeds: SeedPrompts | None = None
     """InfoSeed's variants of a prompt."""
+    bank: ReplayBank | None = None
+    """Right answers found so far, where the objective replays or counts them."""
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     metadata_source: Path | None = None
     """The folder whose configuration and tokenizer shallow checkpoints copy; None: they write them themselves."""
@@ -106,6 +109,11 @@ class Run:
         if self.sampler_sync is None or self.sampler_sync.version is None:
             return self.step
         return self.sampler_sync.version
+
+    @property
+    def is_first_pass(self) -> bool:
+        """Whether the next step is the first on its part of the current rollout."""
+        return self.updates_done < self.plan.updates_per_rollout
 
     @property
     def updates_left(self) -> int:

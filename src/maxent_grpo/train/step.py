@@ -12,6 +12,7 @@ from maxent_grpo.stats import Metrics
 from maxent_grpo.train.collate import collate
 from maxent_grpo.train.learner import with_reference
 from maxent_grpo.train.micro_batches import micro_batches
+from maxent_grpo.train.replay import mode_histories, replay
 from maxent_grpo.train.seeds import PooledStates
 from maxent_grpo.train.state import Run
 from maxent_grpo.train.weight_sync import sampling_ratios
@@ -35,7 +36,13 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
     on the micro-batch size, nor on padding, nor on the number of ranks.
     """
     objective, learner = run.objective, run.learner
-    batch = collate(groups, pad_id=run.pad_id, on_policy=run.plan.on_policy, answers=objective.needs_answers)
+    batch = collate(
+        groups,
+        pad_id=run.pad_id,
+        on_policy=run.plan.on_policy,
+        answers=objective.needs_answers,
+        histories=mode_histories(run, groups),
+    )
     batch = batch.to(learner.device)
     if run.reference is not None:
         batch = with_reference(batch, run.reference, learner, run.plan)
@@ -43,6 +50,7 @@ def step(run: Run, groups: Sequence[Group]) -> StepResult:
     # Advantages and weights: whole groups, no gradient.
     signal, metrics = objective.signal(batch, knobs, lambda: learner.utility_std(batch))
     run.meter.add(metrics)
+    run.meter.add(replay(run, groups))  # right answers of earlier steps: their gradient comes first
 
     denominators = learner.denominators(batch)
     parts = micro_batches(
