@@ -234,6 +234,7 @@ def test_the_table_shows_every_k_that_was_asked_for(tmp_path):
         "pass_at_2_unbiased",
         "pass_at_3_unbiased",
         "avg_at_3",
+        "maj_at_3",
         *(f"cover_{t}_at_4" for t in (20, 50, 80)),
         *(f"{kind}_at_{k}" for kind in ("distinct", "coverage", "breadth") for k in (1, 2, 3)),
         "pcmd_at_4",

@@ -20,6 +20,7 @@ from maxent_grpo.evaluate.passk import (
     effective_modes,
     exploration_scores,
     ks_up_to,
+    majority_at,
     pass_at,
     pcmd,
     per_prompt,
@@ -314,3 +315,24 @@ def test_undefined_is_missing_and_never_zero():
     }
     assert with_standard_errors({"pcmd_at_8": [nan, nan]}) == {"pcmd_at_8_support": 0}
     assert "n_eff_at_8" not in with_standard_errors({"pcmd_at_8": [1.0]})
+
+
+def test_a_majority_is_elected_and_a_tie_is_broken_by_lot() -> None:
+    answers = (
+        ("7", "7", "8", None),  # the right one has most votes
+        ("9", "9", "7", "8"),  # a wrong one has
+        ("7", "8", "9", None),  # three with one vote each
+        (None, None, None, None),  # nobody votes
+        ("1", "5", "2", "2"),  # two right answers with a vote each against a wrong one with two
+    )
+    right = np.array([[1, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=float)
+    modes = tuple(
+        tuple(a if r else None for a, r in zip(*row, strict=True)) for row in zip(answers, right, strict=True)
+    )
+    samples = ScoredSamples(right, modes, answers=answers)
+    assert majority_at(samples, 4).tolist() == [1.0, 0.0, 1 / 3, 0.0, 0.0]
+    assert majority_at(samples, 1).tolist() == [1.0, 0.0, 1.0, 0.0, 1.0]
+    assert majority_at(samples, 2).tolist() == [1.0, 0.0, 0.5, 0.0, 1.0]
+    unkeyed = ScoredSamples(right, answers=answers)  # right ones are one candidate: two votes against two
+    assert majority_at(unkeyed, 4).tolist() == [1.0, 0.0, 1 / 3, 0.0, 0.5]
+    assert majority_at(samples.beside(samples), 8).tolist() == [1.0, 0.0, 1 / 3, 0.0, 0.0]

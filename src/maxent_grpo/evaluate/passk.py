@@ -41,6 +41,8 @@ class ScoredSamples:
     """P × n, the answer mode of a right sample, if it has one; None: answers have no keys."""
     mode_counts: tuple[int | None, ...] | None = None
     """P, right answers that a prompt has; None: they are not enumerated, for one prompt or for all."""
+    answers: tuple[tuple[str | None, ...], ...] | None = None
+    """P × n, each sample's final answer, if one was found; None: nobody read them."""
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
@@ -62,7 +64,10 @@ class ScoredSamples:
         modes = None
         if self.modes is not None and other.modes is not None:
             modes = tuple(mine + more for mine, more in zip(self.modes, other.modes, strict=True))
-        return ScoredSamples(np.hstack([self.scores, other.scores]), modes, self.mode_counts)
+        answers = None
+        if self.answers is not None and other.answers is not None:
+            answers = tuple(mine + more for mine, more in zip(self.answers, other.answers, strict=True))
+        return ScoredSamples(np.hstack([self.scores, other.scores]), modes, self.mode_counts, answers)
 
 
 def ks_up_to(n: int) -> tuple[int, ...]:
@@ -95,6 +100,29 @@ def _met(n: int, k: int) -> Floats:
 def avg_at(samples: ScoredSamples, k: int) -> Floats:
     """The mean score of the first k samples, [P]."""
     return samples.scores[:, :k].mean(axis=1)
+
+
+def majority_at(samples: ScoredSamples, k: int) -> Floats:
+    """The chance that a vote of the first k samples elects a right answer, a tie being broken by lot: [P].
+
+    maj@k, or self-consistency (Wang et al. 2022, arXiv:2203.11171). Right samples vote for one answer (for their mode,
+    where right answers have keys), wrong ones for the text of theirs; one in which no answer was found does not vote,
+    and where nobody votes nothing is elected. Wrong answers of equal value and other spelling are different candidates,
+    which can only help the right one.
+    """
+    assert samples.answers is not None
+    elected = np.zeros(len(samples.scores))
+    for prompt, (answers, right) in enumerate(zip(samples.answers, samples.right, strict=True)):
+        modes = (None,) * k if samples.modes is None else samples.modes[prompt]
+        votes = Counter(
+            (ok, modes[i] if ok else answers[i])
+            for i, ok in enumerate(right[:k])
+            if ok or answers[i] is not None
+        )
+        most = max(votes.values(), default=0)
+        first = [ok for (ok, _), count in votes.items() if count == most]
+        elected[prompt] = sum(first) / len(first) if first else 0.0
+    return elected
 
 
 def distinct_at(samples: ScoredSamples, k: int) -> Floats:
@@ -166,6 +194,8 @@ DEFINITIONS: Mapping[str, str] = {
     "pass_at_<k>_unbiased": "chance that k of the n samples, drawn without replacement, hold a right one; "
     "mean over prompts",
     "avg_at_<k>": "mean score of the first k samples; mean over prompts",
+    "maj_at_<k>": "chance that a vote of the first k samples elects a right answer, ties broken by lot; mean over "
+    "prompts",
     "distinct_at_<k>": "different right answers in k of the n samples, drawn without replacement: their expected "
     "number; mean over prompts",
     "coverage_at_<k>": "distinct_at_<k> over the number of right answers that a prompt has; mean over prompts",
@@ -189,6 +219,8 @@ def per_prompt(samples: ScoredSamples, ks: Sequence[int]) -> dict[str, Floats]:
         columns[f"pass_at_{k}"] = pass_at(samples, k)
         columns[f"pass_at_{k}_unbiased"] = unbiased_pass_at(samples, k)
         columns[f"avg_at_{k}"] = avg_at(samples, k)
+        if samples.answers is not None:
+            columns[f"maj_at_{k}"] = majority_at(samples, k)
         if samples.modes is not None:
             columns[f"distinct_at_{k}"] = distinct_at(samples, k)
             if samples.mode_counts is not None:

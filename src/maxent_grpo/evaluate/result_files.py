@@ -113,7 +113,7 @@ def results_table(results: Sequence[MathEvalResult]) -> str:
 
 
 def headline_metrics(result: MathEvalResult) -> list[str]:
-    """Pass@1; unbiased pass@k for each k that was asked for; pass@n, avg@n, Cover@τ; the measures of diversity, if any.
+    """Pass@1; unbiased pass@k for each k that was asked for; pass@n, avg@n, maj@n, Cover@τ; measures of diversity.
 
     For k = n the plain and the unbiased pass@k are the same number, and stand once.
     """
@@ -123,7 +123,7 @@ def headline_metrics(result: MathEvalResult) -> list[str]:
         "pass_at_1",
         *(f"pass_at_{k}_unbiased" for k in ks if k < n),
         *(f"pass_at_{k}" for k in ks if k == n),
-        *(f"avg_at_{k}" for k in ks if k == max(ks)),
+        *(f"{kind}_at_{k}" for kind in ("avg", "maj") for k in ks if k == max(ks)),
         *(name for name in result.metrics if name.startswith("cover_")),
         *(f"{kind}_at_{k}" for kind in ("distinct", "coverage", "breadth") for k in ks),
         f"pcmd_at_{n}",
