@@ -79,7 +79,10 @@ def test_the_system_prompt_is_the_one_that_the_recipes_train_with():
     assert all(line in recipe for line in MATH_SYSTEM_PROMPT.splitlines())
     assert {p.dataset_id for p in PRESETS.values() if p.system_prompt is None} == {
         "countdown",
+        "divisors",
+        "equations",
         "graph_coloring",
+        "lattice_paths",
     }
 
 

@@ -14,6 +14,12 @@ VARIANTS = [
     ("graph_coloring", {}),
     ("arithmetic", {}),
     ("arithmetic", {"operations": "+-*", "largest": 9}),
+    ("divisors", {"level": 1}),
+    ("divisors", {"level": 3}),
+    ("equations", {"level": 1}),
+    ("equations", {"level": 3}),
+    ("lattice_paths", {"level": 1}),
+    ("lattice_paths", {"level": 3}),
 ]
 
 
@@ -86,7 +92,34 @@ def test_questions_read_as_shown():
         "countdown": "Make 2 from 4 7 9 with +-*/",
         "graph_coloring": "3-color B2 C3, AB BC CD CE DE: ADE?",
         "arithmetic": "48+18=?",
+        "divisors": "f(n) divides 20 81 87: f?",
+        "equations": "Solve 4x+5=-7 by a:-7 b:/2 c:/4 d:-5: ?",
+        "lattice_paths": "Walk A1 to D5 not C1 B2 C2 D2 A5: RD?",
     }
+
+
+@pytest.mark.parametrize("name", ["divisors", "equations", "lattice_paths"])
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_levels_have_two_to_twelve_modes_and_their_control_one(name, level):
+    task = TASKS[name]
+    assert all(2 <= len(p.modes) <= 12 for p in task.problems("train", 60, 0, level=level))
+    assert all(len(p.modes) == 1 for p in task.problems("control", 30, 0, level=level))
+
+
+def test_a_higher_level_is_longer():
+    def widths(name, measure):
+        problems = (TASKS[name].problems("eval", 60, 0, level=level) for level in (1, 2, 3))
+        return [{measure(problem.facts) for problem in part} for part in problems]
+
+    assert widths("divisors", lambda facts: len(facts["inputs"])) == [{3}, {4}, {5}]
+    assert widths("equations", lambda facts: len(facts["menu"])) == [{4}, {5}, {6}]
+    assert [max(found) for found in widths("lattice_paths", lambda facts: sum(facts["last"]))] == [8, 10, 12]
+
+
+@pytest.mark.parametrize("name", ["graph_coloring", "divisors", "equations", "lattice_paths"])
+def test_more_than_two_thousand_train_problems_are_there(name):
+    """A run of 100 steps of 16 prompts meets none of them twice."""
+    assert len({problem.question for problem in TASKS[name].problems("train", 2_048, 0)}) == 2_048
 
 
 def test_regions_have_their_shares():

@@ -66,7 +66,7 @@ def colourings(vertices: int, edges: Edges) -> list[str]:
     found = [""]
     for vertex in range(vertices):
         earlier = [u for u, v in edges if v == vertex]
-        found = [c + colour for c in found for colour in COLOURS if all(c[u] != colour for u in earlier)]
+        found = [c + colour for c in found for colour in COLOURS if colour not in [c[u] for u in earlier]]
     return found
 
 

@@ -11,10 +11,16 @@ from maxent_grpo.named import find_named, is_path
 from maxent_grpo.tasks.answers import READ_CHARACTERS, extract_answer, last_boxed
 from maxent_grpo.tasks.arithmetic import Arithmetic
 from maxent_grpo.tasks.countdown import Countdown
+from maxent_grpo.tasks.divisors import Divisors
+from maxent_grpo.tasks.equations import Equations
 from maxent_grpo.tasks.graph_coloring import GraphColoring
+from maxent_grpo.tasks.lattice_paths import LatticePaths
 from maxent_grpo.tasks.task import CONTROL, EVAL, TRAIN, Task, Verdict
 
-TASKS: dict[str, Task] = {task.name: task for task in (Countdown(), GraphColoring(), Arithmetic())}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (Countdown(), GraphColoring(), Arithmetic(), Divisors(), Equations(), LatticePaths())
+}
 
 SPLITS = {TRAIN: TRAIN, EVAL: EVAL, "test": EVAL, "validation": EVAL, CONTROL: CONTROL}
 """Names of splits that a request may use → the split."""
