@@ -11,6 +11,7 @@ import pytest
 from datasets import Dataset
 
 from maxent_grpo.errors import UsageError
+from maxent_grpo.evaluate.backends import messages_of, plain_prompt
 from maxent_grpo.evaluate.benchmarks import (
     MATH_SYSTEM_PROMPT,
     PRESETS,
@@ -83,6 +84,7 @@ def test_the_system_prompt_is_the_one_that_the_recipes_train_with():
         "equations",
         "graph_coloring",
         "lattice_paths",
+        "name_one",
     }
 
 
@@ -131,11 +133,28 @@ def test_golds_are_final_answers(shared_data):
     assert gold("aime25", "aime25.jsonl") == "70"
 
 
-@pytest.mark.parametrize("preset", ["countdown", "graph_coloring"])
+@pytest.mark.parametrize("preset", ["countdown", "graph_coloring", "name_one"])
 def test_tasks_need_no_download(preset):
     found = load_questions(resolve_benchmark(preset, {}))
     assert len(found) >= 30
     assert all(q.task == preset and q.facts and q.mode_count for q in found)
+
+
+def test_a_chat_is_a_question_with_earlier_turns(tmp_path):
+    earlier = [{"role": "user", "content": "3+4"}, {"role": "assistant", "content": "7"}]
+    asked = [{"role": "user", "content": "1+1"}]
+    chat, bare = ({"problem": turns, "answer": "2"} for turns in (earlier + asked, asked))
+    (question,) = questions(write(tmp_path / "chat.jsonl", [chat]))
+    (plain,) = questions(write(tmp_path / "bare.jsonl", [bare]))
+    (text,) = questions(write(tmp_path / "text.jsonl", [{"problem": "1+1", "answer": "2"}]))
+    assert (question.text, list(question.turns)) == ("1+1", earlier)
+    assert messages_of(question, "be brief") == [{"role": "system", "content": "be brief"}, *earlier, *asked]
+    assert content_digest([question]) != content_digest([plain]) == content_digest([text])
+    own = [{"role": "system", "content": "be kind"}, *asked]
+    (spoken,) = questions(write(tmp_path / "own.jsonl", [{"problem": own, "answer": "2"}]))
+    assert messages_of(spoken, "be brief") == own
+    with pytest.raises(UsageError, match=r"prompt_template: row 0 is a chat of 3 messages"):
+        plain_prompt(question, "Q: {question}")
 
 
 def test_content_digest_is_that_of_the_content(tmp_path):
@@ -165,6 +184,17 @@ def test_content_digest_is_that_of_the_content(tmp_path):
             "rows 0 and 1 both have id=7",
         ),
         ([{"problem": " ", "answer": "2"}], {}, "row 0: column 'problem' holds no text but ' '"),
+        ([{"problem": [], "answer": "2"}], {}, "row 0: column 'problem' holds no text but"),
+        (
+            [{"problem": [{"role": "assistant", "content": "a"}], "answer": "2"}],
+            {},
+            "row 0: the chat in column 'problem' does not end with the user's message",
+        ),
+        (
+            [{"problem": [{"role": "user"}], "answer": "2"}],
+            {},
+            "row 0, column 'problem': a message is .*expected",
+        ),
         (
             [{"problem": "a", "answer": "1"}, {"problem": "b", "answer": ""}],
             {},

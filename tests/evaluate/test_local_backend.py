@@ -48,3 +48,12 @@ def test_the_fingerprint_tells_answers_after_one_bos_from_those_after_two(tmp_pa
         spec = InferenceModelSpec(str(tmp_path), prompt_template=template)
         told.append("bos" in LocalBackend(spec, None).fingerprint()["backend"])
     assert told == [adds_bos, False]
+
+
+def test_a_chat_is_templated_with_its_earlier_turns():
+    tokenizer = tokenizer_with("<s>", adds_bos=False)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
+    turns = ({"role": "user", "content": "3+4"}, {"role": "assistant", "content": "7"})
+    asked = [Question(0, "1+1", "2", turns=turns), Question(1, "2+2", "4")]
+    prompts = prompts_of(asked, InferenceModelSpec("anything"), "brief", tokenizer)
+    assert [p.text for p in prompts] == ["s:brief;u:3+4;a:7;u:1+1;", "s:brief;u:2+2;"]

@@ -26,6 +26,7 @@ THREE = {"inputs": [12, 18, 30]}
 LINEAR = {"equation": "2x+6=10", "menu": ["-6", "/2", "-3", "-x"]}
 GRID = {"last": [2, 1], "walls": [[1, 0]]}  # three columns, two rows, B1 closed
 FACTS = {
+    "name_one": {"list": "us_state"},
     "countdown": FLAT,
     "graph_coloring": PATH,
     "arithmetic": SUM,

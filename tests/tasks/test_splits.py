@@ -20,6 +20,8 @@ VARIANTS = [
     ("equations", {"level": 3}),
     ("lattice_paths", {"level": 1}),
     ("lattice_paths", {"level": 3}),
+    ("name_one", {}),
+    ("name_one", {"kinds": "lists", "wordings": 4}),
 ]
 
 
@@ -87,7 +89,9 @@ def test_colouring_problems_have_the_stated_shape():
 
 def test_questions_read_as_shown():
     """The bundled policy was trained on these wordings: a change of one asks for a new warm start."""
-    first = {name: task.problems("train", 1, 0)[0].question for name, task in TASKS.items()}
+    first = {
+        name: task.problems("train", 1, 0)[0].question for name, task in TASKS.items() if name != "name_one"
+    }
     assert first == {
         "countdown": "Make 2 from 4 7 9 with +-*/",
         "graph_coloring": "3-color B2 C3, AB BC CD CE DE: ADE?",

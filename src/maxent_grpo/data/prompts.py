@@ -95,7 +95,7 @@ def build_prompts(
             )
         asked = column_value(row, prompt_column)
         gold = None if solution_column is None else column_value(row, solution_column)
-        chat = _chat(asked, f"row {index}, column '{prompt_column}'")
+        chat = chat_of(asked, f"row {index}, column '{prompt_column}'")
         if _is_empty(chat) or (settings.needs_gold and solution_column is not None and _is_blank(gold)):
             empty += 1
             continue
@@ -198,7 +198,7 @@ def seedable_chat(prompt: Prompt, settings: PromptSettings) -> tuple[list[Messag
     """
     column = _prompt_column(prompt.columns, settings.prompt_column)
     where = f"row {prompt.index}, column '{column}'"
-    chat = _chat(column_value(prompt.columns, column), where)
+    chat = chat_of(column_value(prompt.columns, column), where)
     asked = [i for i, message in enumerate(chat) if message["role"] == "user"]
     if not asked:
         raise UsageError(f"{where}: the chat has no user message to put a seed into; InfoSeed needs one")
@@ -247,7 +247,8 @@ def _solution_column(row: Mapping[str, Any], wanted: str, needed: bool) -> str |
     return None
 
 
-def _chat(prompt: Any, where: str) -> list[Message]:
+def chat_of(prompt: Any, where: str) -> list[Message]:
+    """The messages of a prompt, a text or a chat; none for None. Raises `UsageError` for anything else."""
     if prompt is None:
         return []
     if isinstance(prompt, str):

@@ -104,9 +104,20 @@ def spells_bos(text: str | None, tokens: tuple[str, ...] = BOS_TOKENS) -> bool:
 
 
 def messages_of(question: Question, system_prompt: str | None) -> list[dict[str, str]]:
-    """The chat that asks ``question``."""
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": question.text}]
+    """The chat that asks ``question``; a system message of its own stands before ``system_prompt``'s."""
+    own = any(message["role"] == "system" for message in question.turns)
+    system = [{"role": "system", "content": system_prompt}] if system_prompt and not own else []
+    return [*system, *map(dict, question.turns), {"role": "user", "content": question.text}]
+
+
+def plain_prompt(question: Question, template: str) -> str:
+    """``template`` with the question. Raises `UsageError` for a chat, whose earlier turns would be lost."""
+    if question.turns:
+        raise UsageError(
+            f"prompt_template: row {question.index} is a chat of {len(question.turns) + 1} messages; leave the "
+            "template out, and the model's chat template writes them"
+        )
+    return template.replace(QUESTION, question.text)
 
 
 def prompt_fingerprint(spec: InferenceModelSpec, system_prompt: str | None) -> dict[str, str | None]:

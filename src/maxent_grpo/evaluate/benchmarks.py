@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from maxent_grpo.data.prompts import column_value
+from maxent_grpo.data.prompts import chat_of, column_value
 from maxent_grpo.data.sources import TASK_PREFIX, file_suffix, load_rows
 from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.evaluate.settings import read_fields
@@ -83,6 +83,7 @@ class Question:
     task: str | None = None  # procedural tasks: name, facts for the verifier, number of right answers
     facts: str | None = None
     mode_count: int | None = None
+    turns: tuple[Mapping[str, str], ...] = ()  # of a chat: the messages before its last
 
 
 def resolve_benchmark(name: str, overrides: Mapping[str, Any]) -> Benchmark:
@@ -142,7 +143,8 @@ def content_digest(questions: Sequence[Question]) -> str:
     """SHA-256 of everything in ``questions`` that a model reads or a grader compares with."""
     digest = hashlib.sha256()
     for q in questions:
-        digest.update(json.dumps([q.index, q.text, q.gold, q.task, q.facts], sort_keys=True).encode() + b"\n")
+        said = [q.index, q.text, q.gold, q.task, q.facts, *q.turns]
+        digest.update(json.dumps(said, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -191,16 +193,24 @@ def _refuse_duplicates(rows: Any, available: Sequence[str], benchmark: Benchmark
 def _question(
     index: int, row: Mapping[str, Any], prompt: str, answer: str, benchmark: Benchmark, name: str
 ) -> Question:
-    text = column_value(row, prompt)
-    if not isinstance(text, str) or not text.strip():
-        raise UsageError(f"{name}: row {index}: column '{prompt}' holds no text but {_short(text)}")
+    asked = column_value(row, prompt)
+    *turns, last = chat_of(asked, f"{name}: row {index}, column '{prompt}'") or [
+        {"role": "user", "content": ""}
+    ]
+    text = last["content"]
+    if not text.strip():
+        raise UsageError(f"{name}: row {index}: column '{prompt}' holds no text but {_short(asked)}")
+    if last["role"] != "user":
+        raise UsageError(
+            f"{name}: row {index}: the chat in column '{prompt}' does not end with the user's message"
+        )
     found = column_value(row, answer)
     gold = _gold(found, answer.rpartition(".")[2])
     if gold is None:
         raise UsageError(f"{name}: row {index}: column '{answer}' holds no answer but {_short(found)}")
     if benchmark.grader == "math":
-        return Question(index, text, gold)
-    return Question(index, text, gold, row["task"], row["facts"], len(row["modes"]))
+        return Question(index, text, gold, turns=tuple(turns))
+    return Question(index, text, gold, row["task"], row["facts"], len(row["modes"]), tuple(turns))
 
 
 def _gold(value: Any, column: str) -> Any:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.evaluate.backends import FORMAT, QUESTION, messages_of, plain_template, spells_bos
+from maxent_grpo.evaluate.backends import FORMAT, messages_of, plain_prompt, plain_template, spells_bos
 from maxent_grpo.evaluate.benchmarks import Question
 from maxent_grpo.evaluate.records import Samples, Unanswered
 from maxent_grpo.evaluate.settings import InferenceModelSpec
@@ -92,7 +92,7 @@ class EndpointBackend(AbstractContextManager["EndpointBackend"]):
 
     def _prompt_text(self, question: Question) -> str:
         if self._template is not None:
-            return self._template.replace(QUESTION, question.text)
+            return plain_prompt(question, self._template)
         return "\n".join(
             f"{message['role'].upper()}: {message['content']}"
             for message in messages_of(question, self._system_prompt)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maxent_grpo.data.prompts import PromptSettings, build_prompts
 from maxent_grpo.errors import UsageError
-from maxent_grpo.evaluate.backends import FORMAT, QUESTION, plain_template, spells_bos
+from maxent_grpo.evaluate.backends import FORMAT, messages_of, plain_prompt, plain_template, spells_bos
 from maxent_grpo.evaluate.benchmarks import Question
 from maxent_grpo.evaluate.records import Samples
 from maxent_grpo.evaluate.settings import InferenceModelSpec
@@ -167,11 +167,11 @@ def prompts_of(
     """One prompt per question, in order; ``Prompt.index`` is the question's. Nothing is clipped or left out."""
     template = plain_template(spec)
     if template is not None:
-        texts = [(q.index, template.replace(QUESTION, q.text)) for q in questions]
+        texts = [(q.index, plain_prompt(q, template)) for q in questions]
         return [Prompt(index, text, plain_ids(text, tokenizer), {}) for index, text in texts]
     settings = PromptSettings(system_prompt=system_prompt, chat_template=spec.chat_template)
     # build_prompts leaves out rows without a gold, which is the grader's business here.
-    rows = [{"problem": question.text, "answer": "graded elsewhere"} for question in questions]
+    rows = [{"problem": messages_of(q, None), "answer": "graded elsewhere"} for q in questions]
     prompts = build_prompts(rows, tokenizer, settings)
     return [replace(prompt, index=q.index) for prompt, q in zip(prompts, questions, strict=True)]
 

@@ -15,11 +15,20 @@ from maxent_grpo.tasks.divisors import Divisors
 from maxent_grpo.tasks.equations import Equations
 from maxent_grpo.tasks.graph_coloring import GraphColoring
 from maxent_grpo.tasks.lattice_paths import LatticePaths
-from maxent_grpo.tasks.task import CONTROL, EVAL, TRAIN, Task, Verdict
+from maxent_grpo.tasks.name_one import NameOne
+from maxent_grpo.tasks.task import CONTROL, EVAL, TRAIN, Problem, Task, Verdict
 
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (Countdown(), GraphColoring(), Arithmetic(), Divisors(), Equations(), LatticePaths())
+    for task in (
+        Countdown(),
+        GraphColoring(),
+        Arithmetic(),
+        Divisors(),
+        Equations(),
+        LatticePaths(),
+        NameOne(),
+    )
 }
 
 SPLITS = {TRAIN: TRAIN, EVAL: EVAL, "test": EVAL, "validation": EVAL, CONTROL: CONTROL}
@@ -31,6 +40,8 @@ Completion = str | Sequence[Mapping[str, Any]]
 
 def load_rows(name: str, split: str, config: str | None = None) -> list[dict[str, Any]]:
     """The rows of a task's split: ``problem``, ``answer``, ``modes`` (list), ``task`` and ``facts`` (a JSON string).
+
+    ``problem`` is a text, or a chat (a list of messages) of a task that puts turns before its question.
 
     Args:
         name: a key of `TASKS`, or ``module:NAME`` of your own.
@@ -60,7 +71,7 @@ def load_rows(name: str, split: str, config: str | None = None) -> list[dict[str
         )
     return [
         {
-            "problem": problem.question,
+            "problem": _asked(problem),
             "answer": problem.answer,
             "modes": list(problem.modes),
             "task": name,
@@ -68,6 +79,12 @@ def load_rows(name: str, split: str, config: str | None = None) -> list[dict[str
         }
         for problem in problems
     ]
+
+
+def _asked(problem: Problem) -> str | list[dict[str, str]]:
+    if not problem.turns:
+        return problem.question
+    return [*map(dict, problem.turns), {"role": "user", "content": problem.question}]
 
 
 def grade_response(task_name: str, response: str, facts_json: str) -> Verdict:

@@ -21,6 +21,7 @@ class Problem:
     answer: str  # one right answer, in the form that the question asks for
     modes: tuple[str, ...]  # the keys of all distinct right answers, sorted
     facts: Facts
+    turns: tuple[Mapping[str, str], ...] = ()  # chat messages before the question: examples, a system message
 
 
 @dataclass(frozen=True)
