@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from maxent_grpo.study.plan import StudyPlan, plan_of
-from maxent_grpo.study.runs import runs_of
+from maxent_grpo.study.runs import IDENTITY_KEY, runs_of
 
 PLAN: dict[str, Any] = {
     "question": "Does it?",
@@ -95,8 +97,12 @@ def finish() -> Callable[[StudyPlan, pd.DataFrame], None]:
             if mine.empty:
                 continue
             cell.directory.mkdir(parents=True)
-            (cell.directory / "cell.json").write_text(json.dumps({"run_seed": cell.run_seed}))
-            mine.to_parquet(cell.directory / "evaluation.parquet", index=False)
+            identity = {"seed": cell.run_seed, "initial policy": "one", "maxent_grpo version": "1.0"}
+            cell_facts = {"run_seed": cell.run_seed, "identity": identity}
+            (cell.directory / "cell.json").write_text(json.dumps(cell_facts))
+            evaluation = {IDENTITY_KEY: json.dumps({"evaluation.k": 8, "maxent_grpo version": "1.0"})}
+            table = pa.Table.from_pandas(mine, preserve_index=False).replace_schema_metadata(evaluation)
+            parquet.write_table(table, cell.directory / "evaluation.parquet")
             records: list[dict[str, Any]] = [{"step": 0, "run/git_sha": "0123abc", "run/seed": cell.run_seed}]
             for step in range(5):
                 trained = {"train/reward": 0.3, "train/coverage": 0.4, "train/grad_norm": 1.0} if step else {}

@@ -4,14 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from maxent_grpo.config.shipped import shipped
 from maxent_grpo.errors import RunError, UsageError, did_you_mean
 from maxent_grpo.files import replace_file
+from maxent_grpo.study.parts import parts_of, read_finished, taken_up, write_part
 from maxent_grpo.study.plan import StudyPlan, read_plan
 from maxent_grpo.study.runs import (
-    EVALUATION,
+    Finished,
     State,
     StudyRun,
     refuse_changes,
@@ -20,10 +21,7 @@ from maxent_grpo.study.runs import (
     untrained_of,
 )
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-ROWS, EFFECTS, REPORT, PLAN = "runs.parquet", "effects.csv", "report.html", "plan.yaml"
+EFFECTS, REPORT, PLAN = "effects.csv", "report.html", "plan.yaml"
 MARKS = {State.DONE: "●", State.TRAINED: "◕", State.STARTED: "◐", State.MISSING: "○"}
 
 
@@ -38,6 +36,12 @@ class StudyOptions:
     """Runs side by side, instead of the plan's."""
     arms: tuple[str, ...] = ()
     """Only these, and the baseline."""
+    tasks: tuple[str, ...] = ()
+    """Only on these."""
+    seeds: tuple[int, ...] = ()
+    """Only with these."""
+    hours: float | None = None
+    """Begin no run that is not expected to end within this time."""
     index: int | None = None
     """Only the run at this position of the plan, and no report: a task of a job array."""
     analyse: bool = False
@@ -67,9 +71,20 @@ def read_options(given: Mapping[str, Any]) -> StudyOptions:
         value = values.get(key, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UsageError(f"study.{key}={value}: an integer of at least {least} is needed")
-    arms = values.pop("arms", ())
-    chosen = arms.split(",") if isinstance(arms, str) else arms
-    return StudyOptions(**values, arms=tuple(str(name) for name in chosen))
+    hours = values.get("hours", 1)
+    if isinstance(hours, bool) or not isinstance(hours, int | float) or not hours > 0:
+        raise UsageError(f"study.hours={hours}: a number above 0 is needed")
+    arms, tasks, seeds = (_several(values.pop(key, ())) for key in ("arms", "tasks", "seeds"))
+    for seed in seeds:
+        if not seed.isdecimal():
+            raise UsageError(f"study.seeds: {seed!r} is not an integer; study.seeds=[0,1] is what is meant")
+    return StudyOptions(**values, arms=arms, tasks=tasks, seeds=tuple(map(int, seeds)))
+
+
+def _several(given: Any) -> tuple[str, ...]:
+    """A list as the command line gives it: ``[a,b]``, ``a,b`` or one value."""
+    names = given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
+    return tuple(str(name).strip() for name in names)
 
 
 def run_study(given: Mapping[str, Any], say: Callable[[str], None] = print) -> None:
@@ -87,10 +102,13 @@ def run_study(given: Mapping[str, Any], say: Callable[[str], None] = print) -> N
     if options.output_dir is not None:
         plan = replace(plan, output_dir=Path(options.output_dir))
     processes = options.processes or plan.processes
-    runs = runs_of(plan, options.arms)
+    runs = runs_of(plan, options.arms, options.tasks, options.seeds)
     if options.slurm:
-        if options.arms or options.index is not None:
-            raise UsageError("study.slurm submits all runs of the plan; leave study.arms and study.index out")
+        if len(runs) < len(runs_of(plan)) or options.index is not None or options.hours is not None:
+            raise UsageError(
+                "study.slurm submits all runs of the plan; leave study.arms, study.tasks, study.seeds, study.hours and "
+                "study.index out"
+            )
         from maxent_grpo.study.scheduler import slurm_script, submit
 
         output_dir = plan.output_dir.absolute()
@@ -99,8 +117,14 @@ def run_study(given: Mapping[str, Any], say: Callable[[str], None] = print) -> N
         )
         say(script if options.dry_run else submit(script, output_dir))
         return
+    starts = untrained_of(plan, options.tasks)
+    parts = parts_of(plan)
+    taken = taken_up([*starts, *runs], parts)
+    starts, runs = ([_with_part(run, taken) for run in some] for some in (starts, runs))
     if options.dry_run:
         say(matrix_text(plan, runs))
+        for directory, finished in parts.items():
+            say(f"part      {directory}: {sum(run.name in taken for run in finished)} runs of this study")
         say(_estimate_text(plan, runs, processes, options.probe))
         return
     if options.index is not None:
@@ -108,21 +132,32 @@ def run_study(given: Mapping[str, Any], say: Callable[[str], None] = print) -> N
         if not runs:
             raise UsageError(f"study.index={options.index}: the plan has no such run; see study.dry_run=true")
     failed: dict[str, str] = {}
-    starts = untrained_of(plan) if not options.index else []
+    if options.index:
+        starts = []  # the first one's task evaluates them
     if options.analyse:
         refuse_changes(plan, [run for run in (*starts, *runs) if run.state is State.DONE])
     else:
-        failed = _run(plan_file, plan, [*starts, *runs], processes, say)
+        failed = _run(plan_file, plan, [*starts, *runs], processes, say, options.hours)
     if options.index is None:
-        for path in report_study(plan, plan_file, runs):
+        for path in report_study(plan, plan_file, runs, starts):
             say(f"wrote     {path}")
     if failed:
         problems = "; ".join(f"{name}: {problem}" for name, problem in failed.items())
         raise RunError(f"study: {len(failed)} run(s) failed: {problems}")
 
 
+def _with_part(run: StudyRun, taken: Mapping[str, Finished]) -> StudyRun:
+    """The run, with what a part has of it unless it is finished here."""
+    return run if run.is_here else replace(run, taken=taken.get(run.name))
+
+
 def _run(
-    plan_file: Path, plan: StudyPlan, runs: Sequence[StudyRun], processes: int, say: Callable[[str], None]
+    plan_file: Path,
+    plan: StudyPlan,
+    runs: Sequence[StudyRun],
+    processes: int,
+    say: Callable[[str], None],
+    hours: float | None,
 ) -> dict[str, str]:
     from maxent_grpo.study.scheduler import run_all
 
@@ -137,36 +172,35 @@ def _run(
     configs = refuse_changes(plan, runs)
     plan.output_dir.mkdir(parents=True, exist_ok=True)
     replace_file(plan.output_dir / PLAN, plan_file.read_text(encoding="utf-8"), shared=True)
-    return run_all(plan, runs, configs, processes, say)
+    return run_all(plan, runs, configs, processes, say, hours)
 
 
-def report_study(plan: StudyPlan, plan_file: Path, runs: Sequence[StudyRun]) -> list[Path]:
-    """Write ``runs.parquet``, ``effects.csv``, figures and ``report.html`` from the finished ones of ``runs``.
+def report_study(
+    plan: StudyPlan, plan_file: Path, runs: Sequence[StudyRun], starts: Sequence[StudyRun] = ()
+) -> list[Path]:
+    """Write the tables, figures and ``report.html`` from the finished ones of ``runs`` and of
+    ``starts``, the untrained policy.
 
     Raises `UsageError` where no run is finished.
     """
-    from maxent_grpo.study.effects import effects_table
-    from maxent_grpo.study.figures import draw_figures
-    from maxent_grpo.study.report import write_report
-
-    done = [run for run in runs if run.state is State.DONE]
-    starts = [run for run in untrained_of(plan) if run.state is State.DONE]
-    rows = _collected([*starts, *done] if done else [])
-    rows.to_parquet(plan.output_dir / ROWS, index=False)
-    table = effects_table(rows, plan)
-    table.to_csv(plan.output_dir / EFFECTS, index=False)
-    figures = draw_figures(plan, rows, table, done, plan.output_dir / "figures")
-    page = write_report(plan, plan_file, rows, table, figures, runs, plan.output_dir / REPORT)
-    return [plan.output_dir / ROWS, plan.output_dir / EFFECTS, *(figure.png for figure in figures), page]
-
-
-def _collected(done: Sequence[StudyRun]) -> "pd.DataFrame":
-    """The evaluation rows of finished runs, in the plan's order."""
     import pandas as pd
 
-    if not done:
+    from maxent_grpo.study.effects import effects_table
+    from maxent_grpo.study.figures import curve_metrics, draw_figures
+    from maxent_grpo.study.report import write_report
+
+    done = [run for run in (*starts, *runs) if run.state is State.DONE]
+    if not any(run.trains for run in done):
         raise UsageError("study: no run is finished yet, so there is nothing to report; run the study first")
-    return pd.concat([pd.read_parquet(run.directory / EVALUATION) for run in done], ignore_index=True)
+    finished = [run.taken or read_finished(run, curve_metrics()) for run in done]
+    plan.output_dir.mkdir(parents=True, exist_ok=True)
+    tables = write_part(finished, plan.output_dir)
+    rows = pd.concat([run.rows for run in finished], ignore_index=True)
+    table = effects_table(rows, plan)
+    table.to_csv(plan.output_dir / EFFECTS, index=False)
+    figures = draw_figures(plan, rows, table, finished, plan.output_dir / "figures")
+    page = write_report(plan, plan_file, rows, table, figures, runs, finished, plan.output_dir / REPORT)
+    return [*tables, plan.output_dir / EFFECTS, *(figure.png for figure in figures), page]
 
 
 def matrix_text(plan: StudyPlan, runs: Sequence[StudyRun]) -> str:

@@ -15,10 +15,10 @@ import yaml
 from scipy import stats
 
 from maxent_grpo.observe import charts
-from maxent_grpo.observe.run_files import RunFiles, Series, load_run
+from maxent_grpo.observe.run_files import RunFiles, Series
 from maxent_grpo.study.effects import against_baseline, measured_outcomes
 from maxent_grpo.study.plan import UNTRAINED, Arm, StudyPlan, StudyTask
-from maxent_grpo.study.runs import StudyRun
+from maxent_grpo.study.runs import Finished
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,12 +76,13 @@ class ArmCurve:
 
 
 def draw_figures(
-    plan: StudyPlan, rows: pd.DataFrame, effects: pd.DataFrame, done: Sequence[StudyRun], out: Path
+    plan: StudyPlan, rows: pd.DataFrame, effects: pd.DataFrame, finished: Sequence[Finished], out: Path
 ) -> list[StudyFigure]:
     """Every figure that the finished runs have data for, task by task."""
     records: Records = {}
-    for run in done:
-        records.setdefault((run.task.name, run.arm.name), []).append(load_run(run.directory))
+    for run in finished:
+        task, arm = run.rows[["task", "arm"]].iloc[0]
+        records.setdefault((task, arm), []).append(run.records)
     first = plan.evaluation.temperatures[0]
     drawn: list[StudyFigure | None] = []
     for task in plan.tasks:
@@ -93,6 +94,11 @@ def draw_figures(
         drawn += [_trajectory(plan, task, records, out), _modes(plan, task, here, out)]
         drawn += [_curves(plan, task, records, out, **shown) for shown in _words()["curves"]]
     return [figure for figure in drawn if figure is not None]
+
+
+def curve_metrics() -> tuple[str, ...]:
+    """Patterns of the metrics whose curves are kept with a study: those that are drawn, and held-out exploration."""
+    return (r"eval/[a-z_0-9]+_at_\d+", *(shown["metric"] for shown in _words()["curves"]))
 
 
 def curve_of(records: Records, task: StudyTask, arm: Arm, metric: str) -> ArmCurve | None:

@@ -230,6 +230,8 @@ class StudyPlan(_Part):
     seeds: Several[Annotated[Integer, Field(ge=0)]]
     budget: Budget
     output_dir: Path = Path("var/study")
+    parts: tuple[Text, ...] = ()
+    """Directories, or patterns of them, with the tables of finished runs, which are not made again."""
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
     judgement: AnalysisPlan = field(default_factory=AnalysisPlan)
     processes: Annotated[Integer, Field(ge=1)] = 2

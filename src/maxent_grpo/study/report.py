@@ -3,6 +3,7 @@
 Every sentence about an effect follows from a row of the table of effects by the rules of `conclusion`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,11 +15,10 @@ from maxent_grpo import __version__
 from maxent_grpo.evaluate.passk import effective_modes
 from maxent_grpo.files import replace_file
 from maxent_grpo.observe.report import render_page
-from maxent_grpo.observe.run_files import load_run
 from maxent_grpo.study.effects import aa_alarms, against_baseline, measured, measured_outcomes, run_outcomes
 from maxent_grpo.study.figures import StudyFigure
 from maxent_grpo.study.plan import OUTCOMES, UNTRAINED, StudyPlan
-from maxent_grpo.study.runs import State, StudyRun
+from maxent_grpo.study.runs import Finished, State, StudyRun
 
 TEMPLATE = Path(__file__).with_name("study.html")
 COMPUTING = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
@@ -33,11 +33,12 @@ def write_report(
     effects: pd.DataFrame,
     figures: Sequence[StudyFigure],
     runs: Sequence[StudyRun],
+    finished: Sequence[Finished],
     path: Path,
 ) -> Path:
-    """Write the report of ``runs`` to ``path``."""
+    """Write the report of ``runs``, those that are done and the untrained policy in ``finished``, to ``path``."""
     done = [run for run in runs if run.state is State.DONE]
-    commits = [str(load_run(run.directory).header.get("run/git_sha", "unknown")) for run in done]
+    commits = [run.commit for run in finished if run.commit]
     aa_fine, aa_text = aa_sentence(effects, plan)
     page = render_page(
         TEMPLATE,
@@ -50,6 +51,9 @@ def write_report(
         family=sum(not arm.is_aa for arm in plan.arms) - 1,
         commit=commits[0] if commits else "unknown",
         commits=sorted({commit[:12] for commit in commits}),
+        made_by=sorted({run.version for run in finished}),
+        sources=_sources(runs),
+        one=next((run for run in done if run.is_here), None),
         prompts={task: group["prompt"].nunique() for task, group in rows.groupby("task", sort=False)},
         outcomes=measured_outcomes(rows, plan),
         definitions=OUTCOMES,
@@ -71,6 +75,11 @@ def write_report(
     )
     replace_file(path, page)
     return path
+
+
+def _sources(runs: Sequence[StudyRun]) -> dict[str, int]:
+    """Part → how many runs were taken from it."""
+    return dict(Counter(str(run.taken.source) for run in runs if run.taken is not None))
 
 
 def conclusion(row: pd.Series, plan: StudyPlan) -> tuple[str, str]:

@@ -12,11 +12,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maxent_grpo import __version__
 from maxent_grpo.config.loading import RunConfig, resolve, resolved, write_resolved
@@ -27,9 +27,13 @@ from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.files import replace_file
 from maxent_grpo.models.loading import load_tokenizer
 from maxent_grpo.observe import names
+from maxent_grpo.observe.run_files import RunFiles
 from maxent_grpo.study.plan import UNTRAINED, Arm, EvaluationPlan, StudyPlan, StudyTask
 from maxent_grpo.train.build import Given, evaluation_prompts, training_prompts
 from maxent_grpo.types import Prompt
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Identity = Mapping[str, Any]
 """Plain values by name that make a run the run that it is: equal identities, equal runs."""
@@ -39,6 +43,10 @@ EVALUATION, DURATIONS = "evaluation.parquet", "durations.json"
 IDENTITY_KEY = b"maxent_grpo.evaluation"
 
 
+WHICH = ("task", "arm", "seed")
+"""Columns that say whose a row of a table is."""
+
+
 class State(Enum):
     """Progress of a run."""
 
@@ -46,6 +54,39 @@ class State(Enum):
     STARTED = "started"
     TRAINED = "trained"
     DONE = "done"
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A run that is done, wherever it was made."""
+
+    name: str
+    identity: Identity
+    evaluation: Identity
+    commit: str
+    """Of the package, at the start of the training; empty: the untrained policy."""
+    seconds: Mapping[str, float]
+    """Stage → seconds, for the stages that ran through in one go."""
+    rows: "pd.DataFrame"
+    """Of its evaluation."""
+    curves: "pd.DataFrame"
+    """A row per optimiser step (column ``step``), a column per metric, NaN where it was not logged."""
+    source: Path
+    """The run's directory, or the part."""
+
+    @property
+    def version(self) -> str:
+        """Of the package."""
+        return str(self.identity["maxent_grpo version"])
+
+    @property
+    def records(self) -> RunFiles:
+        """The curves as the records of a run."""
+        steps = [
+            {name: value for name, value in row.items() if name not in WHICH and value == value}
+            for row in self.curves.to_dict("records")
+        ]
+        return RunFiles(self.source, {}, steps, [], [], None)
 
 
 @dataclass(frozen=True)
@@ -59,6 +100,8 @@ class StudyRun:
     seed: int
     """Of the pair: what runs of different arms share."""
     directory: Path
+    taken: Finished | None = field(default=None, compare=False, repr=False)
+    """What a part has of it: it is not made again."""
 
     @property
     def run_seed(self) -> int:
@@ -76,8 +119,8 @@ class StudyRun:
 
     @property
     def state(self) -> State:
-        """Progress, from its files."""
-        if (self.directory / EVALUATION).is_file():
+        """Progress, from its files, or a part's."""
+        if self.taken is not None or self.is_here:
             return State.DONE
         # The final policy is moved into place file by file, its folder going last.
         if any(self.directory.glob("*.safetensors")) and not (self.directory / ".final.partial").exists():
@@ -85,30 +128,50 @@ class StudyRun:
         return State.STARTED if (self.directory / IDENTITY).is_file() else State.MISSING
 
     @property
+    def is_here(self) -> bool:
+        """Whether it was finished in its own directory."""
+        return (self.directory / EVALUATION).is_file()
+
+    @property
     def durations(self) -> dict[str, float]:
         """Stage → seconds, for the stages that ran through in one go."""
         path = self.directory / DURATIONS
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        if path.is_file():
+            return dict(json.loads(path.read_text()))
+        return {} if self.taken is None else dict(self.taken.seconds)
 
     def record_duration(self, stage: str, seconds: float) -> None:
         kept = json.dumps({**self.durations, stage: round(seconds, 2)})
         replace_file(self.directory / DURATIONS, kept, shared=True)
 
 
-def runs_of(plan: StudyPlan, arms: Sequence[str] = ()) -> list[StudyRun]:
-    """Every run, or those of the baseline and the named ``arms``; seeds outermost: a study that stops has whole pairs.
+def runs_of(
+    plan: StudyPlan, arms: Sequence[str] = (), tasks: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> list[StudyRun]:
+    """Every run, or those of the baseline and the named ``arms``, on the named ``tasks``, with the named ``seeds``.
 
-    Raises `UsageError` for an arm that the plan has not.
+    Seeds outermost, then tasks: a study that stops has whole pairs of all arms.
+    Raises `UsageError` for an arm, a task or a seed that the plan has not.
     """
     known = [arm.name for arm in plan.arms]
     for name in arms:
         if name not in known:
             raise UsageError(f"study.arms: no arm is called {name!r}{did_you_mean(name, known)}")
+    for name in tasks:
+        if name not in (on := [task.name for task in plan.tasks]):
+            raise UsageError(f"study.tasks: no task is called {name!r}{did_you_mean(name, on)}")
+    for seed in seeds:
+        if seed not in plan.seeds:
+            raise UsageError(
+                f"study.seeds: {seed} is not among the plan's ({', '.join(map(str, plan.seeds))})"
+            )
     all_runs = [(seed, task, arm) for seed in plan.seeds for task in plan.tasks for arm in plan.arms]
     return [
         StudyRun(index, task, arm, seed, plan.output_dir / "runs" / task.name / arm.name / f"seed-{seed}")
         for index, (seed, task, arm) in enumerate(all_runs)
-        if not arms or arm.name in {plan.baseline, *arms}
+        if (not arms or arm.name in {plan.baseline, *arms})
+        and (not tasks or task.name in tasks)
+        and (not seeds or seed in seeds)
     ]
 
 
@@ -174,6 +237,11 @@ def refuse_changes(plan: StudyPlan, runs: Sequence[StudyRun]) -> dict[int, RunCo
     for run in runs:
         config = configs[run.index] = config_of(plan, run)
         path = run.directory / IDENTITY
+        if run.taken is not None:
+            _refuse_other(
+                run.taken, identity_of(config, run.trains), evaluation_identity(config, plan.evaluation)
+            )
+            continue
         if not path.is_file():
             if (run.directory / names.METRICS_FILE).exists():
                 raise UsageError(
@@ -186,7 +254,7 @@ def refuse_changes(plan: StudyPlan, runs: Sequence[StudyRun]) -> dict[int, RunCo
                 f"{run.directory}: was run with other settings than the plan now says ({_first(changed)}); choose "
                 "another study.output_dir, take the change back, or delete that run to repeat it"
             )
-        evaluated = _evaluation_identity_in(run.directory / EVALUATION)
+        evaluated = evaluation_identity_in(run.directory / EVALUATION)
         changed = changes(evaluated, evaluation_identity(config, plan.evaluation)) if evaluated else []
         if changed:
             raise UsageError(
@@ -194,6 +262,20 @@ def refuse_changes(plan: StudyPlan, runs: Sequence[StudyRun]) -> dict[int, RunCo
                 f"delete the study's {EVALUATION} files to evaluate its policies again, or take the change back"
             )
     return configs
+
+
+def _refuse_other(taken: Finished, identity: Identity, evaluation: Identity) -> None:
+    """Raises `UsageError` where a part's run is not the one that the plan describes.
+
+    The package's version may be another one: it is reported, since runs that are to be pooled over months meet it.
+    """
+    changed = changes(taken.identity, identity, whatever_version=True)
+    changed += changes(taken.evaluation, evaluation, whatever_version=True)
+    if changed:
+        raise UsageError(
+            f"{taken.source}: its {taken.name} was made otherwise than the plan now says ({_first(changed)}); take the "
+            "change back, or leave this part out of the plan's parts"
+        )
 
 
 def open_run(run: StudyRun, config: RunConfig) -> None:
@@ -283,18 +365,21 @@ def evaluation_identity(config: RunConfig, evaluation: EvaluationPlan) -> Identi
     }
 
 
-def changes(before: Identity, after: Identity) -> list[str]:
+<<<<<<< HEAD
+def changes(before: Identity, after: Identity, *, whatever_version: bool = False) -> list[str]:
     """``name: old → new`` for every part that differs; ``after`` is compared as it would read back from its file.
 
-    A setting that did not exist when ``before`` was written had its default then.
+    A setting that did not exist when one of them was written had its default then. With ``whatever_version`` the
+    package's version is no part.
     """
-    after = json.loads(json.dumps(after))
-    defaults = {record.name: record.default for record in ALL if record.name in after}
-    before = {**json.loads(json.dumps(defaults, default=str)), **before}
+    named = {record.name: record.default for record in ALL if record.name in before or record.name in after}
+    defaults = json.loads(json.dumps(named, default=str))
+    before, after = {**defaults, **before}, {**defaults, **json.loads(json.dumps(after))}
     return [
         f"{name}: {before.get(name, 'unset')} → {after.get(name, 'unset')}"
         for name in dict.fromkeys((*before, *after))
         if before.get(name, "unset") != after.get(name, "unset")
+        and not (whatever_version and name == "maxent_grpo version")
     ]
 
 
@@ -303,7 +388,8 @@ def _first(changed: Sequence[str], shown: int = 4) -> str:
     return "; ".join(changed[:shown]) + more
 
 
-def _evaluation_identity_in(path: Path) -> Identity | None:
+def evaluation_identity_in(path: Path) -> Identity | None:
+    """The identity of an evaluation, from its file; None where it is not there."""
     import pyarrow.parquet as parquet
 
     if not path.is_file():

@@ -5,6 +5,7 @@ that were under way (each resumes from its checkpoint) and with those that are m
 """
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -74,14 +75,19 @@ class Worker:
     plan: StudyPlan
     stopped: Event
     say: Callable[[str], None]
+    fits: Callable[[StudyRun], bool] = lambda run: True
+    """Whether there is time to begin a run."""
     stage: str = field(default="", init=False)
 
     def __call__(self) -> bool:
         """Train and evaluate what is missing; False where a process of an earlier study did, or the study was stopped.
 
+        False too where no time is left to begin.
         Raises `RunError` with the last line of the log where a process fails.
         """
         run, directory = self.run, self.run.directory
+        if not self.fits(run):
+            return False
         lock = try_lock(directory)
         if lock is None:
             self.say(f"waiting   {run.name}: a process of an earlier start is still at it")
@@ -142,18 +148,27 @@ def run_all(
     configs: Mapping[int, RunConfig],
     processes: int,
     say: Callable[[str], None],
+    hours: float | None = None,
 ) -> dict[str, str]:
     """Bring all ``runs`` to their end, ``processes`` at a time. Returns run name → last line of those that failed.
 
-    A failed run does not stop the others: it goes on from its checkpoint the next time.
+    A failed run does not stop the others: it goes on from its checkpoint the next time. Once the next run is not
+    expected to end within ``hours``, no further one is begun; those under way end.
     """
     stopped, failed, spoke = Event(), dict[str, str](), time.monotonic()
+    until, late = math.inf if hours is None else time.monotonic() + 3600 * hours, Event()
+
+    def fits(run: StudyRun) -> bool:
+        if time.monotonic() + (forecast(runs)(run) or 0.0) > until:
+            late.set()
+        return not late.is_set()
+
     todo = [run for run in runs if run.state is not State.DONE]
     with ThreadPoolExecutor(processes) as pool:
         workers: dict[Future[bool], Worker] = {}
         try:
             for run in todo:
-                worker = Worker(run, configs[run.index], plan, stopped, say)
+                worker = Worker(run, configs[run.index], plan, stopped, say, fits)
                 workers[pool.submit(worker)] = worker
             while workers:
                 for future in wait(workers, timeout=HEARTBEAT / 4, return_when=FIRST_COMPLETED).done:
@@ -172,6 +187,11 @@ def run_all(
         finally:
             stopped.set()
             pool.shutdown(cancel_futures=True)
+    if late.is_set():
+        left = sum(run.state is not State.DONE for run in runs)
+        say(
+            f"stopped   {left} runs are left for a later start: no further one would end within study.hours={hours:g}"
+        )
     return failed
 
 
@@ -191,24 +211,28 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def seconds_left(runs: Sequence[StudyRun], processes: int) -> float | None:
-    """Wall-clock seconds until all runs are done, by the median of the most alike that ran through in one go.
+def forecast(runs: Sequence[StudyRun]) -> Callable[[StudyRun], float | None]:
+    """Run → the seconds that it is expected to take: the median of the most alike that ran through in one go.
 
-    None before the first one is.
+    None before the first one is done.
     """
     done = [run for run in runs if run.state is State.DONE]
     known = [(run, run.durations) for run in done]
     took = [(run, sum(stages.values())) for run, stages in known if {"train", "evaluate"} <= stages.keys()]
-    if not took:
-        return None
 
-    def expected(run: StudyRun) -> float:
+    def expected(run: StudyRun) -> float | None:
         of_task = [(other, seconds) for other, seconds in took if other.task == run.task] or took
         of_arm = [seconds for other, seconds in of_task if other.arm == run.arm and other.task == run.task]
-        return statistics.median(of_arm or [seconds for _, seconds in of_task])
+        return statistics.median(of_arm or [seconds for _, seconds in of_task]) if took else None
 
-    left = [run for run in runs if run not in done]
-    return sum(map(expected, left)) / min(processes, max(1, len(left)))
+    return expected
+
+
+def seconds_left(runs: Sequence[StudyRun], processes: int) -> float | None:
+    """Wall-clock seconds until all runs are done; None before the first one is."""
+    left = [run for run in runs if run.state is not State.DONE]
+    seconds = [second for second in map(forecast(runs), left) if second is not None]
+    return sum(seconds) / min(processes, max(1, len(left))) if len(seconds) == len(left) else None
 
 
 def probe_seconds(plan: StudyPlan, runs: Sequence[StudyRun], processes: int) -> float:
