@@ -365,7 +365,6 @@ def evaluation_identity(config: RunConfig, evaluation: EvaluationPlan) -> Identi
     }
 
 
-<<<<<<< HEAD
 def changes(before: Identity, after: Identity, *, whatever_version: bool = False) -> list[str]:
     """``name: old → new`` for every part that differs; ``after`` is compared as it would read back from its file.
 
