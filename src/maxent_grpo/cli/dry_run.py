@@ -26,6 +26,7 @@ def dry_run_text(config: RunConfig) -> str:
         "route_reason": route_reason(config),
         "plan": plan_of(config),
         "writes": _writes(config),
+        **({"notice": config.notice} if config.notice else {}),
     }
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
     return (

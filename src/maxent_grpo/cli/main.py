@@ -3,6 +3,7 @@
 Heavy imports happen once it is known which are needed: ``--help`` waits for none of them.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from maxent_grpo.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from maxent_grpo.config.loading import RunConfig
+
+logger = logging.getLogger(__name__)
 
 
 def main(
@@ -190,6 +193,8 @@ def _train(config: "RunConfig", *, dry_run: bool) -> None:
 
     config = config.built()
     configure_logging(config.training.log_level)
+    if config.notice and config.training.process_index == 0:
+        logger.warning("%s", config.notice)
     result = train(run_settings(config))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

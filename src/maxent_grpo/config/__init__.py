@@ -1,5 +1,6 @@
 """One typed tree for a run: what a recipe may say, how it is read, and the plain numbers that others get."""
 
+import logging
 import os
 from collections.abc import MutableMapping
 from importlib import import_module
@@ -26,6 +27,8 @@ def load_grpo_recipe(
     from maxent_grpo.config.loading import ANY_OBJECTIVE, resolve
 
     config = resolve(ANY_OBJECTIVE, recipe_path, environ=environ).built()
+    if config.notice:
+        logging.getLogger(__name__).warning("%s", config.notice)
     return config.script, config.training, config.model
 
 

@@ -23,7 +23,7 @@ from maxent_grpo.config.environment import (
     log_level,
     machine_settings,
 )
-from maxent_grpo.config.recipe import Layer, read_recipe, route, sectioned
+from maxent_grpo.config.recipe import Layer, Unread, read_recipe, route, sectioned
 from maxent_grpo.config.records import (
     RECORDS,
     SECTIONS,
@@ -78,6 +78,8 @@ class RunConfig:
     """Patience with the hub, from MAXENT_HF_DATASET_…"""
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     """How checkpoints are written, from MAXENT_…STATE_SAVE and MAXENT_CHECKPOINT_METADATA_…"""
+    notice: str = ""
+    """Keys that have no effect, for one warning; "" for none."""
 
     def built(self) -> "RunConfig":
         """With TRL's dataclasses in place of the light ones, and what depends on the device settled.
@@ -150,14 +152,16 @@ def resolve(
     path = shipped(named) if named else None
     place = f"{command} | {path}" if path else command
     layer: Layer = {section: {} for section in SECTIONS}
+    unread, source = Unread(), f"{place}: override"
+    asked = _override_layer(overrides or {}, source, unread)
     if path is not None:
-        layer, recorded = read_recipe(path, place)
+        ignore = asked["training"].get("unknown_keys") == "ignore"
+        layer, recorded = read_recipe(path, place, unread, ignore=ignore)
         if recorded not in (None, command) and command != ANY_OBJECTIVE:
             raise UsageError(f"{place}: was resolved for {recorded}; run it with that command")
         layer = _converted(layer, f"Recipe {path} failed validation")
         environ["GRPO_RECIPE_USED"] = str(path.resolve())
-    source = f"{place}: override"
-    asked = _converted(_override_layer(overrides or {}, source), source)
+    asked = _converted(asked, source)
     if asked["training"].get("eval_strategy") == "no" and "eval_on_start" not in asked["training"]:
         layer["training"].pop("eval_on_start", None)  # whoever types it wants no evaluation at all
     merged = _given(_merged(layer, asked))
@@ -167,9 +171,9 @@ def resolve(
     merged["training"] = with_vllm_address(merged["training"])
     if command == ANY_OBJECTIVE:
         command = command_of(merged["training"])
-    _settle_command(command, merged, place)
+    unread.ignored += _settle_command(command, merged, place)
     try:
-        return _checked_config(command, merged, path, environ)
+        return _checked_config(command, merged, path, unread, environ)
     except UsageError as error:
         failed = f"Recipe {path} failed validation" if path else f"{command}: settings failed validation"
         raise UsageError(f"{failed}: {error}") from error
@@ -187,14 +191,14 @@ def _given(layer: Layer) -> Layer:
     }
 
 
-def _override_layer(overrides: Mapping[str, Mapping[str, Any]], source: str) -> Layer:
+def _override_layer(overrides: Mapping[str, Mapping[str, Any]], source: str, unread: Unread) -> Layer:
     """Overrides by section, those given by name alone on top."""
     given = {section: dict(settings or {}) for section, settings in overrides.items()}
-    flat = route(given.pop("flat", {}), source)
+    flat = route(given.pop("flat", {}), source, unread)
     unknown = given.keys() - SECTIONS.keys()
     if unknown:
         raise UsageError(f"{source}: unknown section {min(unknown)!r}; sections: {', '.join(SECTIONS)}")
-    return _merged(sectioned(given, source), flat)
+    return _merged(sectioned(given, source, unread), flat)
 
 
 def _merged(low: Layer, high: Layer) -> Layer:
@@ -258,8 +262,11 @@ def command_of(training: Mapping[str, Any]) -> Command:
     return "train-maxent" if train_grpo is False else "train-baseline"
 
 
-def _settle_command(command: str, merged: Layer, place: str) -> None:
-    """Fill ``train_grpo_objective`` as the command implies; refuse settings that contradict the command."""
+def _settle_command(command: str, merged: Layer, place: str) -> list[str]:
+    """Fill ``train_grpo_objective`` as the command implies; refuse settings that contradict the command.
+
+    Returns those of another family, which ``unknown_keys: ignore`` takes out instead.
+    """
     training = merged["training"]
     train_grpo, objective = training.get("train_grpo_objective"), training.get("objective") or ""
     seeded = training.get("info_seed_enabled", False)
@@ -267,8 +274,9 @@ def _settle_command(command: str, merged: Layer, place: str) -> None:
         raise UsageError(f"{place}: train-infoseed requires info_seed_enabled=true")
     if command != "train-infoseed" and seeded:
         raise UsageError(f"{place}: InfoSeed is not supported for this command; use train-infoseed")
+    ignored = []
     if not seeded:
-        _refuse_set(training, "info_seed_", "InfoSeed", "info_seed_enabled=true", place)
+        ignored += _refuse_set(training, "info_seed_", "InfoSeed", "info_seed_enabled=true", place)
     named = objective in CATALOG or ":" in objective
     if named and train_grpo is None:
         train_grpo = not find_objective(objective).has_weights
@@ -278,12 +286,16 @@ def _settle_command(command: str, merged: Layer, place: str) -> None:
         asked = f"objective={objective}" if named else "train_grpo_objective=false"
         raise UsageError(f"{place}: {asked} trains a MaxEnt objective; use train-maxent")
     if train_grpo:
-        _refuse_set(training, "maxent_", "MaxEnt", "train_grpo_objective=false", place)
+        ignored += _refuse_set(training, "maxent_", "MaxEnt", "train_grpo_objective=false", place)
     training["train_grpo_objective"] = train_grpo
+    return ignored
 
 
-def _refuse_set(training: Mapping[str, Any], prefix: str, family: str, remedy: str, place: str) -> None:
-    """Refuse settings of a family that the run does not train, where they differ from their defaults."""
+def _refuse_set(training: dict[str, Any], prefix: str, family: str, remedy: str, place: str) -> list[str]:
+    """Refuse settings of a family that the run does not train, where they differ from their defaults.
+
+    With ``unknown_keys: ignore`` they are taken out instead, and returned.
+    """
     names = sorted(
         key
         for key, value in training.items()
@@ -291,11 +303,17 @@ def _refuse_set(training: Mapping[str, Any], prefix: str, family: str, remedy: s
         and key not in SHARED_WITH_GRPO
         and value != RECORDS["training"][key].default
     )
-    if names:
+    if training.get("unknown_keys") == "ignore":
+        for name in names:
+            del training[name]
+    elif names:
         raise UsageError(f"{place}: {family} overrides ({', '.join(names)}) require {remedy}")
+    return names
 
 
-def _checked_config(command: str, merged: Layer, path: Path | None, environ: Mapping[str, str]) -> RunConfig:
+def _checked_config(
+    command: str, merged: Layer, path: Path | None, unread: Unread, environ: Mapping[str, str]
+) -> RunConfig:
     training = settle_light(TrainingSettings(**merged["training"]), environ)
     script, model = ScriptSettings(**merged["script"]), ModelSettings(**merged["model"])
     settle_script(script)
@@ -308,7 +326,7 @@ def _checked_config(command: str, merged: Layer, path: Path | None, environ: Map
         raise UsageError(
             "eval_reward_funcs: TRL's trainer evaluates with reward_funcs; set force_custom_loop=true"
         )
-    refuse_unsupported(training, chosen)
+    unread.ignored += refuse_unsupported(training, chosen)
     if training.environment is not None:
         from maxent_grpo.rollout.environment import load_environment
 
@@ -321,7 +339,8 @@ def _checked_config(command: str, merged: Layer, path: Path | None, environ: Map
         if training.use_vllm and training.vllm_mode == "server":
             server_settings(training, ranks=ranks, rank=int(environ.get("RANK", "0")), environ=environ)
     recipe_path = path.resolve() if path else None
-    return run_config(command, chosen, script, training, model, recipe_path, environ)  # type: ignore[arg-type]
+    config = run_config(command, chosen, script, training, model, recipe_path, environ)  # type: ignore[arg-type]
+    return replace(config, notice=unread.notice())
 
 
 def route_of(command: str, training: TrainingSettings) -> Route:

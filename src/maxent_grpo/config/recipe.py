@@ -1,10 +1,12 @@
 """Reads a recipe, and sorts settings into the three sections: names first, values later.
 
 A recipe is a flat YAML mapping whose keys are routed by name, or a mapping of ``script``, ``training`` and ``model``
-(as `resolved_config.yaml` is written). Nothing is ignored: a key that no section takes is an error.
+(as `resolved_config.yaml` is written). Nothing is ignored in silence: a key that no section takes is an error, unless
+it is known to change nothing (`config.reference_keys`) or ``unknown_keys: ignore`` is asked for; both end in a notice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +15,58 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maxent_grpo.config.records import ALIASES, RECORDS, SECTIONS, section_of
+from maxent_grpo.config.reference_keys import instead, without_effect
 from maxent_grpo.errors import UsageError, did_you_mean
+from maxent_grpo.objectives.catalog import CATALOG, find_objective
 
 Layer = dict[str, dict[str, Any]]
 """Section → key → value, from one source; None unsets the key."""
+
+LOG_LEVELS = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "critical"}
+"""The numbers of Python's logging."""
+
+OBJECTIVE_NAMES = {"maxent_listwise": "maxent", "maxent_entropy": "grpo"}
+"""Names of the reference implementation → those here; its maxent_entropy is GRPO with entropy_coef."""
 
 KIND_WORDS = {"infoseed": "infoseed", "maxent-grpo": "maxent"}
 """Word in a recipe's file name, or name of its folder → what it is for."""
 
 
-def read_recipe(path: Path, place: str) -> tuple[Layer, str | None]:
+@dataclass
+class Unread:
+    """Keys of recipes and overrides that have no effect, for one notice."""
+
+    inert: dict[str, str] = field(default_factory=dict)
+    """Key → why it changes nothing."""
+    ignored: list[str] = field(default_factory=list)
+    """Unknown ones, which ``unknown_keys: ignore`` lets pass."""
+
+    def notice(self) -> str:
+        """One line; "" where every key has an effect."""
+        reasons: dict[str, list[str]] = {}
+        for key, reason in self.inert.items():
+            reasons.setdefault(reason, []).append(key)
+        parts = [f"{', '.join(keys)} ({reason})" for reason, keys in reasons.items()]
+        if self.ignored:
+            parts.append(f"{', '.join(self.ignored)} (ignored, as unknown_keys says)")
+        return f"without effect: {'; '.join(parts)}" if parts else ""
+
+
+def read_recipe(path: Path, place: str, unread: Unread, *, ignore: bool = False) -> tuple[Layer, str | None]:
     """The settings of the file at ``path``, and the command that it names (a resolved configuration does).
 
-    Raises `UsageError`, ``place`` in front, for a file that is missing, not YAML or not a mapping and for an
-    unknown or misplaced key; and for a broken rule of flat recipes.
+    Args:
+        place: in front of an error.
+        unread: gets the keys that have no effect.
+        ignore: let unknown keys pass, as the recipe itself may say by ``unknown_keys: ignore``.
+
+    Raises:
+        UsageError: for a file that is missing, not YAML or not a mapping and for unknown or misplaced keys; and for a
+            broken rule of flat recipes.
     """
     tree = _read_yaml(path, place)
     if not tree.keys() & SECTIONS.keys():
-        layer = route(tree, place)
+        layer = route(tree, place, unread, ignore=ignore)
         problems = flat_problems(layer, path)
         if problems:
             raise UsageError(f"Recipe {path} failed validation: {'; '.join(problems)}")
@@ -42,7 +78,7 @@ def read_recipe(path: Path, place: str) -> tuple[Layer, str | None]:
             raise UsageError(f"{place}: {key} stands beside the sections; move it into {owner}")
         if not isinstance(value, dict):
             raise UsageError(f"{place}: {key} must be a mapping of settings, not {value!r}")
-    return sectioned(tree, place), command
+    return sectioned(tree, place, unread, ignore=ignore), command
 
 
 def _read_yaml(path: Path, place: str) -> dict[str, Any]:
@@ -60,30 +96,57 @@ def _read_yaml(path: Path, place: str) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def route(values: Mapping[str, Any], source: str) -> Layer:
+def route(values: Mapping[str, Any], source: str, unread: Unread, *, ignore: bool = False) -> Layer:
     """Settings given by name alone, in their sections. Raises `UsageError` for all names that none knows."""
-    unknown = [f"{key!r}{did_you_mean(key, _known_keys())}" for key in values if section_of(key) is None]
-    if unknown:
-        raise UsageError(f"{source}: unknown key{'s' if unknown[1:] else ''} {', '.join(unknown)}")
+    strangers = {key: value for key, value in values.items() if section_of(key) is None}
+    _pass_over(strangers, source, unread, _known_keys(), ignore or _ignores(values))
     layer: Layer = {section: {} for section in SECTIONS}
     for key, value in values.items():
-        layer[str(section_of(key))][key] = value
+        if key not in strangers:
+            layer[str(section_of(key))][key] = value
     return _canonical(layer, source)
 
 
-def sectioned(values: Mapping[str, Mapping[str, Any]], source: str) -> Layer:
-    """Settings given under their sections. Raises `UsageError` for an unknown or misplaced key."""
+def sectioned(
+    values: Mapping[str, Mapping[str, Any]], source: str, unread: Unread, *, ignore: bool = False
+) -> Layer:
+    """Settings given under their sections. Raises `UsageError` for all unknown keys, or for a misplaced one."""
     layer: Layer = {section: dict(values.get(section) or {}) for section in SECTIONS}
+    ignore = ignore or _ignores(layer["training"])
+    strangers: dict[str, Any] = {}
     for section, settings in layer.items():
-        for key in settings:
-            if ALIASES.get(key, key) in RECORDS[section]:
-                continue
+        for key in [key for key in settings if ALIASES.get(key, key) not in RECORDS[section]]:
             owner = section_of(key)
             if owner is not None:
                 raise UsageError(f"{source}: {section}.{key} is misplaced; write {owner}.{key}")
-            hint = did_you_mean(key, RECORDS[section])
-            raise UsageError(f"{source}: unknown key {section}.{key}{hint}")
+            strangers[f"{section}.{key}"] = settings.pop(key)
+    _pass_over(strangers, source, unread, _known_keys(), ignore)
     return _canonical(layer, source)
+
+
+def _ignores(settings: Mapping[str, Any]) -> bool:
+    return settings.get("unknown_keys") == "ignore"
+
+
+def _pass_over(
+    strangers: Mapping[str, Any], source: str, unread: Unread, known: Iterable[str], ignore: bool
+) -> None:
+    """Note keys that no setting takes. Raises `UsageError` with all that are not known to change nothing."""
+    unknown = []
+    for key, value in strangers.items():
+        name = key.rpartition(".")[2]
+        reason, remedy = without_effect(name, value), instead(name)
+        if reason is not None:
+            unread.inert[name] = reason
+        elif ignore:
+            unread.ignored.append(name)
+        else:
+            shown = key if "." in key else repr(key)
+            unknown.append(shown + (f" ({remedy})" if remedy else did_you_mean(name, known)))
+    if unknown:
+        many = "s" if unknown[1:] else ""
+        aside = "; unknown_keys=ignore passes them over" if unknown[3:] else ""
+        raise UsageError(f"{source}: unknown key{many} {', '.join(unknown)}{aside}")
 
 
 def _known_keys() -> set[str]:
@@ -100,6 +163,11 @@ def _canonical(layer: Layer, source: str) -> Layer:
         if layer["training"].get("reward_weights"):
             raise UsageError(f"{source}: reward_weights is both a script and a training setting; keep one")
         layer["training"]["reward_weights"] = weights
+    training = layer["training"]
+    for key, names in (("objective", OBJECTIVE_NAMES), ("log_level", LOG_LEVELS)):
+        value = training.get(key)
+        if isinstance(value, (int, str)) and value in names:
+            training[key] = names[value]  # type: ignore[index]
     for settings in layer.values():
         for alias in [key for key in settings if key in ALIASES]:
             name, value = ALIASES[alias], settings.pop(alias)
@@ -126,10 +194,13 @@ def _number(value: Any) -> float:
 
 def recipe_kind(layer: Layer, path: Path) -> str:
     """What a flat recipe is for: by the name of its file or the folder that it lies in, else by its flags."""
+    training = layer["training"]
+    objective = training.get("objective")
     for word, kind in KIND_WORDS.items():
         if word in path.stem.lower() or word == path.absolute().parent.name.lower():
+            if kind == "maxent" and objective in CATALOG and not find_objective(str(objective)).has_weights:
+                return "baseline"
             return kind
-    training = layer["training"]
     if training.get("info_seed_enabled") is True:
         return "infoseed"
     return "maxent" if training.get("train_grpo_objective") is False else "baseline"
@@ -152,7 +223,8 @@ def flat_problems(layer: Layer, path: Path) -> list[str]:
             "0 drops the reference"
         )
     if kind == "maxent":
-        if training.get("train_grpo_objective") is not False:
+        named = training.get("objective") in CATALOG
+        if training.get("train_grpo_objective") is not False and not named:
             problems.append("train_grpo_objective: a MaxEnt recipe must set it to false")
         if training.get("maxent_tau") is None:
             problems.append("maxent_tau: a MaxEnt recipe must set it")

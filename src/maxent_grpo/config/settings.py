@@ -208,7 +208,7 @@ class EvaluationFields:
         "the likeliest token.", ge=0, le=100)
     eval_top_p: float = native(0.95, "Nucleus of sampled evaluation, in (0, 1]; 1 keeps every token.",
         gt=0, le=1)
-    eval_top_k: int = native(0, "Tokens that sampled evaluation keeps; 0: all.", ge=0)
+    eval_top_k: int = native(0, "Tokens that sampled evaluation keeps; 0 or -1: all.", ge=-1)
     eval_min_p: float | None = native(None, "Least probability relative to the likeliest token in sampled "
         "evaluation; unset: none.", ge=0, le=1)
     greedy_eval_enabled: bool = native(False, "Also evaluate one greedy completion per prompt, under "
@@ -264,6 +264,9 @@ class RunFields:
         instead="TRL's trainer takes it from accelerate launch; set force_custom_loop=true")
     max_nonfinite_steps: int = native(3, "Consecutive steps with a non-finite loss or gradient, none of them "
         "applied, after which the run ends.", gt=0)
+    unknown_keys: Literal["refuse", "ignore"] = setting("refuse", "What becomes of keys that no setting here takes and "
+        "of settings that the run would not read: an error, or one warning that lists them.",
+        changes_results=False)
     overwrite_output_dir: bool = setting(False, "Start afresh in an output_dir that holds a run, removing its "
         "state.", changes_results=False)
     resume_from_checkpoint: str | bool | None = setting(None, "Checkpoint directory to go on from; true: the "

@@ -69,6 +69,7 @@ def settle(training: Any, environ: Mapping[str, str]) -> None:
     parse_given(training, RECORDS["training"].values())
     _settle_sampler(training)
     training.stop_sequences = _stop_sequences(training.stop_sequences)
+    training.top_k, training.eval_top_k = max(0, training.top_k), max(0, training.eval_top_k)
     training.log_level = log_level(environ) or training.log_level
     training.distributed = training.distributed or launched_strategy(environ)
     if isinstance(training.resume_from_checkpoint, bool):
@@ -259,17 +260,28 @@ def _fill_from_objective(training: Any) -> None:
         training.maxent_length_normalize_policy = training.maxent_length_normalize_ref
 
 
-def refuse_unsupported(training: Any, route: Route) -> None:
-    """Raise `UsageError` where a setting differs from its default and the trainer of ``route`` ignores it."""
+def refuse_unsupported(training: Any, route: Route) -> list[str]:
+    """Raise `UsageError` where a setting differs from its default and the trainer of ``route`` ignores it.
+
+    With ``unknown_keys: ignore`` they are put back to their defaults instead, and returned by name.
+    """
     pristine = type(training)(output_dir=training.output_dir, use_cpu=training.use_cpu)
     if isinstance(pristine, TrainingSettings):
         settle_light(pristine, {})
-    problems = [
-        f"{record.name}: "
-        + (f"{record.instead}; remove it" if route == "native" else record.instead or NATIVE_REASON)
+    strangers = [
+        record
         for record in RECORDS["training"].values()
         if record.route not in ("both", route)
         and plain(getattr(training, record.name)) != plain(getattr(pristine, record.name))
+    ]
+    ignored = strangers if training.unknown_keys == "ignore" else []
+    for record in ignored:
+        setattr(training, record.name, getattr(pristine, record.name))
+    problems = [
+        f"{record.name}: "
+        + (f"{record.instead}; remove it" if route == "native" else record.instead or NATIVE_REASON)
+        for record in strangers
+        if record not in ignored
     ]
     if route == "trl":
         if training.importance_sampling_level == "sequence_token":
@@ -283,3 +295,4 @@ def refuse_unsupported(training: Any, route: Route) -> None:
         if value not in ("no", "steps"):
             problems.append(f"{name}: the native loop counts steps; {value!r} is not one of no, steps")
     refuse(problems)
+    return [record.name for record in ignored]

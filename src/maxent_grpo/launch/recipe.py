@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maxent_grpo.config.loading import read_recipe
+from maxent_grpo.config.recipe import Unread, read_recipe
 from maxent_grpo.config.trl_settings import TRL_DEFAULTS
 from maxent_grpo.errors import UsageError
 from maxent_grpo.launch.allocation import Sampling
@@ -72,7 +72,8 @@ def read_facts(path: Path, words: Sequence[str], mode: str | None = None) -> Rec
     Raises:
         UsageError: for a file that is no recipe, or one that names no model or no output directory.
     """
-    sections, _ = read_recipe(path, str(path))
+    ignore = flag_value(words, "unknown_keys") == "ignore"
+    sections, _ = read_recipe(path, str(path), Unread(), ignore=ignore)
     settings = {name: value for section in sections.values() for name, value in section.items()}
 
     def value(name: str) -> str | None:

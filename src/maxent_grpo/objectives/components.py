@@ -107,7 +107,7 @@ UNLIKELINESS = native("unlikeliness_coef", float, 0.0,
     "β_rank of the unlikeliness reward, 0 to 1; 0: off; unset: the objective's own.", ge=0, le=1)
 ENTROPY_BONUS = native("entropy_bonus_coef", float, 0.0,
     "Utility bonus for completions of high token entropy within their group, in batch standard deviations; unset: "
-    "the objective's own.", ge=0)
+    "the objective's own.", ge=0, aliases=("policy_entropy_bonus_coef",))
 OVERLONG = native("overlong_buffer", int, 0,
     "Soft overlong punishment (DAPO): tokens before max_completion_length over which it grows; 0: off.", ge=0)
 KL_IN_REWARD = given("kl_in_reward", bool, False,
@@ -129,7 +129,7 @@ SHAPING = Every((
 # Losses of single tokens. Of the reductions, the last three are TRL's names for a surrogate and what goes with it.
 REDUCTION = Choice(own("loss_type", str, "grpo",
     "Denominator of the token losses: grpo, bnpo, dapo, dr_grpo, luspo, or cispo, sapo, vespo, which name a surrogate "
-    "too; unset: the objective's own (TRL's dapo where none is named).", TRAINED), {
+    "too; unset: the objective's own (TRL's dapo where none is named).", TRAINED, aliases=("grpo_loss_type",)), {
     "grpo": Component("reduce:sequence_mean"),
     "bnpo": Component("reduce:token_mean"),
     "dapo": Component("reduce:token_mean"),
@@ -140,9 +140,11 @@ REDUCTION = Choice(own("loss_type", str, "grpo",
     "vespo": Component("reduce:token_mean"),
 })
 EPSILON = own("epsilon", float, 0.2,
-    "Lower clip range of the probability ratio; unset: the objective's own (TRL's 0.2).", TRAINED, ge=0)
+    "Lower clip range of the probability ratio; unset: the objective's own (TRL's 0.2).", TRAINED, ge=0,
+    aliases=("clip_range",))
 EPSILON_HIGH = own("epsilon_high", float, None,
-    "Upper clip range of the probability ratio; unset: the objective's own, else equal to epsilon.", TRAINED, ge=0)
+    "Upper clip range of the probability ratio; unset: the objective's own, else equal to epsilon.", TRAINED, ge=0,
+    aliases=("clip_range_high",))
 SURROGATES = {
     "clip": Component("surrogates:Clip", {
         "low": EPSILON,
