@@ -90,6 +90,14 @@ def test_countdown_starts_with_some_right_answers(policy, tokenizer):
     assert measure(policy, tokenizer, load_rows("countdown", "eval", "numbers=3")).mean > 0.08
 
 
+@pytest.mark.parametrize("task", ["divisors", "equations", "lattice_paths"])
+def test_the_other_tasks_start_with_right_answers_and_room_above_them(policy, tokenizer, task):
+    found = measure(policy, tokenizer, load_rows(task, "eval"))
+    assert 0.04 < found.mean < 0.4
+    assert found.mean + 0.2 < found.passed < 0.95
+    assert 0.1 < found.coverage < 0.5
+
+
 def test_an_infoseed_suffix_does_not_confuse_the_policy(policy, tokenizer):
     rows = [
         {**row, "problem": row["problem"] + "\n[seed=3]"} for row in load_rows("graph_coloring", "eval")[:48]

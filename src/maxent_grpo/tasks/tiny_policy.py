@@ -1,6 +1,6 @@
 """The bundled tiny policy: where its files are, and the command that rebuilds them.
 
-It answers the three tasks imperfectly on purpose. On graph colouring one completion of eight is nearly always right
+It answers the tasks imperfectly on purpose. On graph colouring one completion of eight is nearly always right
 and most are wrong: there, reinforcement learning helps and diversity can collapse.
 """
 
@@ -21,6 +21,9 @@ REPORTED = {
     "graph colouring": ("graph_coloring", "eval", ""),
     "countdown, 3 numbers": ("countdown", "eval", "numbers=3"),
     "arithmetic": ("arithmetic", "eval", ""),
+    "divisors": ("divisors", "eval", ""),
+    "equations": ("equations", "eval", ""),
+    "lattice paths": ("lattice_paths", "eval", ""),
 }
 """Label → (task, split, config) of what `main` measures after training."""
 

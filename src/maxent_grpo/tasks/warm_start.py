@@ -47,11 +47,14 @@ class Share:
 
 
 SHARES = (
-    Share("graph_coloring", 0.25, rows=8, problems=6_000),
-    Share("countdown", 0.30, rows=24, problems=1_000, options=(("numbers", 3),)),
+    Share("graph_coloring", 0.24, rows=8, problems=6_000),
+    Share("countdown", 0.27, rows=24, problems=1_000, options=(("numbers", 3),)),
     Share("countdown", 0.05, rows=4, problems=5_000, options=(("numbers", 4),)),
-    Share("arithmetic", 0.35, rows=48, problems=2_000, options=(("operations", "+"),)),
-    Share("arithmetic", 0.05, rows=8, problems=2_000, options=(("operations", "+-*"),)),
+    Share("arithmetic", 0.20, rows=40, problems=2_000, options=(("operations", "+"),)),
+    Share("arithmetic", 0.03, rows=8, problems=2_000, options=(("operations", "+-*"),)),
+    Share("divisors", 0.07, rows=8, problems=5_000),
+    Share("equations", 0.08, rows=8, problems=5_000),
+    Share("lattice_paths", 0.06, rows=6, problems=5_000),
 )
 
 
