@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from safetensors.torch import load_file
 import runs
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.errors import UsageError
+from maxent_grpo.grpo import main
+from maxent_grpo.objectives.shaping import KLInReward
 from maxent_grpo.train import drivers
-from maxent_grpo.train.bank import Found
+from maxent_grpo.train.bank import Found, ReplayBank
 from maxent_grpo.train.step import step
 from ranks import run_ranks
 from runs import train
@@ -197,6 +200,69 @@ def expected_gradient_of_first(run):
         run.bank.prompts = kept
 
 
+class WithHistory(KLInReward):
+    """Keeps the batches that it sees."""
+
+    reads_logps = False
+    needs_mode_history = True
+    seen: ClassVar[list] = []
+
+    def __call__(self, utilities, batch, knobs):
+        self.seen.append(batch)
+        return utilities
+
+
+def test_an_objective_may_read_the_history_without_replay(make_run):
+    run = make_run(num_iterations=2)
+    run.objective = replace(run.objective, shaping=(WithHistory(),))
+    run.bank = ReplayBank(0)
+    WithHistory.seen.clear()
+    for _ in range(2):
+        for _ in range(2):
+            step(run, run.rollout)
+            run.updates_done += 1
+        run.updates_done = 0  # as if the next rollout had brought the same groups
+    first, again, later, last = (batch.mode_history for batch in WithHistory.seen)
+    modes = WithHistory.seen[0].modes
+    assert first.sum() == 0
+    assert torch.equal(again, first)
+    assert torch.equal(last, later)
+    for group in range(len(modes)):
+        counts = [int((modes[group] == mode).sum()) for mode in range(later.shape[1])]
+        assert later[group].tolist() == counts
+    assert run.bank.replayable == []
+
+
+def test_infoseeds_head_and_its_seeded_completions_go_with_replay(configure_tiny, tmp_path):
+    settings = {"command": "train-infoseed", "info_seed_enabled": True, "info_seed_num_seeds": 2, "max_steps": 2,
+                "info_seed_lambda": 0.01, "info_seed_loss_type": "ce", "save_strategy": "no"}  # fmt: skip
+    train(configure_tiny("control", **settings, **REPLAY, replay_control=True))
+    train(configure_tiny("without", **settings))
+    policies = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("control", "without")]
+    assert policies[0] == policies[1]
+    lines = (tmp_path / "control" / "replay_bank.jsonl").read_text().splitlines()
+    assert len(lines) > 1
+    assert not any("[seed=" in json.loads(line)["prompt"] for line in lines[1:])
+
+
+def test_a_dialogues_exemplar_is_learned_from_where_the_policy_wrote(make_run):
+    run = make_run(**REPLAY)
+    prompt = run.rollout[0].rollout.prompt.token_ids
+    run.bank.admit([Found(prompt, {"a": (1, (5, 6, 7, 8), (True, False, False, True))})], 1)
+    ids = torch.tensor([[*prompt, 5, 6, 7, 8]])
+    logps = torch.log_softmax(run.learner.model(ids).logits[0], dim=-1)
+    first = len(prompt) - 1
+    loss = -(logps[first, 5] + logps[first + 3, 8]) / 2
+    size = len(run.rollout[0].utilities)
+    gradient = torch.autograd.grad(0.1 * (size - 1) / size**2 * loss, list(run.learner.model.parameters()))
+    gradient = torch.cat([g.flatten() for g in gradient])
+    before = parameters_of(run)
+    result = step(run, all_wrong(run))
+    assert (parameters_of(run) - before + gradient).norm() <= 1e-6 * gradient.norm()
+    assert result.metrics["replay/loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert "replay/entropy" not in result.metrics  # one exemplar leaves nothing to choose
+
+
 LAST = (
     "replay_bank.jsonl",
     "optimizer.safetensors",
@@ -299,10 +365,12 @@ def arguments(output_dir, **settings):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("forked")
-@pytest.mark.parametrize("distributed", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "distributed", ["ddp", "fsdp2", *(pytest.param(s, marks=pytest.mark.nightly) for s in ("zero2", "zero3"))]
+)
 def test_two_ranks_keep_the_bank_and_the_policy_of_one_process(tmp_path, distributed):
-    from maxent_grpo.grpo import main
-
+    if distributed.startswith("zero"):
+        pytest.importorskip("deepspeed")
     assert main(arguments(tmp_path / "one", per_device_train_batch_size=32)) == 0
     two = arguments(tmp_path / "two", per_device_train_batch_size=16, distributed=distributed)
     ended = run_ranks(tmp_path, two)

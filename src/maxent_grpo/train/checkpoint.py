@@ -107,7 +107,7 @@ def _save_checkpoint(run: Run) -> Path:
         os.replace(partial, final)
         flush(run.output_dir)
         if run.bank is not None:
-            write_bank(run, run.output_dir)
+            replace_file(run.output_dir / BANK_FILE, (final / BANK_FILE).read_bytes())
         kept = run.cadence.save_total_limit
         for old in checkpoints(run.output_dir)[:-kept] if kept else []:
             shutil.rmtree(old)
