@@ -14,7 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from maxent_grpo.study.plan import StudyPlan, plan_of
-from maxent_grpo.study.runs import IDENTITY_KEY, runs_of
+from maxent_grpo.study.runs import IDENTITY_KEY, runs_of, untrained_of
 
 PLAN: dict[str, Any] = {
     "question": "Does it?",
@@ -91,7 +91,7 @@ def finish() -> Callable[[StudyPlan, pd.DataFrame], None]:
     """Leaves the files of finished runs that hold ``rows``, with records of four steps each."""
 
     def write(plan: StudyPlan, rows: pd.DataFrame) -> None:
-        for cell in runs_of(plan):
+        for cell in (*untrained_of(plan), *runs_of(plan)):
             mine = rows[(rows["task"] == cell.task.name) & (rows["arm"] == cell.arm.name)]
             mine = mine[mine["seed"] == cell.seed]
             if mine.empty:

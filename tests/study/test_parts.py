@@ -55,7 +55,7 @@ def test_a_study_of_taken_runs_redraws_every_file(plan, plan_file, make_rows, fi
     other = elsewhere(plan, tmp_path, plan.output_dir)
     assert all(run.state is State.DONE for run in taken(other))
     again = report_study(other, plan_file, taken(other))
-    assert len(written) == len(again) == 10
+    assert len(written) == len(again) == 11
     for one, two in zip(written, again, strict=True):
         same = one.read_bytes() == two.read_bytes()
         assert same or one.name == "report.html"  # which names directories and where runs came from

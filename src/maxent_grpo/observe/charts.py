@@ -54,6 +54,41 @@ STYLE: Final = {
 }
 
 
+class Theme(NamedTuple):
+    """The colours of a figure on a page of its kind."""
+
+    name: str
+    page: str
+    ink: str
+    quiet: str
+    grid: str
+    palette: tuple[str, ...]
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """What differs from `STYLE`."""
+        quiet = ("axes.labelcolor", "xtick.color", "ytick.color")
+        return {
+            **dict.fromkeys(quiet, self.quiet),
+            **dict.fromkeys(("text.color", "axes.titlecolor"), self.ink),
+            "axes.facecolor": self.page,
+            "axes.edgecolor": "#b5b5b5" if self.name == "light" else "#5a6067",
+            "grid.color": self.grid,
+        }
+
+
+LIGHT: Final = Theme("light", "#ffffff", INK, QUIET, "#ececec", PALETTE)
+# The palette in tints that stand out on a dark page.
+DARK: Final = Theme(
+    "dark",
+    "#16181b",
+    "#e8e8e8",
+    "#a9a9a9",
+    "#2b3036",
+    ("#4BA3E3", "#F0864A", "#2FC79B", "#E3A1C7", "#F2B632", "#8FD0F5", "#FFFFFF"),
+)
+
+
 class EndLabel(NamedTuple):
     """Text to stand right of a curve's last point, in the curve's colour."""
 
@@ -63,14 +98,14 @@ class EndLabel(NamedTuple):
 
 
 @contextmanager
-def styled_figure(width: float, height: float, path: Path) -> Iterator["Figure"]:
+def styled_figure(width: float, height: float, path: Path, theme: Theme = LIGHT) -> Iterator["Figure"]:
     """A figure of ``width`` × ``height`` inches in our style, saved to ``path`` when the block ends well."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(width, height), facecolor="white")
+    with rc_context(STYLE | theme.style):  # type: ignore[arg-type]
+        figure = Figure(figsize=(width, height), facecolor=theme.page)
         FigureCanvasAgg(figure)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import stats
 
 from maxent_grpo.observe import charts
 from maxent_grpo.observe.run_files import RunFiles, Series
-from maxent_grpo.study.effects import against_baseline, measured_outcomes
+from maxent_grpo.study.effects import against_baseline, measured, measured_outcomes, run_outcomes
 from maxent_grpo.study.plan import UNTRAINED, Arm, StudyPlan, StudyTask
 from maxent_grpo.study.runs import Finished
 
@@ -32,6 +33,7 @@ COLUMNS: Final = 4  # small multiples side by side
 BAND_RUNS: Final = (
     3  # with two runs the interval is 13 standard errors to either side: a band that says nothing
 )
+WIDTH: Final = 6.0  # inches: on 480 pixels its smallest letters are still read
 MARKERS: Final = "osD^vP*X<>hp8"
 SHADES: Final = ("#e8e8e8", "#c6dbef", "#9ecae1", "#6baed6", "#3182bd", "#08519c")  # one hue, light to dark
 POINT: Final[dict[str, Any]] = {"linestyle": "none", "zorder": 4}
@@ -51,6 +53,8 @@ class StudyFigure:
     stem: Path
     title: str
     caption: str
+    dark: Path | None = None
+    """The stem of the same figure for a dark page."""
 
     @property
     def png(self) -> Path:
@@ -59,6 +63,10 @@ class StudyFigure:
     @property
     def base64(self) -> str:
         return b64encode(self.png.read_bytes()).decode()
+
+    @property
+    def dark_base64(self) -> str | None:
+        return None if self.dark is None else b64encode(self.dark.with_suffix(".png").read_bytes()).decode()
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,10 @@ def draw_figures(
             judged = against_baseline(effects, plan)
             judged = judged[(judged["task"] == task.name) & (judged["temperature"] == first)]
             drawn.append(_forest(plan, task, judged, out))
+        drawn += [
+            _tradeoff(plan, task, here, out),
+            _decoding(plan, task, rows[rows["task"] == task.name], out),
+        ]
         drawn += [_trajectory(plan, task, records, out), _modes(plan, task, here, out)]
         drawn += [_curves(plan, task, records, out, **shown) for shown in _words()["curves"]]
     return [figure for figure in drawn if figure is not None]
@@ -120,7 +132,9 @@ def average(runs: Sequence[Series]) -> ArmCurve:
 
 
 @contextmanager
-def _figure(width: float, height: float, stem: Path, title: str, left: float) -> Iterator["Figure"]:
+def _figure(
+    width: float, height: float, stem: Path, title: str, left: float, theme: charts.Theme = charts.LIGHT
+) -> Iterator["Figure"]:
     """A figure in our style, saved as PNG and SVG when the block ends well; equal numbers give equal files.
 
     ``left`` is the place of its title, as a share of its width.
@@ -128,13 +142,13 @@ def _figure(width: float, height: float, stem: Path, title: str, left: float) ->
     from matplotlib import rc_context
 
     fixed: Any = {"svg.hashsalt": "maxent-grpo", "svg.fonttype": "none"}
-    with rc_context(fixed), charts.styled_figure(width, height, stem.with_suffix(".png")) as figure:
+    with rc_context(fixed), charts.styled_figure(width, height, stem.with_suffix(".png"), theme) as figure:
         heading: dict[str, Any] = {
             "fontsize": 12.5,
             "fontweight": "bold",
             "ha": "left",
             "va": "top",
-            "color": charts.INK,
+            "color": theme.ink,
         }
         yield figure
         figure.text(left, 1 - 0.1 / height, title, **heading)
@@ -150,14 +164,18 @@ def _words_of(kind: str, plan: StudyPlan, task: StudyTask) -> tuple[str, str]:
     return title, f"{title}: {_words()[kind]['caption'].format(**values)}"
 
 
-def _color(plan: StudyPlan, arm: Arm) -> str:
-    """Black for the baseline, gray for its repetition and for the untrained policy, then the palette in turn."""
+def _color(plan: StudyPlan, arm: Arm, theme: charts.Theme = charts.LIGHT) -> str:
+    """Ink for the baseline, gray for its repetition and for the untrained policy, then the palette in turn.
+
+    Arms of one family have one colour.
+    """
     if arm.name == plan.baseline:
-        return charts.INK
+        return theme.ink
     if arm.is_aa or arm.name == UNTRAINED:
         return "#999999"
     others = [other for other in plan.arms if other.name != plan.baseline and not other.is_aa]
-    return charts.PALETTE[others.index(arm) % (len(charts.PALETTE) - 1)]
+    families = list(dict.fromkeys(other.family or other.name for other in others))
+    return theme.palette[families.index(arm.family or arm.name) % (len(theme.palette) - 1)]
 
 
 def _label_room(arms: Sequence[Arm]) -> float:
@@ -216,6 +234,210 @@ def _forest_panel(axes: "Axes", plan: StudyPlan, table: pd.DataFrame, arms: Sequ
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
     axes.spines["left"].set_visible(False)
+
+
+def _tradeoff(plan: StudyPlan, task: StudyTask, rows: pd.DataFrame, out: Path) -> StudyFigure | None:
+    """Accuracy against coverage of the final policies: every arm with its intervals, and how far chance alone goes."""
+    if not {"mean", "coverage"} <= set(measured(rows, ("mean", "coverage"))):
+        return None
+    runs = run_outcomes(rows, ["mean", "coverage"])
+    stem = out / f"{task.name}_tradeoff"
+    dark = out / f"{task.name}_tradeoff_dark"
+    title, caption = _words_of("tradeoff", plan, task)
+    arms = [arm for arm in plan.arms if (runs["arm"] == arm.name).any()]
+    lines = -(-len(arms) // 2)
+    below = 0.24 * lines + 0.2
+    height = 4.7 + below
+    for theme, path in ((charts.LIGHT, stem), (charts.DARK, dark)):
+        with _figure(WIDTH, height, path, title, left=0.015, theme=theme) as figure:
+            axes = figure.add_axes((0.115, (below + 0.55) / height, 0.865, 3.6 / height))
+            _cloud(axes, plan, runs, theme)
+            at: list[tuple[float, float]] = []
+            for arm in arms:
+                mine = runs.loc[runs["arm"] == arm.name, ["mean", "coverage"]].to_numpy()
+                (x, y), half = mine.mean(axis=0), _half_interval(mine)
+                color = _color(plan, arm, theme)
+                axes.plot([x - half[0], x + half[0]], [y, y], color=color, linewidth=1.3, zorder=3)
+                axes.plot([x, x], [y - half[1], y + half[1]], color=color, linewidth=1.3, zorder=3)
+                axes.plot(x, y, marker="o", markersize=5, color=color, **POINT)
+                at.append((float(x), float(y)))
+            axes.set_xlabel(f"accuracy: mean@{plan.evaluation.k}, share of right answers")
+            axes.set_ylabel(f"diversity: coverage@{plan.evaluation.k}")
+            axes.grid(visible=True, axis="both")
+            axes.margins(0.07)
+            _aim(axes, plan, runs, theme)
+            colors = [_color(plan, arm, theme) for arm in arms]
+            _numbers(axes, at, colors, theme)
+            for number, (arm, color) in enumerate(zip(arms, colors, strict=True)):
+                column, line = divmod(number, lines)
+                x, y = 0.03 + 0.49 * column, (below - 0.24 * line - 0.12) / height
+                _badge(figure, (x, y), number + 1, color, theme, figure.transFigure)
+                figure.text(x + 0.027, y, arm.label, fontsize=9.5, va="center", color=theme.ink)
+    return StudyFigure(stem, title, caption, dark)
+
+
+def _half_interval(runs: Floats) -> Floats:
+    """Half the 95% t interval of the mean over ``runs`` [N, D]: [D], 0 with one run."""
+    n = len(runs)
+    return (
+        np.zeros(runs.shape[1])
+        if n < 2
+        else stats.t.ppf(0.975, n - 1) * runs.std(axis=0, ddof=1) / np.sqrt(n)
+    )
+
+
+def _aim(axes: "Axes", plan: StudyPlan, runs: pd.DataFrame, theme: charts.Theme) -> None:
+    """The untrained policy, and the corner that is as diverse as it and no less accurate than the baseline."""
+    from matplotlib.patches import Rectangle
+
+    start = runs[runs["arm"] == UNTRAINED]
+    base = runs.loc[runs["arm"] == plan.baseline, "mean"]
+    if start.empty:
+        return
+    x, y = start[["mean", "coverage"]].to_numpy()[0]
+    point: dict[str, Any] = {
+        "marker": "D",
+        "markersize": 9,
+        "markerfacecolor": theme.page,
+        "markeredgewidth": 1.8,
+    }
+    axes.plot(x, y, markeredgecolor=theme.ink, **point, **(POINT | {"zorder": 6}))
+    axes.autoscale_view()
+    (low, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    look: dict[str, Any] = {"color": theme.quiet, "linewidth": 1.0, "linestyle": (0, (4, 3)), "zorder": 1}
+    axes.axhline(y, **look)
+    axes.axvline(x, **look)
+    words: dict[str, Any] = {"fontsize": 9.5, "textcoords": "offset points", "zorder": 7}
+    words["bbox"] = {"facecolor": theme.page, "alpha": 0.75, "linewidth": 0, "pad": 1}
+    axes.annotate("untrained", (x, y), (9, 6), color=theme.ink, **words)
+    if len(base):
+        left = base.mean() - plan.judgement.margin["mean"]
+        color = "#e4f3ec" if theme.name == "light" else "#1d3029"
+        corner: dict[str, Any] = {"facecolor": color, "zorder": 0.5, "linewidth": 0}
+        axes.add_patch(Rectangle((left, y), max(0.0, right - left), max(0.0, top - y), **corner))
+    axes.set_xlim(low, right)
+    axes.set_ylim(bottom, top)
+
+
+def _cloud(axes: "Axes", plan: StudyPlan, runs: pd.DataFrame, theme: charts.Theme) -> None:
+    """The single runs of the baseline and of its repetition, and where 95% of such runs are expected."""
+    from matplotlib.patches import Ellipse
+
+    same = [arm.name for arm in plan.arms if arm.name == plan.baseline or arm.is_aa]
+    points = runs.loc[runs["arm"].isin(same), ["mean", "coverage"]].to_numpy()
+    n = len(points)
+    axes.plot(*points.T, marker="o", markersize=3.5, color=theme.quiet, alpha=0.7, linestyle="none", zorder=2)
+    if n < 4:
+        return
+    # Hotelling's region for one further draw of a normal distribution in the plane.
+    factor = 2 * (n - 1) * (n + 1) / (n * (n - 2)) * stats.f.ppf(0.95, 2, n - 2)
+    sizes, directions = np.linalg.eigh(np.cov(points.T))
+    width, height = 2 * np.sqrt(factor * np.clip(sizes, 0, None))
+    angle = float(np.degrees(np.arctan2(directions[1, 0], directions[0, 0])))
+    look: dict[str, Any] = {"facecolor": theme.quiet, "alpha": 0.16, "linewidth": 0, "zorder": 1.5}
+    axes.add_patch(Ellipse(tuple(points.mean(axis=0)), width, height, angle=angle, **look))
+
+
+def _numbers(
+    axes: "Axes", at: Sequence[tuple[float, float]], colors: Sequence[str], theme: charts.Theme
+) -> None:
+    """The arms' numbers beside their points, moved apart where they would touch, with a line to the point."""
+    points = axes.transData.transform(np.array(at))
+    scale = axes.figure.dpi / 72
+    places = spread(points / scale, apart=14.5) * scale
+    for number, (place, point, color) in enumerate(zip(places, points, colors, strict=True), start=1):
+        (x, y), (end_x, end_y) = axes.transData.inverted().transform(np.array([place, point]))
+        axes.plot([x, end_x], [y, end_y], color=color, linewidth=0.8, zorder=4, scalex=False, scaley=False)
+        _badge(axes, (x, y), number, color, theme, axes.transData)
+
+
+def _badge(
+    on: Any, place: tuple[float, float], number: int, color: str, theme: charts.Theme, across: Any
+) -> None:
+    """A number in a disc on axes or a figure, at ``place`` in the coordinates ``across``."""
+    from matplotlib.lines import Line2D
+
+    disc: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 13.5,
+        "markerfacecolor": color,
+        "markeredgecolor": theme.page,
+    }
+    on.add_artist(Line2D([place[0]], [place[1]], transform=across, zorder=8, **disc))
+    text: dict[str, Any] = {"fontsize": 7.5, "fontweight": "bold", "color": theme.page, "transform": across}
+    on.text(*place, f"{number}", ha="center", va="center_baseline", zorder=9, **text)
+
+
+def spread(points: Floats, apart: float, rounds: int = 400) -> Floats:
+    """A place for the label of each of ``points`` [N, 2]: near it, ``apart`` from other labels and off the points."""
+    angles = 2.399963 * np.arange(len(points))  # golden angle: no two start the same way
+    places = points + 0.75 * apart * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for _ in range(rounds):
+        moves = 0.06 * (points - places)  # drawn back to its point
+        for others, gap in ((places, apart), (points, 0.72 * apart)):
+            away = places[:, None] - others[None]
+            distance = np.sqrt((away**2).sum(axis=2)) + 1e-9
+            push = np.clip(gap - distance, 0, None) * (distance > 1e-6)
+            moves += 0.5 * (away / distance[..., None] * push[..., None]).sum(axis=1)
+        places = places + moves
+    return places
+
+
+def _decoding(plan: StudyPlan, task: StudyTask, rows: pd.DataFrame, out: Path) -> StudyFigure | None:
+    """What a policy gives at other temperatures: accuracy against coverage along them, a panel per arm."""
+    temperatures = sorted(plan.evaluation.temperatures)
+    if len(temperatures) < 2 or len(measured(rows, ("mean", "coverage"))) < 2:
+        return None
+    means = (
+        run_outcomes(rows, ["mean", "coverage"]).groupby(["arm", "temperature"])[["mean", "coverage"]].mean()
+    )
+    paths = {
+        str(arm): means.loc[arm].reindex(temperatures).to_numpy()
+        for arm in means.index.get_level_values(0).unique()
+    }
+    shown = [arm for arm in plan.arms if arm.name in paths and arm.name != plan.baseline and not arm.is_aa]
+    if plan.baseline not in paths or not shown:
+        return None
+    stem, dark = out / f"{task.name}_decoding", out / f"{task.name}_decoding_dark"
+    title, caption = _words_of("decoding", plan, task)
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    height = 1.75 * lines + 0.85
+    for theme, path in ((charts.LIGHT, stem), (charts.DARK, dark)):
+        with _figure(WIDTH, height, path, title, left=0.015, theme=theme) as figure:
+            grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+            for axes in grid.flat[len(shown) :]:
+                axes.remove()
+            for position, (axes, arm) in enumerate(zip(grid.flat, shown, strict=False)):
+                if UNTRAINED in paths:
+                    axes.plot(
+                        *paths[UNTRAINED].T, color=theme.quiet, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1
+                    )
+                axes.plot(
+                    *paths[plan.baseline].T,
+                    color="#9a9a9a",
+                    linewidth=1.6,
+                    marker="o",
+                    markersize=3,
+                    zorder=2,
+                )
+                color = _color(plan, arm, theme)
+                axes.plot(
+                    *paths[arm.name].T, color=color, linewidth=1.9, marker="o", markersize=4.5, zorder=3
+                )
+                for end, offset in ((0, (5, -9)), (-1, (5, 3))):
+                    text = f"{temperatures[end]:g}".replace("0.", ".")
+                    words: dict[str, Any] = {"fontsize": 8, "textcoords": "offset points", "color": color}
+                    axes.annotate(text, tuple(paths[arm.name][end]), offset, **words)
+                axes.set_title(fill(arm.label, 23), fontsize=8.8, fontweight="bold", pad=4)
+                axes.grid(visible=True, axis="both")
+                if position + columns >= len(shown):
+                    axes.tick_params(labelbottom=True)
+            figure.tight_layout(rect=(0.04, 0.3 / height, 1, 1 - 0.4 / height))
+            names: dict[str, Any] = {"fontsize": 9.5, "color": theme.quiet, "ha": "center", "va": "center"}
+            figure.text(0.53, 0.18 / height, f"accuracy: mean@{plan.evaluation.k}", **names)
+            figure.text(0.025, 0.5, f"diversity: coverage@{plan.evaluation.k}", rotation=90, **names)
+    return StudyFigure(stem, title, caption, dark)
 
 
 def _trajectory(plan: StudyPlan, task: StudyTask, records: Records, out: Path) -> StudyFigure | None:

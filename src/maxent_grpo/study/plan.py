@@ -153,6 +153,8 @@ class Arm(_Part):
     recipe: Text
     """Path; ``{task}`` stands for the task's name."""
     overrides: Overrides = field(default_factory=dict)
+    family: str = ""
+    """What it has in common with others: arms of a family have one colour."""
     seed_offset: Annotated[Integer, Field(ge=0)] = 0
     """Added to the seed of every run; not 0 for the A/A arm alone."""
 
