@@ -2,12 +2,14 @@
 
 import json
 import logging
+import sys
 
 import datasets
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from maxent_grpo.data import templates
 from maxent_grpo.data.prompts import PromptSettings, build_prompts
 from maxent_grpo.data.sources import load_rows
 from maxent_grpo.errors import UsageError
@@ -314,3 +316,24 @@ def test_texts_beside_chats_are_refused_with_the_row():
 def test_a_template_that_fails_is_named_with_the_row():
     with pytest.raises(UsageError, match=r"template fails on the prompt of row 0 \(ZeroDivisionError"):
         build_prompts(rows_of("1+1?"), byte_tokenizer(template="{{ 1 / 0 }}"), PromptSettings())
+
+
+ENDLESS = "{% for a in range(90000) %}{% for b in range(90000) %}{% if a == 1e9 %}x{% endif %}{% endfor %}{% endfor %}"
+CALLS_ITSELF = "{% macro f() %}{% for i in range(9) %}{{ f() }}{% endfor %}{% endmacro %}{{ f() }}"
+
+
+@pytest.mark.parametrize("template", [ENDLESS, CALLS_ITSELF])
+def test_a_template_that_does_not_end_is_ended(template, monkeypatch):
+    if sys.gettrace() is not None:
+        pytest.skip("coverage or a debugger watches")
+    monkeypatch.setattr(templates, "RENDER_SECONDS", 0.3)
+    with pytest.raises(UsageError, match=r"template fails on the prompt of row 0 \((Endless|Recursion)"):
+        build_prompts(rows_of("1+1?"), byte_tokenizer(template=template), PromptSettings())
+    assert sys.gettrace() is None
+
+
+def test_what_a_template_makes_is_left_as_it_is_and_nothing_watches_afterwards():
+    assert templates.rendered(lambda: "abc") == "abc"
+    with pytest.raises(ZeroDivisionError):
+        templates.rendered(lambda: 1 / 0)
+    assert sys.gettrace() is None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from generation_files import lines, settings_of
 
+from maxent_grpo.data import templates
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.generate.engine import BuiltinEngine
 from maxent_grpo.generate.run import FAILED_IN_A_ROW, generate
@@ -266,6 +267,17 @@ def test_what_cannot_work_is_refused_before_anything_is_asked(data, tmp_path, ch
 def test_a_template_cannot_reach_python(data, tmp_path):
     template = "{{ instruction.__class__.__mro__[1].__subclasses__() }}"
     with serving(lambda request: chat("x")) as server, pytest.raises(RunError, match="SecurityError"):
+        run(settings_of(server.url, data, tmp_path, limit=1, prompt_template=template))
+    assert server.requests == []
+
+
+def test_a_template_that_does_not_end_fails_its_row(data, tmp_path, monkeypatch):
+    if sys.gettrace() is not None:
+        pytest.skip("coverage or a debugger watches")
+    monkeypatch.setattr(templates, "RENDER_SECONDS", 0.3)
+    template = "{% for a in range(90000) %}{% for b in range(90000) %}{% if instruction == a %}x{% endif %}"
+    template += "{% endfor %}{% endfor %}"
+    with serving(lambda request: chat("x")) as server, pytest.raises(RunError, match="EndlessTemplateError"):
         run(settings_of(server.url, data, tmp_path, limit=1, prompt_template=template))
     assert server.requests == []
 

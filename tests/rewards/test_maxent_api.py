@@ -313,6 +313,23 @@ def test_tau_follows_the_entropy_after_the_warm_up():
     assert bounded.tau == pytest.approx(0.35)
 
 
+def test_tau_follows_a_target_that_moves():
+    schedule = api.TauSchedule(
+        1.0, 0.5, 0.0, 0.0, 0, target_entropy_start=0.2, target_entropy_final=1.4, target_entropy_horizon=4
+    )
+    cfg, tau = settings(schedule=schedule), 0.3
+    for step in range(7):
+        target = 0.2 + 1.2 * min(step, 4) / 4
+        assert schedule.target_at(step) == pytest.approx(target)
+        api.maybe_update_tau(cfg, api.WeightLoggingView(entropy=0.4), step)
+        tau *= math.exp(0.5 * (target - 0.4)) if step > 0 else 1.0  # step 0 is of the warm-up
+        assert cfg.tau == pytest.approx(tau)
+    assert api.TauSchedule(None, 0.5, 0.0, 0.0, 0).target_at(3) is None
+    assert api.TauSchedule(None, 0.5, 0.0, 0.0, 0, target_entropy_final=1.4).target_at(3) is None
+    assert api.TauSchedule(0.5, 0.5, 0.0, 0.0, 0, target_entropy_final=1.4).target_at(0) == 1.4
+    assert api.TauSchedule(0.5, 0.5, 0.0, 0.0, 0, None, 1.5, 10).target_at(-3) == 0.5
+
+
 def test_the_analytic_meta_step_is_projected_and_clipped():
     meta = api.ControllerMetaSettings(True, learning_rate=0.1, beta_learning_rate=0.5, beta_grad_clip=0.2)
     cfg = settings(meta=meta, schedule=api.TauSchedule(None, 0.0, 0.25, 1.0, 0))

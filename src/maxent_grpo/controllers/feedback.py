@@ -28,19 +28,28 @@ def next_beta(beta: float, kl: float, target: float, horizon: float, step_size: 
 
 
 def entropy_target(settings: ControllerSettings, step: int) -> float | None:
-    """H* (nats) at ``step`` (optimiser steps completed), None where there is no target.
+    """H* (nats) at ``step`` (optimiser steps completed), None where there is no target. See `annealed`."""
+    return annealed(
+        settings.target_weight_entropy,
+        settings.target_weight_entropy_start,
+        settings.target_weight_entropy_final,
+        settings.target_weight_entropy_horizon,
+        step,
+    )
 
-    With a start or a final value the target moves linearly over the horizon, reaches the final value at
-    ``step = horizon`` and stays there; a missing end is the base target. Horizon 0: the final value at once.
+
+def annealed(
+    base: float | None, start: float | None, final: float | None, horizon: int, step: int
+) -> float | None:
+    """A target at ``step``; None where there is none.
+
+    With a start or a final value it moves linearly over the horizon, reaches the final value at ``step = horizon`` and
+    stays there; a missing end is ``base``. Horizon 0: the final value at once.
     """
-    base = settings.target_weight_entropy
-    start = settings.target_weight_entropy_start
-    final = settings.target_weight_entropy_final
     start = base if start is None else start
     final = base if final is None else final
     if start is None or final is None:
         return None
-    horizon = settings.target_weight_entropy_horizon
     done = min(step / horizon, 1.0) if horizon > 0 else 1.0
     return start + (final - start) * done
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from maxent_grpo.data.templates import rendered
 from maxent_grpo.errors import UsageError
 from maxent_grpo.named import one_line
 from maxent_grpo.types import Prompt
@@ -322,13 +323,15 @@ def _render(
         return "\n".join(lines if begun else [*lines, "ASSISTANT:"])
     arguments = _template_arguments(columns or {}, index)
     try:
-        text = tokenizer.apply_chat_template(
-            chat,
-            chat_template=settings.chat_template,
-            tokenize=False,
-            add_generation_prompt=not begun,
-            continue_final_message=begun,
-            **arguments,
+        return rendered(
+            lambda: tokenizer.apply_chat_template(
+                chat,
+                chat_template=settings.chat_template,
+                tokenize=False,
+                add_generation_prompt=not begun,
+                continue_final_message=begun,
+                **arguments,
+            )
         )
     except TemplateError as error:  # also how a template says that it knows no system role
         raise UsageError(
@@ -340,7 +343,6 @@ def _render(
         raise UsageError(
             f"the chat template fails on the prompt of row {index} ({one_line(error, 200)}); set chat_template"
         ) from error
-    return str(text)
 
 
 def _template_arguments(row: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -5,12 +5,14 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from maxent_grpo.data.templates import EndlessTemplateError, rendered
 from maxent_grpo.errors import RunError, UsageError
 from maxent_grpo.files import escaped
 from maxent_grpo.generate.client import Reply
@@ -64,8 +66,8 @@ class Prompts:
         if self.column in row and not isinstance(value, str):
             raise EmptyPrompt(f"column {self.column} holds no text but {type(value).__name__}")
         try:
-            text = self._template.render(row | {INSTRUCTION: value})
-        except (TemplateError, TypeError, ValueError) as error:
+            text = rendered(partial(self._template.render, row | {INSTRUCTION: value}))
+        except (TemplateError, TypeError, ValueError, EndlessTemplateError) as error:
             raise EmptyPrompt(f"prompt_template: {type(error).__name__}: {error}") from error
         if not text.strip():
             raise EmptyPrompt("the prompt is empty")

@@ -59,12 +59,13 @@ def maybe_update_tau(
     global_step: int,
     lr_scale: float | None = None,
 ) -> None:
-    """Move τ towards the entropy target, where there is one and the warm-up is over.
+    """Move τ towards the step's entropy target, where there is one and the warm-up is over.
 
     The entropy is averaged with decay 0.9, warm-up included, and the first one starts the average.
     """
     cfg = weighting_cfg
-    if weight_stats is None or cfg.tau_target_entropy is None or cfg.controller_meta.enabled:
+    target = cfg.tau_schedule.target_at(global_step)
+    if weight_stats is None or target is None or cfg.controller_meta.enabled:
         return
     entropy = (
         weight_stats.entropy if isinstance(weight_stats, WeightLoggingView) else weight_stats.weight_entropy
@@ -77,9 +78,7 @@ def maybe_update_tau(
     log_tau = cfg.tau_log if cfg.tau_log is not None else math.log(max(cfg.tau, SMALLEST_TAU))
     rate = cfg.tau_lr * (1.0 if lr_scale is None else lr_scale)
     upper = cfg.tau_max if cfg.tau_max > 0 else math.inf
-    tau, _ = next_tau(
-        log_tau, cfg.tau_entropy_ema, cfg.tau_target_entropy, rate, max(cfg.tau_min, SMALLEST_TAU), upper
-    )
+    tau, _ = next_tau(log_tau, cfg.tau_entropy_ema, target, rate, max(cfg.tau_min, SMALLEST_TAU), upper)
     set_knobs(cfg, tau=tau)
 
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from maxent_grpo.controllers.feedback import annealed
+
 
 @runtime_checkable
 class WeightingConfigLike(Protocol):
@@ -27,13 +29,24 @@ class QDistributionSettings:
 
 @dataclass
 class TauSchedule:
-    """The τ controller: it brings the entropy of the weights to ``target_entropy`` (nats; None: it is off)."""
+    """The τ controller: it brings the entropy of the weights to ``target_entropy`` (nats; None: it is off).
+
+    With a start or a final target it moves from one to the other over the horizon (`controllers.feedback.annealed`).
+    """
 
     target_entropy: float | None
     learning_rate: float
     minimum_value: float
     maximum_value: float  # 0 or less: no bound
     warmup_steps: int
+    target_entropy_start: float | None = None
+    target_entropy_final: float | None = None
+    target_entropy_horizon: int = 0  # steps; 0: the final target at once
+
+    def target_at(self, step: int) -> float | None:
+        """The target at a step, nats; None: none."""
+        start, final = self.target_entropy_start, self.target_entropy_final
+        return annealed(self.target_entropy, start, final, self.target_entropy_horizon, max(0, step))
 
 
 @dataclass
