@@ -13,6 +13,7 @@ import runs
 from maxent_grpo.config.loading import resolve
 from maxent_grpo.errors import UsageError
 from maxent_grpo.grpo import main
+from maxent_grpo.models.policy import PolicyForward
 from maxent_grpo.objectives.shaping import KLInReward
 from maxent_grpo.train import drivers
 from maxent_grpo.train.bank import Found, ReplayBank
@@ -162,6 +163,26 @@ def test_the_controls_parameters_are_those_of_a_run_without_replay_to_the_bit(
     ]
     assert sum(row["train/replay/new_modes"] for row in rows) > 0
     assert [{k: v for k, v in row.items() if "/replay/" not in k} for row in rows] == plain
+
+
+def test_the_groups_drop_the_units_that_they_would_drop_without_replay(make_run):
+    moved = []
+    for settings in ({}, REPLAY | {"replay_control": True}, REPLAY):
+        run = make_run(**settings)
+        run.learner.model.config.attention_dropout = 0.5
+        for layer in run.learner.model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        policy = PolicyForward(run.learner.model).train()
+        run.learner.strategy.policy = run.learner.strategy.module = policy
+        if run.bank is not None:
+            stocked(run)
+        torch.manual_seed(3)
+        before = parameters_of(run)
+        step(run, run.rollout)
+        moved.append(parameters_of(run) - before)
+    without, control, replayed = moved
+    assert torch.equal(without, control)
+    assert not torch.equal(without, replayed)
 
 
 def test_a_rollout_of_several_updates_is_entered_once(make_run):
@@ -348,6 +369,8 @@ def test_the_readable_bank_says_prompts_answers_and_counts(configure_tiny, tmp_p
             assert exemplar["text"]
 
 
+SINGLE = {"replay_capacity": 1, "replay_banks_per_step": 1}
+"""A step replays one completion, so that one of two ranks has none."""
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "configs" / "recipes" / "tiny" / "grpo" / "config_graph_coloring.yaml"
 
@@ -363,16 +386,25 @@ def arguments(output_dir, **settings):
     ]
 
 
+NIGHTLY = [("fsdp2", SINGLE), ("zero2", {}), ("zero3", {})]
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize(
-    "distributed", ["ddp", "fsdp2", *(pytest.param(s, marks=pytest.mark.nightly) for s in ("zero2", "zero3"))]
+    ("distributed", "settings"),
+    [
+        ("ddp", {}),
+        ("ddp", SINGLE),
+        ("fsdp2", {}),
+        *(pytest.param(*v, marks=pytest.mark.nightly) for v in NIGHTLY),
+    ],
 )
-def test_two_ranks_keep_the_bank_and_the_policy_of_one_process(tmp_path, distributed):
+def test_two_ranks_keep_the_bank_and_the_policy_of_one_process(tmp_path, distributed, settings):
     if distributed.startswith("zero"):
         pytest.importorskip("deepspeed")
-    assert main(arguments(tmp_path / "one", per_device_train_batch_size=32)) == 0
-    two = arguments(tmp_path / "two", per_device_train_batch_size=16, distributed=distributed)
+    assert main(arguments(tmp_path / "one", per_device_train_batch_size=32, **settings)) == 0
+    two = arguments(tmp_path / "two", per_device_train_batch_size=16, distributed=distributed, **settings)
     ended = run_ranks(tmp_path, two)
     assert ended.codes == [0, 0], ended.errors
     assert (tmp_path / "two" / "replay_bank.jsonl").read_bytes() == (
