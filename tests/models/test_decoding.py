@@ -102,3 +102,19 @@ def test_no_memory_is_allocated_per_token():
         decoding.step(tokens[:, t])
     assert places == [layer.row_keys.data_ptr() for layer in decoding.layers]
     assert decoding.layers[0].row_keys.shape == (9, 2, ROOM, 16)
+
+
+@pytest.mark.parametrize("way", ["shared", "repeated", "expanded"])
+@torch.no_grad()
+def test_eager_attention_in_float64_reads_padded_prompts(way):
+    model = tiny("llama")
+    model.set_attn_implementation("eager")
+    ids, mask = left_padded(PROMPTS, pad_id=0)
+    tokens = written(len(PROMPTS) * GROUP)
+    expected = one_by_one(model, tokens)
+    assert find_way(model).way == "shared"
+    logits, decoding = start_decoding(model, ids, mask, GROUP, ROOM, way)
+    torch.testing.assert_close(logits, expected[:, 0], rtol=0, atol=1e-6)  # eager's softmax is in float32
+    for t in range(ROOM):
+        torch.testing.assert_close(decoding.step(tokens[:, t]), expected[:, t + 1], rtol=0, atol=1e-6)
+    assert model.config._attn_implementation == "eager"

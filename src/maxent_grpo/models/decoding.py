@@ -11,7 +11,7 @@ No way is taken on trust: `find_way` compares each, on a few tokens, with the mo
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -179,16 +179,17 @@ def start_decoding(
 
 def read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache]:
     """Run left-padded prompts ``ids`` [P, L]: the logits after each prompt [P, V], and the cache."""
-    out = model(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=(mask.long().cumsum(dim=1) - 1).clamp(
-            min=0
-        ),  # of real tokens: left padding changes nothing
-        past_key_values=DynamicCache(config=model.config),
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    with attention_over_padding(model):
+        out = model(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=(mask.long().cumsum(dim=1) - 1).clamp(
+                min=0
+            ),  # of real tokens: left padding changes nothing
+            past_key_values=DynamicCache(config=model.config),
+            use_cache=True,
+            logits_to_keep=1,
+        )
     return out.logits[:, -1], out.past_key_values
 
 
@@ -239,13 +240,14 @@ class RepeatedDecoding:
     def step(self, tokens: Tensor) -> Tensor:
         self.written += 1
         seen = self.seen[:, : self.prompt_width + self.written]
-        return self.model(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=seen.long(),
-            position_ids=seen.sum(dim=1, keepdim=True) - 1,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits[:, -1]
+        with attention_over_padding(self.model):
+            return self.model(
+                input_ids=tokens.unsqueeze(1),
+                attention_mask=seen.long(),
+                position_ids=seen.sum(dim=1, keepdim=True) - 1,
+                past_key_values=self.cache,
+                use_cache=True,
+            ).logits[:, -1]
 
     def keep(self, rows: Tensor) -> None:
         self.cache.batch_select_indices(rows)
@@ -291,7 +293,8 @@ class ExpandedDecoding:
             self.cache is None or self.state == "past_key_values"
         ):  # a recurrent state has left the padding behind
             others["attention_mask"] = self.seen.long()
-        out = self.model(input_ids=ids, use_cache=True, **others)
+        with attention_over_padding(self.model):
+            out = self.model(input_ids=ids, use_cache=True, **others)
         self.cache = getattr(out, self.state)
         logits: Tensor = out.logits[:, -1]
         return logits
@@ -476,3 +479,14 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
         yield
     finally:
         config._attn_implementation = usual
+
+
+def attention_over_padding(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """``model`` as it can read left-padded rows.
+
+    Transformers' eager attention takes the softmax in float32, where the mask of a float64 model, the least number of
+    float64, is −∞: a padded position sees nothing and becomes NaN, and with it every row's values. SDPA's is float64.
+    """
+    config = model.config.get_text_config()
+    affected = model.dtype == torch.float64 and config._attn_implementation == "eager"
+    return attention_implementation(model, "sdpa") if affected and model._supports_sdpa else nullcontext()
