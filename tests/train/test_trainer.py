@@ -83,8 +83,8 @@ def test_a_gold_that_no_completion_can_equal_is_refused_before_a_model_is_loaded
     [
         ([], "reward_funcs is empty"),
         (None, "reward_funcs is empty"),
-        (torch.nn.Linear(2, 1), "a Linear is a model, and this trainer takes functions"),
-        (["org/reward-model"], "'org/reward-model' is a model, .*MaxEntGRPOTrainer"),
+        (torch.nn.Linear(2, 1), "a Linear is neither a function nor a Transformers model"),
+        (["org/reward-model"], "cannot load the reward model 'org/reward-model'"),
         ([reward, reward], "two functions are called 'reward'.*rename one"),
         ([3], "neither a name nor a callable"),
     ],

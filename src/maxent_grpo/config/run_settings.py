@@ -40,7 +40,7 @@ from maxent_grpo.errors import UsageError
 from maxent_grpo.models.loading import ModelSource
 from maxent_grpo.objectives.catalog import build_objective
 from maxent_grpo.rewards.isolation import IsolationSettings
-from maxent_grpo.rewards.registry import RewardOptions, reads_golds
+from maxent_grpo.rewards.registry import TRAINING_OPTIONS, RewardOptions, reads_golds
 from maxent_grpo.rollout.sampler import SamplingSettings
 from maxent_grpo.rollout.settings import EngineSettings, SamplerSettings, SyncSettings
 
@@ -234,7 +234,9 @@ def reward_settings(config: RunConfig) -> RewardSettings:
         evaluation_functions=script.eval_reward_funcs or None,
         evaluation_weights=script.eval_reward_weights or None,
         options=RewardOptions(
-            dict(vars(script)), training.reward_isolation, training.correctness_reward or None
+            dict(vars(script)) | {name: getattr(training, name) for name in sorted(TRAINING_OPTIONS)},
+            training.reward_isolation,
+            training.correctness_reward or None,
         ),
         isolation=IsolationSettings(
             training.reward_timeout, training.reward_memory_mb, training.reward_workers

@@ -183,6 +183,24 @@ class CompletionFields:
     mode_key: str | None = native(None, "module:function that names the right answer that a completion gives, by which "
         "modes are counted: (text, row's columns) → text or None; unset: the task's verifier, the gold that it equals, "
         "or the answer.")
+    reward_model_batch_size: int = setting(16, "Reward model: sequences in a forward pass; its scores do not depend on "
+        "it.", gt=0)
+    reward_model_device: str | None = setting(None, "Reward model: where it runs, such as cuda:1 or cpu; unset: on the "
+        "learner's device.")
+    reward_model_dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Reward model: type of its "
+        "parameters.")
+    reward_model_trust_remote_code: bool = setting(False, "Reward model: run code that comes with its weights.")
+    judge_url: str | None = setting(None, "Reward judge: address of an OpenAI-compatible server, up to and with /v1.")
+    judge_model: str | None = setting(None, "Reward judge: the name that the server knows the judge by.")
+    judge_api_key_env: str = setting("OPENAI_API_KEY", "Reward judge: environment variable that the key is read from.")
+    judge_template: str | None = setting(None, "Reward judge: what it is asked, with {completion}, {prompt} and "
+        "{COLUMN} of the data; it must ask for a last line <score>X</score>, X from 0 to 1; unset: whether the "
+        "answer is right and well made.")
+    judge_max_tokens: int = setting(512, "Reward judge: longest verdict in tokens.", gt=0)
+    judge_timeout: float = setting(60.0, "Reward judge: seconds of one attempt.", gt=0)
+    judge_retries: int = setting(4, "Reward judge: attempts after the first; without a verdict a completion then has "
+        "no score.", ge=0)
+    judge_concurrency: int = setting(16, "Reward judge: requests in flight.", gt=0)
     zero_truncated_completion_rewards: bool = native(False, "Give utility 0 to a completion that ran to "
         "max_completion_length without ending.")
     stop_sequences: list[str] | str | None = native(None, 'Texts that end a completion and stay part of it: a '

@@ -47,6 +47,8 @@ class Reply:
     """Of the completion, where the server counts them."""
     may_lack_stop: bool = False
     """A stop string may have been cut off, and nothing tells whether and which."""
+    prompt_tokens: int = 0
+    """Where the server counts them."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def _reply(content: bytes, stops: Any, client: HTTPClient) -> Reply:
         choice = reply["choices"][0]
         reason, stop = choice.get("finish_reason"), choice.get("stop_reason")
         text = _message_text(choice["message"], reason) if "message" in choice else choice["text"]
-        tokens = (reply.get("usage") or {}).get("completion_tokens")
+        usage = reply.get("usage") or {}
+        tokens, read = usage.get("completion_tokens"), usage.get("prompt_tokens")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise Fault(f"the reply is no completion: {client.excerpt(content)}") from error
     if not isinstance(text, str):
@@ -165,7 +168,11 @@ def _reply(content: bytes, stops: Any, client: HTTPClient) -> Reply:
         # Servers cut the stop string off; here a completion keeps it, as every sampler's does.
         text += stop
     return Reply(
-        text, "length" if reason == "length" else "stop", tokens if isinstance(tokens, int) else 0, unknown
+        text,
+        "length" if reason == "length" else "stop",
+        tokens if isinstance(tokens, int) else 0,
+        unknown,
+        read if isinstance(read, int) else 0,
     )
 
 

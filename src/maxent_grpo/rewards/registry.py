@@ -32,6 +32,8 @@ class Builtin:
     )
     check: str | None = None  # module:function that raises `UsageError` where something is not installed
     correctness: bool = False  # judges the answer: from a score of 1 on it is right
+    made: bool = False  # ``path`` makes the function, from its options; of ``KIND:NAME``, from NAME too
+    scaled: bool = False  # see `RewardFunction`
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,37 @@ BUILTIN_REWARDS = {
     )
 }
 """Short name → the function behind it. docs/guides/rewards.md lists their values."""
+MODEL, JUDGE = "model", "judge"
+MADE_REWARDS = {
+    MODEL: Builtin(
+        "maxent_grpo.models.reward_model:load_reward_model",
+        options=tuple(
+            f"reward_model_{name}" for name in ("batch_size", "device", "dtype", "trust_remote_code")
+        ),
+        made=True,
+        scaled=True,
+    ),
+    JUDGE: Builtin(
+        "maxent_grpo.generate.judge:make_judge",
+        options=tuple(
+            f"judge_{name}"
+            for name in (
+                "url",
+                "model",
+                "api_key_env",
+                "template",
+                "max_tokens",
+                "timeout",
+                "retries",
+                "concurrency",
+            )
+        ),
+        made=True,
+    ),
+}
+"""``model:PATH`` and ``judge``: functions that are made from settings, and run in the trainer's process."""
+TRAINING_OPTIONS = frozenset(name for entry in MADE_REWARDS.values() for name in entry.options)
+"""Options of theirs, which are settings of training."""
 CORRECTNESS_NAMES = frozenset(name for name, entry in BUILTIN_REWARDS.items() if entry.correctness) | {
     "accuracy_reward"
 }
@@ -133,6 +166,9 @@ class RewardFunction:
     golds: bool = False  # see `Builtin`
     reads_tags: bool = False  # see `Builtin`
     correctness: bool = False  # it is the run's correctness reward: it tells which completions are right
+    scaled: bool = (
+        False  # its scores have a scale of their own: it tells what is right only where it is asked to
+    )
 
     @property
     def isolated(self) -> bool:
@@ -160,7 +196,8 @@ def load_rewards(
     hang. A callable runs in this process: it may hold a model, a client, or a counter that the caller reads.
 
     Args:
-        specs: each a name of `BUILTIN_REWARDS`, an importable ``module:function``, or a callable.
+        specs: each a name of `BUILTIN_REWARDS`, ``model:PATH``, a hub id with its ``/``, ``judge``, an importable
+            ``module:function``, or a callable.
         weights: one finite weight per function; ``None`` weighs each function 1.
         options: parameters of built-in functions; ``None`` leaves them at the functions' own defaults.
 
@@ -192,6 +229,8 @@ def load_rewards(
                 "under one name: rename one, or drop it"
             )
     judge = correctness_of(names, options.correctness)
+    if options.correctness is None and len(rewards) == 1 and rewards[0].scaled:
+        judge = None
     return [replace(reward, correctness=reward.name == judge) for reward in rewards]
 
 
@@ -227,6 +266,8 @@ def reads_golds(spec: str | Callable[..., Any], solution_column: str) -> bool:
     A ``module:function``, which is not imported for this, may.
     """
     if isinstance(spec, str):
+        if spec not in BUILTIN_REWARDS and _made(spec) is not None:
+            return False
         return spec not in BUILTIN_REWARDS or BUILTIN_REWARDS[spec].golds
     try:
         return not {"answer", solution_column}.isdisjoint(inspect.signature(spec).parameters)
@@ -254,7 +295,14 @@ def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptio
     if not isinstance(spec, str):
         if not callable(spec):
             raise UsageError(f"reward_funcs: {spec!r} is neither a name nor a callable")
-        return RewardFunction(_callable_name(spec), spec, weight)
+        return RewardFunction(_callable_name(spec), spec, weight, scaled=getattr(spec, "scaled", False))
+    made = _made(spec)
+    if made is not None:
+        kind, argument = made
+        entry = MADE_REWARDS[kind]
+        chosen = {name: options.values[name] for name in entry.options if name in options.values}
+        function = load_named("reward_funcs", entry.path)(*([argument] if argument else []), **chosen)
+        return RewardFunction(_callable_name(function), function, weight, scaled=entry.scaled)
     builtin = BUILTIN_REWARDS.get(spec)
     known = {name: entry.path for name, entry in BUILTIN_REWARDS.items()}
     function = find_named("reward_funcs", spec, known, "a function", callable)
@@ -276,6 +324,22 @@ def _resolve(spec: str | Callable[..., Any], weight: float, options: RewardOptio
         builtin.golds,
         builtin.reads_tags,
     )
+
+
+def _made(spec: str) -> tuple[str, str] | None:
+    """The kind of `MADE_REWARDS` that ``spec`` names, and what follows its colon; a hub id is a model, as in TRL."""
+    kind, _, argument = spec.partition(":")
+    if kind == MODEL:
+        if not argument:
+            raise UsageError(
+                "reward_funcs: 'model:' names no model; write model:PATH, or a hub id such as org/name"
+            )
+        return MODEL, argument
+    if spec == JUDGE:
+        return JUDGE, ""
+    if kind == "bundled" or (":" not in spec and "/" in spec):
+        return MODEL, spec
+    return None
 
 
 def _hashable(value: Any) -> Any:

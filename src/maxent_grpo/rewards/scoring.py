@@ -60,7 +60,8 @@ class Scorer:
         mode_key: ModeKey | None = None,
     ) -> None:
         self.functions = tuple(functions)
-        self.judge = next((reward for reward in functions if reward.correctness or len(functions) == 1), None)
+        alone = len(functions) == 1 and not functions[0].scaled
+        self.judge = next((reward for reward in functions if reward.correctness or alone), None)
         self.zero_truncated = zero_truncated
         self.max_steps = max_steps
         self._modes = None if self.judge is None else ModeKeys(self.judge, mode_key)

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import trl
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from maxent_grpo.config.loading import DERIVED, command_of, run_config
@@ -27,8 +27,9 @@ from maxent_grpo.models.loading import (
     with_adapter,
     with_pad_token,
 )
+from maxent_grpo.models.reward_model import given_reward_model
 from maxent_grpo.observe.console import Progress
-from maxent_grpo.rewards.registry import BUILTIN_REWARDS, load_rewards, reads_golds
+from maxent_grpo.rewards.registry import TRAINING_OPTIONS, RewardOptions, load_rewards, reads_golds
 from maxent_grpo.train.build import Given, build
 from maxent_grpo.train.drivers import evaluation_metrics
 from maxent_grpo.train.records import RecordFiles, RunRecorder
@@ -55,13 +56,16 @@ class GRPOTrainer:
             ``args.model_init_kwargs``.
         reward_funcs: one or several: a registered name, an importable ``module:function``, or a callable with TRL's
             signature that gets ``completions``, ``prompts`` and every dataset column by name and returns one number
-            per completion. A callable runs in this process; a path runs in worker processes with a deadline.
+            per completion, or a reward model (a hub id, ``model:PATH``, or a loaded sequence classifier with one
+            output). A callable and a model run in this process; a path runs in worker processes with a deadline.
         args: the configuration; its ``output_dir`` receives the policy, checkpoints and ``metrics.jsonl``. TRL's own
             is converted, if nothing in it would be ignored.
         train_dataset: texts, chats, rows, columns, a data frame or a ``datasets.Dataset``; see
             `maxent_grpo.data.given.given_rows`.
         eval_dataset: the same, for ``args.eval_strategy`` and `evaluate`.
         processing_class: the tokenizer; unset, the one saved with the model.
+        reward_processing_classes: tokenizers of loaded reward models: a list with one entry per reward function, None
+            where the one saved with the model is meant, or the only one; unset: all those saved.
         peft_config: of PEFT; the model gets this adapter, and only that is trained.
         prompt_column: holds the prompts; unset: ``prompt``, else ``problem``, else ``question``. May be a path, as
             ``data.problem``.
@@ -82,6 +86,7 @@ class GRPOTrainer:
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
+        reward_processing_classes: Any = None,
         peft_config: Any = None,
         prompt_column: str | None = None,
         solution_column: str = "answer",
@@ -90,11 +95,12 @@ class GRPOTrainer:
     ) -> None:
         _refuse_others(others)
         name = model if isinstance(model, str) else str(getattr(model, "name_or_path", ""))
-        rewards = _rewards(reward_funcs)
         self.args: GRPOConfig = _own_config(args, name)
+        options = {option: getattr(self.args, option) for option in sorted(TRAINING_OPTIONS)}
+        rewards = _rewards(reward_funcs, reward_processing_classes, options)
         rows = given_rows(train_dataset, "train_dataset")
         eval_rows = None if eval_dataset is None else given_rows(eval_dataset, "eval_dataset")
-        load_rewards(rewards, self.args.reward_weights or None)
+        load_rewards(rewards, self.args.reward_weights or None, RewardOptions(options))
         self._source, trust = _model_config(self.args.model_init_kwargs, model, peft_config)
         self._source.model_name_or_path = name
         if trust:
@@ -244,21 +250,32 @@ def _refuse_others(others: Mapping[str, Any]) -> None:
         raise TypeError(f"GRPOTrainer got unknown arguments: {', '.join(unknown)}")
 
 
-def _rewards(given: Any) -> list[Reward]:
-    """The reward functions as a list. Raises `UsageError` for none, and for reward models."""
+def _rewards(given: Any, tokenizers: Any, options: Mapping[str, Any]) -> list[Reward]:
+    """The reward functions as a list, loaded reward models as such. Raises `UsageError` where that cannot be."""
     several = isinstance(given, Sequence | tuple) and not isinstance(given, str)
     rewards = list(given) if several else [given]
     if not rewards or given is None:
         raise UsageError("reward_funcs is empty: give at least one reward function")
-    for reward in rewards:
-        is_id = isinstance(reward, str) and reward not in BUILTIN_REWARDS and ":" not in reward
-        if isinstance(reward, torch.nn.Module) or (is_id and "/" in reward):
-            name = repr(reward) if isinstance(reward, str) else f"a {type(reward).__name__}"
+    own = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(rewards)
+    if len(own) != len(rewards) or (
+        tokenizers is not None and not isinstance(tokenizers, list | tuple) and several
+    ):
+        raise UsageError(
+            f"reward_processing_classes: give a list with one entry for each of the {len(rewards)} reward functions, "
+            "None where it is no loaded model"
+        )
+    found: list[Reward] = []
+    for reward, tokenizer in zip(rewards, own, strict=True):
+        if isinstance(reward, nn.Module):
+            found.append(given_reward_model(reward, tokenizer, options))
+        elif isinstance(reward, str) and tokenizer is not None:
             raise UsageError(
-                f"reward_funcs: {name} is a model, and this trainer takes functions: write one that scores "
-                f"completions with the model, or take {COMPLETE} which takes reward models"
+                f"reward_processing_classes: {reward!r} comes with its own tokenizer; load the model yourself and give "
+                "both, or leave it out"
             )
-    return rewards
+        else:
+            found.append(reward)
+    return found
 
 
 def _own_config(args: Any, model: str) -> GRPOConfig:
