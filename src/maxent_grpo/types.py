@@ -30,7 +30,8 @@ class Prompt:
     columns: Mapping[str, Any]
     """The dataset row, handed to reward functions by column name."""
     epoch: int = 0
-    """How often the stream had run through the dataset before this draw."""
+    """How often the stream had run through the dataset before this draw; with difficulty pools, the prompt's own
+    earlier draws."""
     seed_id: int = -1
     """InfoSeed: the seed of this variant of the dataset's prompt; −1: it is the prompt itself."""
     messages: Sequence[Mapping[str, Any]] | None = None

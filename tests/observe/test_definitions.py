@@ -48,6 +48,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "off_policy_mask_threshold": 0.5,
             "overlong_buffer": 8,
             "dynamic_sampling": True,
+            "difficulty_pools": True,
             "top_entropy_quantile": 0.5,
         },
     ),

@@ -16,6 +16,7 @@ from maxent_grpo.config.plan import BatchPlan, warmup_steps
 from maxent_grpo.controllers.settings import ControllerSettings
 from maxent_grpo.data.prompts import PromptSettings
 from maxent_grpo.data.sources import RetryPolicy
+from maxent_grpo.data.stream import DifficultyPools
 from maxent_grpo.models.loading import ModelSource
 from maxent_grpo.objectives.catalog import ObjectiveSpec
 from maxent_grpo.rewards.isolation import IsolationSettings
@@ -237,6 +238,8 @@ class NativeSettings(RunSettings):
 
     seed: int
     shuffle: bool
+    pools: DifficultyPools | None
+    """None: each epoch draws every prompt once."""
     device: DeviceSettings
     plan: BatchPlan
     cadence: CadenceSettings

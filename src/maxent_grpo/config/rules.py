@@ -74,6 +74,8 @@ def training_problems(t: Any, processes: int) -> Iterator[str]:
         yield ("reference_model_revision: names no model; set reference_model_name_or_path, or remove it")
     if t.dynamic_sampling and processes > 1:
         yield (f"dynamic_sampling: works in one process, and {processes} were launched; turn it off")
+    if t.difficulty_pools:
+        yield from _pool_problems(t)
     if t.advantage == "pass_at_k" and t.pass_k > t.num_generations:
         yield (f"pass_k: {t.pass_k} is above num_generations={t.num_generations}; lower it")
     if find_objective(t.objective).has("reference") and t.beta > 0:
@@ -193,6 +195,23 @@ def _inline_problems(t: Any) -> Iterator[str]:
             yield f"{record.name}: belongs to the Ray drivers; set driver=sync or driver=async, or leave it out"
 
 
+def _pool_problems(t: Any) -> Iterator[str]:
+    if t.difficulty_hard_threshold >= t.difficulty_easy_threshold:
+        yield (
+            f"difficulty_hard_threshold: {t.difficulty_hard_threshold} is not below difficulty_easy_threshold="
+            f"{t.difficulty_easy_threshold}; lower it, or raise the other"
+        )
+    if not (t.difficulty_hard_weight or t.difficulty_normal_weight or t.difficulty_easy_weight):
+        yield (
+            "difficulty_normal_weight: 0 like those of hard and easy prompts, so that no prompt would be drawn twice; "
+            "give one of the three another value"
+        )
+    if t.shuffle_dataset is False:
+        yield (
+            "difficulty_pools: draws prompts at random, and shuffle_dataset=false asks for their order; leave one out"
+        )
+
+
 def _driver_problems(t: Any) -> Iterator[str]:
     if importlib.util.find_spec("ray") is None:
         yield f"driver: {t.driver} needs the package ray: pip install 'maxent-grpo[ray]', or use inline"
@@ -212,6 +231,11 @@ def _driver_problems(t: Any) -> Iterator[str]:
                 yield f"{name}: driver={t.driver} does not read it; {instead}"
     if t.dynamic_sampling:
         yield f"dynamic_sampling: driver={t.driver} trains on every group; use driver=inline"
+    if t.difficulty_pools:
+        yield (
+            f"difficulty_pools: driver={t.driver} draws prompts before the groups of earlier ones are scored; use "
+            "driver=inline"
+        )
     if t.distributed in ("zero2", "zero3"):
         yield f"distributed: {t.distributed} is not supported with driver={t.driver}; use fsdp2 or ddp"
 

@@ -33,9 +33,11 @@ from maxent_grpo.config.parts import (
     WorkerSettings,
 )
 from maxent_grpo.config.plan import batch_plan, controller_settings, objective_spec
+from maxent_grpo.config.records import fed
 from maxent_grpo.config.rules import groups_per_rollout, steps_per_rollout
 from maxent_grpo.config.vllm import server_settings
 from maxent_grpo.data.prompts import PromptSettings
+from maxent_grpo.data.stream import DifficultyPools
 from maxent_grpo.errors import UsageError
 from maxent_grpo.models.loading import ModelSource
 from maxent_grpo.objectives.catalog import build_objective
@@ -101,6 +103,7 @@ def run_settings(config: RunConfig, environ: Mapping[str, str] = os.environ) -> 
         **shared,
         seed=training.seed,
         shuffle=training.shuffle_dataset is not False,
+        pools=pool_settings(training),
         device=DeviceSettings(training.use_cpu, training.bf16),
         plan=batch_plan(training, training.world_size if workers is None else workers.learner),
         cadence=cadence_settings(training),
@@ -124,6 +127,13 @@ def run_settings(config: RunConfig, environ: Mapping[str, str] = os.environ) -> 
         checkpoints=config.checkpoints,
         workers=workers,
     )
+
+
+def pool_settings(training: Any) -> DifficultyPools | None:
+    """None: prompts are drawn epoch by epoch."""
+    if not training.difficulty_pools:
+        return None
+    return DifficultyPools(**{field: getattr(training, key) for field, key in fed("difficulty").items()})
 
 
 def record_settings(config: RunConfig) -> RecordSettings:

@@ -75,6 +75,20 @@ class ObjectiveFields:
         "prompts before a step (DAPO).")
     dynamic_sampling_max_rounds: int = native(4, "Sampling rounds after which a rollout is completed with "
         "groups of equal utilities; ≥ 1.", gt=0)
+    difficulty_pools: bool = native(False, "Draw prompts with replacement, by weights that depend on the share of "
+        "right completions in their latest group: hard, normal, easy or unseen.")
+    difficulty_hard_threshold: float = native(0.25, "Difficulty pools: hard is up to this share of right completions.",
+        ge=0, lt=1, feeds="difficulty.hard_threshold")
+    difficulty_easy_threshold: float = native(0.75, "Difficulty pools: easy is above this share of right completions.",
+        gt=0, le=1, feeds="difficulty.easy_threshold")
+    difficulty_hard_weight: float = native(0.2, "Difficulty pools: weight of a hard prompt; 0: is not drawn again.",
+        ge=0, feeds="difficulty.hard_weight")
+    difficulty_normal_weight: float = native(1.0, "Difficulty pools: weight of a normal prompt; 0: is not drawn again.",
+        ge=0, feeds="difficulty.normal_weight")
+    difficulty_easy_weight: float = native(0.2, "Difficulty pools: weight of an easy prompt; 0: is not drawn again.",
+        ge=0, feeds="difficulty.easy_weight")
+    difficulty_unseen_weight: float = native(1.0, "Difficulty pools: weight of a prompt that has had no group yet; "
+        "all have at the start, so that it is above 0.", gt=0, feeds="difficulty.unseen_weight")
 
 
 @dataclass

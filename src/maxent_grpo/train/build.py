@@ -31,7 +31,7 @@ from maxent_grpo.controllers.state import read_state
 from maxent_grpo.data.mixture import load_mixture
 from maxent_grpo.data.prompts import PromptSettings, SeedPrompts, build_prompts
 from maxent_grpo.data.sources import load_rows
-from maxent_grpo.data.stream import PromptStream
+from maxent_grpo.data.stream import PooledStream, PromptStream
 from maxent_grpo.errors import UsageError
 from maxent_grpo.evaluate.training import Evaluation
 from maxent_grpo.models.loading import (
@@ -105,10 +105,12 @@ def build(settings: NativeSettings, given: Given) -> Run:
         judges = evaluation_rewards(settings.rewards, functions)
         check_answers(judges, held_out or (), settings.data.evaluation_prompts)
         check_correctness(build_objective(settings.objective), functions, prompts)
+        if settings.pools is not None:
+            check_pools(functions)
         judge = Scorer(judges, zero_truncated, isolation, cadence.total_steps, mode_key)
         evaluation = make_evaluation(settings, held_out, judge, tokenizer)
         seeds = make_seeds(settings.seeds, settings.data.prompts, tokenizer, prompts)
-        stream = PromptStream(prompts, seed=settings.seed, shuffle=settings.shuffle)
+        stream = make_stream(settings, prompts)
         torch.manual_seed(integer_seed(settings.seed, "model"))
         model, reference = load_models(settings, given, accelerator.device)
         for asked, sampling in ((prompts, settings.sampling), (held_out, settings.evaluation.sampling)):
@@ -186,6 +188,13 @@ def training_prompts(data: DataSettings, given: Given, tokenizer: PreTrainedToke
     return build_prompts(rows, tokenizer, data.prompts)
 
 
+def make_stream(settings: NativeSettings, prompts: Sequence[Prompt]) -> PromptStream:
+    """The order of the prompts: that of epochs, or of difficulty pools."""
+    if settings.pools is None:
+        return PromptStream(prompts, seed=settings.seed, shuffle=settings.shuffle)
+    return PooledStream(prompts, settings.seed, settings.pools)
+
+
 def evaluation_prompts(
     data: DataSettings, given: Given, tokenizer: PreTrainedTokenizerBase
 ) -> list[Prompt] | None:
@@ -232,6 +241,16 @@ def check_answers(rewards: Sequence[RewardFunction], prompts: Sequence[Prompt], 
             )
         check_golds(
             ((prompt.index, prompt.columns.get("answer")) for prompt in prompts), made.solution_column
+        )
+
+
+def check_pools(rewards: Sequence[RewardFunction]) -> None:
+    """Raise `UsageError` for difficulty pools where no reward tells what is right."""
+    if not any(reward.correctness for reward in rewards):
+        raise UsageError(
+            "difficulty_pools: go by the share of right completions, and none of "
+            f"{', '.join(reward.name for reward in rewards)} is known to tell what is right; name the reward that "
+            "does with correctness_reward"
         )
 
 

@@ -3,6 +3,7 @@
 The drivers that sample in other processes are in `train.ray`.
 """
 
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from maxent_grpo.data.prompts import SeedPrompts
+from maxent_grpo.data.stream import PooledStream
 from maxent_grpo.errors import RunError
 from maxent_grpo.evaluate.training import exploration_metrics, summary
 from maxent_grpo.randomness import integer_seed
@@ -86,8 +88,8 @@ def collect(run: Run) -> None:
     With ``dynamic_sampling`` a rollout is filled with groups that carry signal (DAPO, Yu et al. 2025, arXiv
     2503.14476, section 3.2): prompts whose utilities are all equal are replaced by the next ones of the stream, for
     at most ``sampling_rounds`` rounds; what is missing then are the last groups without signal, so that every
-    step has its size. The statistics are those of everything sampled. The stream's position is all that a resumed
-    run needs, as a rollout is collected between two steps.
+    step has its size. The statistics are those of everything sampled. The stream's state is all that a resumed
+    run needs, as a rollout is collected between two steps. Difficulty pools learn of every group that was sampled.
     """
     ranks = run.plan.ranks
     wanted = run.plan.prompts_per_rollout // ranks  # this rank's groups
@@ -102,11 +104,13 @@ def collect(run: Run) -> None:
     missing = wanted - len(kept)
     run.rollout = kept + silent[len(silent) - missing :] if missing else kept
     run.updates_done = 0
+    counts: dict[str, int] = {}
     if run.plan.dynamic_sampling:
-        counts = {"rounds": rounds, "dropped": len(silent) - missing, "filled": missing}
-        run.meter.add(
-            {f"dynamic_sampling/{name}": mean_stat(torch.tensor(float(n))) for name, n in counts.items()}
-        )
+        filling = {"rounds": rounds, "dropped": len(silent) - missing, "filled": missing}
+        counts |= {f"dynamic_sampling/{name}": n for name, n in filling.items()}
+    if isinstance(run.stream, PooledStream):
+        counts |= {f"difficulty_pools/{pool}": n for pool, n in run.stream.sizes().items()}
+    run.meter.add({name: mean_stat(torch.tensor(float(n))) for name, n in counts.items()})
 
 
 def sample_groups(run: Run, count: int) -> Sequence[Group]:
@@ -117,8 +121,29 @@ def sample_groups(run: Run, count: int) -> Sequence[Group]:
         run.meter.add(run.sampler_sync.metrics(run.step, run.weights_step))
     groups, metrics = run.scorer.score(rollouts, run.step + 1)
     # Of the originals alone: with the same draws and the same k, whatever is trained.
-    run.meter.add(metrics | exploration_metrics([group.originals() for group in groups]))
+    originals = [group.originals() for group in groups]
+    run.meter.add(metrics | exploration_metrics(originals))
+    if isinstance(run.stream, PooledStream):
+        run.stream.judged(gathered(shares_right(originals), run.learner.accelerator))
     return groups
+
+
+def shares_right(groups: Sequence[Group]) -> list[tuple[int, int, float]]:
+    """Index and epoch of each group's prompt, and the share of right ones among its completions with a utility.
+
+    A group in which none has one is left out.
+    """
+    found = []
+    for group in groups:
+        assert group.right is not None, (
+            "train.build refuses difficulty pools where nothing tells what is right"
+        )
+        right = [
+            r for r, utility in zip(group.right, group.utilities, strict=True) if not math.isnan(utility)
+        ]
+        if right:
+            found.append((group.rollout.prompt.index, group.rollout.prompt.epoch, sum(right) / len(right)))
+    return found
 
 
 def rollouts_of(run: Run, prompts: Sequence[Prompt]) -> list[Rollout]:
