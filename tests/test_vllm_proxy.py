@@ -326,6 +326,17 @@ def test_a_tag_in_an_answer_is_the_requests_alone(answer: bytes) -> None:
     assert tag_of(untagged) is None
 
 
+def test_a_stream_carries_the_requests_tag_alone() -> None:
+    events = b'data: {"choices": [{"text": "x", "client_tag": "b"}]}\n\ndata: [DONE]\n\n'
+    answer = Answer(events, kind="text/event-stream")
+    with serving(lambda _: answer) as server, proxying([server.url]) as url:
+        tagged = httpx.post(f"{url}/v1/completions", json={"client_tag": "a", "stream": True}).text
+        untagged = httpx.post(f"{url}/v1/completions", json={"stream": True}).text
+    assert tag_of(json.loads(tagged.splitlines()[0].removeprefix("data: "))["choices"][0]) == "a"
+    assert '"b"' not in tagged + untagged
+    assert tagged.endswith("data: [DONE]\n\n")
+
+
 def closed_within(connection: socket.socket, seconds: float) -> bytes:
     """What arrived until the other side closed."""
     connection.settimeout(seconds)

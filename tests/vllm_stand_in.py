@@ -47,6 +47,7 @@ class Answer:
     status: int = 200
     delay: float = 0.0
     cut: int | None = None  # announce the whole length, send this many bytes, close
+    kind: str = "application/json"
 
     @property
     def bytes(self) -> bytes:
@@ -137,7 +138,7 @@ def serving(
             time.sleep(answer.delay)
             try:
                 self.send_response(answer.status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", answer.kind)
                 self.send_header("Content-Length", str(len(answer.bytes)))
                 self.end_headers()
                 self.wfile.write(answer.bytes[: answer.cut])

@@ -1,10 +1,11 @@
 """maxent-grpo-vllm-proxy: one address for several vLLM servers.
 
 Generation requests go to the healthy server with the fewest requests in flight, requests of one client tag to one
-server with ``--pin-by-tag``. The tag of a request is copied into its JSON answer, as `client_tag.EchoMiddleware` does
-on the server itself. What changes a server's state (weights, caches, pause and resume, adapters) goes to all of them,
-and answers 200 only where all of them did. A server that was lost after it had received weights is used again only
-after it has received the next ones: a restarted server has the weights that it was started with.
+server with ``--pin-by-tag``. The tag of a request is copied into its JSON answer or the events of its stream, as
+`client_tag.EchoMiddleware` does on the server itself with whole answers. What changes a server's state (weights,
+caches, pause and resume, adapters) goes to all of them, and answers 200 only where all of them did. A server that was
+lost after it had received weights is used again only after it has received the next ones: a restarted server has the
+weights that it was started with.
 
 Whoever reaches the port may steer the servers, except through somebody's browser: a request that a web page of another
 origin made is refused, and what changes a server's state must be JSON and come from no web page at all. Connections
@@ -32,7 +33,7 @@ import aiohttp
 from aiohttp import web
 
 from maxent_grpo.errors import UsageError
-from maxent_grpo.rollout.vllm.client_tag import FIELD, HEADER, asked_tag, tagged_content
+from maxent_grpo.rollout.vllm.client_tag import FORGED, HEADER, TaggedEvents, asked_tag, tagged_content
 
 R = TypeVar("R")
 
@@ -52,8 +53,6 @@ CONTROL_PATHS = (
 WEIGHTS_LOADED = ("/finish_weight_update", "/v1/load_lora_adapter", "/batch_update_named_params/")
 """Those after which a server has the weights that the others have; also `RELOAD`, sent to /collective_rpc."""
 RELOAD = b"reload_weights"
-FORGED = (FIELD.encode(), b"\\u00")
-"""What an answer holds that may carry a client tag of its own, which nobody's request gave."""
 HOP_BY_HOP = {"connection", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 # aiohttp unpacks bodies and counts them anew.
 NOT_PASSED_ON = HOP_BY_HOP | {"content-length", "content-encoding"}
@@ -313,9 +312,10 @@ class Proxy:
             if answer.content_type == "text/event-stream":
                 stream = web.StreamResponse(status=answer.status, headers=headers)
                 await stream.prepare(request)
+                events = TaggedEvents(tag)
                 async for piece in answer.content.iter_any():
-                    await stream.write(piece)
-                await stream.write_eof()
+                    await stream.write(events.fed(piece))
+                await stream.write_eof(events.end())
                 return stream
             content = await answer.read()
             server.served += 1

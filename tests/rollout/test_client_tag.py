@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from maxent_grpo.rollout.vllm.client_tag import EchoMiddleware, derive_tag, own_part, tag_of, with_tag
+from maxent_grpo.rollout.vllm.client_tag import (
+    EchoMiddleware,
+    TaggedEvents,
+    derive_tag,
+    own_part,
+    tag_of,
+    with_tag,
+)
 
 
 def test_the_tag_is_explicit_or_of_the_environment_or_of_the_ranks() -> None:
@@ -209,3 +216,45 @@ def test_a_server_imports_the_middleware_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+STREAM = (
+    b': hello\n\ndata: {"choices": [{"text": "a", "client_tag": "b"}]}\n\n'
+    b'event: x\r\ndata: {"choices":\r\ndata: [{"text": "b"}]}\r\n\r\ndata: [DONE]\n\n'
+)
+
+
+def events_of(stream: bytes) -> list[Any]:
+    """The JSON of each event, by a reader of its own: lines, and an event at each empty one."""
+    found, said = [], []
+    for line in stream.decode().splitlines():
+        if line.startswith("data:"):
+            said.append(line[5:].strip())
+        elif not line and said:
+            found.append(json.loads("".join(said)) if said != ["[DONE]"] else "[DONE]")
+            said = []
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 50, 1000])
+def test_events_of_a_stream_carry_the_requests_tag_however_they_arrive(size: int) -> None:
+    pieces = [STREAM[at : at + size] for at in range(0, len(STREAM), size)]
+    tagged, untagged = TaggedEvents("a"), TaggedEvents(None)
+    said = b"".join(map(tagged.fed, pieces)) + tagged.end()
+    first, second, end = events_of(said)
+    assert [tag_of(event["choices"][0]) for event in (first, second)] == ["a", "a"]
+    assert [event["choices"][0]["text"] for event in (first, second)] == ["a", "b"]
+    assert (end, b'"b"}' in said.replace(b'"text":"b"}', b"")) == ("[DONE]", False)
+    assert said.startswith(b": hello\n\n")
+    assert b"event: x\r\n" in said
+    plain = b"".join(map(untagged.fed, pieces)) + untagged.end()
+    assert tag_of(events_of(plain)[0]["choices"][0]) is None
+    assert plain.endswith(STREAM[STREAM.index(b"event:") :])  # nothing to take out: byte for byte
+
+
+def test_an_event_is_passed_on_when_it_is_whole() -> None:
+    events = TaggedEvents("a")
+    assert events.fed(b'data: {"x": 1}\n') == b""
+    assert events_of(events.fed(b"\n")) == [{"x": 1, "metadata": {"client_tag": "a"}}]
+    assert events.fed(b"data: cut") == b""
+    assert events.end() == b"data: cut"

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 HEADER = "X-VLLM-Client-Tag"
 FIELD = "client_tag"
+FORGED = (FIELD.encode(), b"\\u00")
+"""What an answer holds that may carry a tag of its own, which nobody's request gave."""
 VARIABLE = "VLLM_CLIENT_TAG"
 LONGEST_TAG = 128
 PLACES = ("metadata", "meta", "context", "extra", "request")
@@ -171,6 +173,48 @@ def tagged_content(content: bytes, tag: str | None) -> bytes:
         return utf8(json.dumps(tagged, ensure_ascii=False, separators=(",", ":")))
     except (ValueError, RecursionError):
         return content
+
+
+class TaggedEvents:
+    """A stream of server-sent events with the tag in the JSON of each (`with_tag`), or without any.
+
+    An event passes when its blank line has arrived, before which no client looks at it.
+    """
+
+    def __init__(self, tag: str | None) -> None:
+        self._tag = tag
+        self._lines: list[bytes] = []  # of the event that has begun
+        self._rest = b""  # of the line that has begun
+
+    def fed(self, piece: bytes) -> bytes:
+        """The events that ``piece`` completes."""
+        lines = (self._rest + piece).splitlines(keepends=True)
+        # A carriage return may be the half of a line's end.
+        self._rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+        events = []
+        for line in lines:
+            self._lines.append(line)
+            if not line.strip(b"\r\n"):
+                events.append(self._event())
+        return b"".join(events)
+
+    def end(self) -> bytes:
+        """What has arrived of an event that never ended."""
+        self._lines.append(self._rest)
+        self._rest = b""
+        return self._event()
+
+    def _event(self) -> bytes:
+        lines, self._lines = self._lines, []
+        said = [line.rstrip(b"\r\n")[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
+        content = b"\n".join(said)
+        if self._tag is None and not any(mark in content for mark in FORGED):
+            return b"".join(lines)
+        tagged = tagged_content(content, self._tag) if content.lstrip()[:1] == b"{" else content
+        if tagged == content:
+            return b"".join(lines)
+        others = [line for line in lines if not line.startswith(b"data:") and line.strip(b"\r\n")]
+        return b"".join([*others, b"data: " + tagged + b"\n\n"])
 
 
 Message = MutableMapping[str, Any]
