@@ -284,6 +284,24 @@ def test_a_dialogues_exemplar_is_learned_from_where_the_policy_wrote(make_run):
     assert "replay/entropy" not in result.metrics  # one exemplar leaves nothing to choose
 
 
+def test_a_bank_that_was_read_back_rehearses_in_the_same_order(make_run):
+    """The file has keys in order, whatever the order in which they were admitted."""
+    tokens = {key: tuple(range(5, 7 + i)) for i, key in enumerate("gcfaebd")}
+    moved = []
+    for read_back in (False, True):
+        run = make_run(**EVERYTHING)
+        for number, (key, ids) in enumerate(tokens.items(), 1):
+            run.bank.admit([Found(run.rollout[0].rollout.prompt.token_ids, {key: (number, ids, ())})], number)
+        if read_back:
+            lines = list(run.bank.lines(str))
+            run.bank = ReplayBank(run.bank.capacity, settings=run.bank.settings)
+            run.bank.load(lines)
+        before = parameters_of(run)
+        step(run, all_wrong(run))
+        moved.append(parameters_of(run) - before)
+    assert torch.equal(*moved)
+
+
 LAST = (
     "replay_bank.jsonl",
     "optimizer.safetensors",

@@ -53,6 +53,11 @@ class PromptBank:
     counts: Counter[str] = field(default_factory=Counter)
     exemplars: dict[str, Exemplar] = field(default_factory=dict)
 
+    @property
+    def in_order(self) -> list[tuple[str, Exemplar]]:
+        """The exemplars by key, whatever the order in which they came."""
+        return sorted(self.exemplars.items(), key=lambda item: item[0])
+
 
 def found_in(group: Group) -> Found:
     """The right completions of a group that have a utility and a mode, without InfoSeed's seeded ones: those continue
@@ -157,7 +162,7 @@ class ReplayBank:
                             "token_ids": list(e.token_ids),
                         }
                         | ({"policy_mask": list(map(int, e.policy_mask))} if e.policy_mask else {})
-                        for key, e in sorted(bank.exemplars.items())
+                        for key, e in bank.in_order
                     ],
                 },
                 ensure_ascii=False,

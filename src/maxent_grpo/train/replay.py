@@ -58,9 +58,9 @@ def rehearse(
     The term is a function of the exemplars' scores alone, so that its gradient in them is known before the passes that
     carry it to the parameters; where it depends on the scores, passes without gradient measure them first.
     """
-    rows = [(bank.prompt_ids, e.token_ids, e.policy_mask) for bank in banks for e in bank.exemplars.values()]
+    rows = [(bank.prompt_ids, e.token_ids, e.policy_mask) for bank in banks for _, e in bank.in_order]
     sizes = [len(bank.exemplars) for bank in banks]
-    seen = [bank.counts[key] for bank in banks for key in bank.exemplars]
+    seen = [bank.counts[key] for bank in banks for key, _ in bank.in_order]
     counts = torch.tensor(seen, dtype=torch.float64).split(sizes)
     lengths = torch.tensor([sum(mask) or len(tokens) for _, tokens, mask in rows], dtype=torch.float64)
     parts = own_passes(rows, plan, group_size, learner)
