@@ -38,6 +38,29 @@ def test_tests_that_are_named_exist() -> None:
     assert [test for test in named if not (ROOT / test).is_file()] == []
 
 
+def test_no_word_of_a_command_is_a_pattern_of_files() -> None:
+    """zsh, the shell of macOS, refuses an unquoted ``key=[value]`` that matches no file."""
+    bare = {place: re.sub(r"'[^']*'|\"[^\"]*\"|#.*", "", command) for place, command in documented().items()}
+    globbing = [place for place, command in bare.items() if re.search(r"\S*=\S*[\[*?]", command)]
+    assert not globbing, f"quote what has brackets: {globbing}"
+
+
+def test_commands_of_one_page_do_not_write_into_each_others_directory() -> None:
+    """Whoever types a page from top to bottom meets no directory that holds a run already, unless the run goes on."""
+    trains = re.compile(r"maxent-grpo-(baseline|maxent|infoseed)|torchrun|accelerate launch")
+    for page in {block.page for block in blocks()}:
+        written: list[str] = []
+        for place, command in documented().items():
+            if not place.startswith(f"{page}:") or not trains.search(command) or "resume_from" in command:
+                continue
+            if "--dry" in command or "dry_run=true" in command or "--help" in command:
+                continue
+            named = re.findall(r"output_dir[= ](\S+)", command)
+            recipe = re.findall(r"(?:recipe=|--config )(\S+)", command)
+            written += named[-1:] or recipe[-1:]
+        assert len(written) == len(set(written)), f"{page}: two commands write into one directory: {written}"
+
+
 def test_shell_blocks_were_found() -> None:
     assert {block.page for block in blocks() if block.language in SHELL} >= {"README.md", "docs/train.md"}
 
