@@ -25,7 +25,7 @@ SKIPPED := $(if $(HAS_GPU),,$(addprefix --no-install-package ,torch $(CUDA)))
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv vllm-env lock demo smollm2 test test-nightly test-vllm lint format types unit tiny-policy eval-math-delta clean-local
+.PHONY: help venv vllm-env lock demo smollm2 demo-llm test test-nightly test-vllm lint format types unit tiny-policy eval-math-delta clean-local
 .PHONY: install-dev install-local install-venv conda-local ensure-path precommit docs docs-clean validate-logs smoke slurm-test
 
 help:  ## this list
@@ -81,6 +81,9 @@ demo: $(RUNS)  ## train the bundled tiny policy with Dr. GRPO and with MaxEnt-GR
 
 smollm2: $(RUNS)  ## fetch SmolLM2-135M-Instruct (93 MB) into var/models as bundled:smollm2-135m-instruct
 	@$(BIN)/maxent-grpo command=fetch-model model=smollm2-135m-instruct
+
+demo-llm: smollm2  ## train it with Dr. GRPO and with an exploring method, and show what each answers (6 minutes, 2 cores)
+	@$(BIN)/maxent-grpo command=demo-llm
 
 test: $(INSTALLED) lint types unit  ## all checks that CI runs
 

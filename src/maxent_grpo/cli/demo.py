@@ -73,15 +73,7 @@ def run_demo(options: Mapping[str, Any]) -> None:
     ``options``: ``steps`` (100), ``seed`` (0), ``output_dir`` (var/demo, whose earlier demo is replaced).
     Raises `UsageError` on an unknown option and `RunError` if a run fails.
     """
-    unknown = sorted(set(options) - set(DEFAULTS))
-    if unknown:
-        raise UsageError(
-            f"demo.{unknown[0]}: unknown; the demo takes {', '.join(f'demo.{k}' for k in DEFAULTS)}"
-        )
-    settings = DEFAULTS | dict(options)
-    for name, least in (("steps", 1), ("seed", 0)):
-        if not isinstance(settings[name], int) or settings[name] < least:
-            raise UsageError(f"demo.{name}: {settings[name]!r} is not an integer of at least {least}")
+    settings = checked(DEFAULTS, options)
     directory, steps = Path(str(settings["output_dir"])), settings["steps"]
     print(
         f"Training the bundled tiny policy (1 M parameters) on graph colouring: {' and '.join(METHODS)}, {steps} steps "
@@ -89,12 +81,7 @@ def run_demo(options: Mapping[str, Any]) -> None:
         flush=True,
     )
     runs = [start_run(label, directory, steps, settings["seed"]) for label in METHODS]
-    try:
-        watch(runs, steps)
-    finally:
-        for run in runs:
-            run.process.kill()
-            run.process.wait()
+    watch_to_the_end(runs, steps)
     table = comparison(runs)
     show_table(table.columns, table.rows, table.caption)
     report = write_report(
@@ -108,23 +95,41 @@ def run_demo(options: Mapping[str, Any]) -> None:
     print(f"report  {report.html}")
 
 
+def checked(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` over ``defaults``. Raises `UsageError` for one that is unknown, or no sensible number."""
+    unknown = sorted(set(options) - set(defaults))
+    if unknown:
+        raise UsageError(
+            f"demo.{unknown[0]}: unknown; the demo takes {', '.join(f'demo.{k}' for k in defaults)}"
+        )
+    settings = {**defaults, **options}
+    for name, default in defaults.items():
+        least = 0 if name == "seed" else 1
+        if isinstance(default, int) and (not isinstance(settings[name], int) or settings[name] < least):
+            raise UsageError(f"demo.{name}: {settings[name]!r} is not an integer of at least {least}")
+    return settings
+
+
 def start_run(label: str, directory: Path, steps: int, seed: int) -> DemoRun:
     """Start one method's training command, on its share of the cores."""
     command, folder = METHODS[label]
-    output_dir = directory / folder
-    shutil.rmtree(output_dir, ignore_errors=True)
-    output_dir.mkdir(parents=True)
     settings = {
         "command": command,
         f"{command.removeprefix('train-')}.recipe": shipped(
             f"configs/recipes/tiny/{folder}/config_graph_coloring.yaml"
         ),
-        "training.output_dir": output_dir,
         "training.max_steps": steps,
         "training.seed": seed,
-        "training.disable_tqdm": "true",
     }
-    threads = max(1, (os.cpu_count() or 1) // len(METHODS))
+    return launch(label, directory / folder, settings, share=1 / len(METHODS))
+
+
+def launch(label: str, output_dir: Path, settings: Mapping[str, Any], share: float) -> DemoRun:
+    """Start a training command in ``output_dir``, which is emptied, on its ``share`` of the cores."""
+    shutil.rmtree(output_dir, ignore_errors=True)
+    output_dir.mkdir(parents=True)
+    settings = {**settings, "training.output_dir": output_dir, "training.disable_tqdm": "true"}
+    threads = max(1, int((os.cpu_count() or 1) * share))
     with (output_dir / "train.log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -138,6 +143,16 @@ def start_run(label: str, directory: Path, steps: int, seed: int) -> DemoRun:
             env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
         )
     return DemoRun(label, output_dir, process, time.monotonic())
+
+
+def watch_to_the_end(runs: Sequence[DemoRun], steps: int) -> None:
+    """`watch`; whatever ends it, none of the runs is left behind."""
+    try:
+        watch(runs, steps)
+    finally:
+        for run in runs:
+            run.process.kill()
+            run.process.wait()
 
 
 def watch(runs: Sequence[DemoRun], steps: int) -> None:

@@ -135,6 +135,11 @@ def _start(composed: Composed, default_command: str | None, context: ErrorContex
         from maxent_grpo.cli.demo import run_demo
 
         run_demo(request.section)
+    elif request.command == "demo-llm":
+        from maxent_grpo.cli.demo_llm import run_demo_llm
+
+        configure_logging(log_level(os.environ) or "warning")
+        run_demo_llm(request.section)
     elif request.command in EVALUATIONS:
         _evaluate(request.section, os.environ)
     elif request.command == "generate":

@@ -34,7 +34,7 @@ EVALUATIONS = ("math-eval", "inference", "math_eval")
 GROUPS = ("script", "training", "model")
 _READ_BY = {
     "run": ("report",),
-    "demo": ("demo",),
+    "demo": ("demo", "demo-llm"),
     "inference": EVALUATIONS,
     "study": ("study",),
     "generate": ("generate",),
@@ -45,7 +45,7 @@ _READ_BY = {
 _PLAIN = {"run": "the run directory: run=DIR", "model": "the name of a model: model=smollm2-135m-instruct"}
 """Keys of these whose value is a text → what it is."""
 
-COMMANDS = (*SECTIONS, TRAIN, *EVALUATIONS, "generate", "report", "demo", "study", "fetch-model")
+COMMANDS = (*SECTIONS, TRAIN, *EVALUATIONS, "generate", "report", "demo", "demo-llm", "study", "fetch-model")
 TEMPLATES = {
     command: f"configs/recipes/Qwen2.5-1.5B-Instruct/{folder}/config_math.yaml"
     for command, folder in zip(SECTIONS, ("grpo", "maxent-grpo", "infoseed"), strict=True)
