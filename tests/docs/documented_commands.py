@@ -58,6 +58,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"maxent-grpo(-study)? .*study\.plan=", Checked("study")),
     (r"PYTHONPATH=\. .*recipe=recipe\.yaml", RunBy("tests/docs/test_new_objective_guide.py")),
     (r"PYTHONPATH=\. maxent-grpo-math-eval .*backend: ", RunBy("tests/docs/test_extending.py")),
+    (r"maxent-grpo command=demo-llm", RunBy("tests/cli/test_demo_llm.py")),
     (r"maxent-grpo command=demo", RunBy("tests/cli/test_demo.py")),
     (r"maxent-grpo command=fetch-model", RunBy("tests/models/test_model_location.py")),
     (r"maxent-grpo command=report", RunBy("tests/docs/test_getting_started.py")),

@@ -1,6 +1,7 @@
 """Problems: reproducible, of the promised shape, and never in two splits."""
 
 import itertools
+import re
 
 import pytest
 
@@ -20,6 +21,8 @@ VARIANTS = [
     ("equations", {"level": 3}),
     ("lattice_paths", {"level": 1}),
     ("lattice_paths", {"level": 3}),
+    ("arithmetic", {"form": "chat"}),
+    ("countdown", {"form": "chat"}),
     ("name_one", {}),
     ("name_one", {"kinds": "lists", "wordings": 4}),
 ]
@@ -137,3 +140,18 @@ def test_arithmetic_operands_stay_in_range():
     problems = [p for split in SPLITS for p in task.problems(split, 10_000, 0, operations="+-*", largest=49)]
     assert len(problems) == 50 * 50 + 50 * 51 // 2 + 13 * 13
     assert all(int(p.answer) >= 0 for p in problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "example"), [("arithmetic", "What is 2+3?"), ("countdown", "Make 14 from 2, 5, 7. ")]
+)
+def test_a_chat_asks_for_the_same_and_its_examples_are_right(name, example):
+    task = TASKS[name]
+    bare, chat = (task.problems("train", 20, 0, form=form) for form in ("bare", "chat"))
+    assert [(p.answer, p.modes, p.facts) for p in chat] == [(p.answer, p.modes, p.facts) for p in bare]
+    assert chat[0].turns[0]["content"].startswith(example)
+    shown = [m["content"] for m in chat[0].turns]
+    for asked, answer in zip(shown[::2], shown[1::2], strict=True):
+        numbers = [int(word) for word in re.findall(r"[0-9]+", asked)]
+        facts = {"target": numbers[0], "numbers": numbers[1:], "modes": "flat"}
+        assert task.grade(answer, {"result": sum(numbers)} if name == "arithmetic" else facts).correct

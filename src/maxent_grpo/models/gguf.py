@@ -5,14 +5,15 @@ bfloat16 would round, and the folder is to be the file's model to the bit.
 """
 
 import copy
+import io
 import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from maxent_grpo.errors import UsageError, first_line
 
@@ -27,12 +28,11 @@ def convert(gguf: Path, folder: Path) -> None:
     Raises:
         UsageError: Transformers does not know the architecture, or the file is damaged.
     """
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-        )
+        with _bars_on_terminals_only():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
         pieces = _field(gguf, "tokenizer.ggml.pre")
     except Exception as error:
@@ -47,8 +47,14 @@ def convert(gguf: Path, folder: Path) -> None:
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.generation_config = loaded.generation_config
-    plain.save_pretrained(folder, state_dict=loaded.state_dict())
+    with _bars_on_terminals_only():
+        plain.save_pretrained(folder, state_dict=loaded.state_dict())
     tokenizer.save_pretrained(folder)
+
+
+def _bars_on_terminals_only() -> AbstractContextManager[Any]:
+    """Transformers draws progress bars on stderr, and one of them has no switch."""
+    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
 
 
 def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -28,7 +29,18 @@ from maxent_grpo.tasks.expressions import (
     parse,
     tree_key,
 )
-from maxent_grpo.tasks.task import CONTROL, WARM_START, WRONG, Facts, Problem, Verdict, draw, region
+from maxent_grpo.tasks.task import (
+    CONTROL,
+    FORMS,
+    WARM_START,
+    WRONG,
+    Facts,
+    Problem,
+    Verdict,
+    draw,
+    example_turns,
+    region,
+)
 
 if TYPE_CHECKING:
     from maxent_grpo.types import Prompt
@@ -45,17 +57,29 @@ _KEYS: dict[str, Callable[[Expression], str]] = {"flat": flat_key, "tree": tree_
 class Countdown:
     name = "countdown"
     default_sizes: Mapping[str, int] = {"train": 192, "eval": 96, "control": 96}
-    choices: Mapping[str, tuple[Any, ...]] = {"numbers": (3, 4), "modes": ("flat", "tree")}
+    choices: Mapping[str, tuple[Any, ...]] = {
+        "numbers": (3, 4),
+        "modes": ("flat", "tree"),
+        "form": FORMS,
+    }
 
     def problems(
-        self, split: str, size: int, seed: int, numbers: int = 3, modes: ModeKind = "flat"
+        self,
+        split: str,
+        size: int,
+        seed: int,
+        numbers: int = 3,
+        modes: ModeKind = "flat",
+        form: str = "bare",
     ) -> list[Problem]:
+        """``form``: the short question of the bundled policy, or a chat with two examples, for a language model."""
         candidates = [
             problem
             for problem in _pool(numbers, modes)
             if _fits(split, len(problem.modes)) and region(self.name, problem.question) == split
         ]
-        return draw(self.name, candidates, split, size, seed)
+        drawn = draw(self.name, candidates, split, size, seed)
+        return drawn if form == "bare" else [_in_words(problem) for problem in drawn]
 
     def grade(self, response: str, facts: Facts) -> Verdict:
         """Right if the answer uses exactly the numbers and equals the target.
@@ -107,6 +131,16 @@ def _pool(numbers: int, modes: ModeKind) -> tuple[Problem, ...]:
                 answer = keys[0] if modes == "flat" else flat_key(parse(keys[0]))
                 found.append(Problem(question, answer, keys, facts))
     return tuple(found)
+
+
+def _in_words(problem: Problem) -> Problem:
+    question = _sentence(problem.facts["target"], problem.facts["numbers"])
+    examples = example_turns((_sentence(14, (2, 5, 7)), "2+5+7"), (_sentence(10, (3, 4, 2)), "3*4-2"))
+    return replace(problem, question=question, turns=examples)
+
+
+def _sentence(target: int, numbers: Sequence[int]) -> str:
+    return f"Make {target} from {', '.join(map(str, numbers))}. Use each number once, with + - * /."
 
 
 def _fits(split: str, modes: int) -> bool:

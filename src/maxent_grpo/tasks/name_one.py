@@ -16,7 +16,18 @@ from typing import Any
 import yaml
 
 from maxent_grpo.tasks.answers import extract_answer, last_boxed
-from maxent_grpo.tasks.task import CONTROL, EVAL, TRAIN, WRONG, Facts, Problem, Verdict, draw, region
+from maxent_grpo.tasks.task import (
+    CONTROL,
+    EVAL,
+    TRAIN,
+    WRONG,
+    Facts,
+    Problem,
+    Verdict,
+    draw,
+    example_turns,
+    region,
+)
 
 WORDINGS = (
     "Name one {thing}.",
@@ -160,10 +171,6 @@ def _fits(answer: str, by: str, letter: str) -> bool:
 
 
 def _problem(asked: Asked, wording: str, examples: int) -> Problem:
-    turns = [
-        {"role": role, "content": content}
-        for thing, answer in EXAMPLES[:examples]
-        for role, content in (("user", wording.format(thing=thing)), ("assistant", answer))
-    ]
+    shown = [(wording.format(thing=thing), answer) for thing, answer in EXAMPLES[:examples]]
     question = wording.format(thing=asked.thing)
-    return Problem(question, asked.answers[0], asked.answers, asked.facts, tuple(turns))
+    return Problem(question, asked.answers[0], asked.answers, asked.facts, example_turns(*shown))

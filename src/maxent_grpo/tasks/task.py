@@ -12,6 +12,9 @@ Facts = Mapping[str, Any]
 
 TRAIN, EVAL, CONTROL, WARM_START = "train", "eval", "control", "warm_start"
 
+FORMS = ("bare", "chat")
+"""How some tasks ask: in the few characters that the bundled policy knows, or in a chat with examples."""
+
 _REGIONS = (WARM_START,) * 4 + (TRAIN,) * 3 + (EVAL,) * 2 + (CONTROL,)
 
 
@@ -56,6 +59,15 @@ class Task(Protocol):
     def spell(self, mode: str, facts: Facts) -> str:
         """The plain short answer that a mode's key stands for: ``grade(spell(mode, facts), facts).mode == mode``."""
         ...
+
+
+def example_turns(*examples: tuple[str, str]) -> tuple[Mapping[str, str], ...]:
+    """Chat messages from (question, answer) pairs: what a language model is shown before its own question."""
+    return tuple(
+        {"role": role, "content": content}
+        for pair in examples
+        for role, content in zip(("user", "assistant"), pair, strict=True)
+    )
 
 
 def region(task: str, identity: str) -> str:
