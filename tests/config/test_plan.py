@@ -54,7 +54,7 @@ def test_a_rollout_that_is_not_whole_steps_is_refused() -> None:
 
 @pytest.mark.parametrize("name", list(CATALOG))
 def test_an_objective_with_nothing_set_is_its_catalog_entry(name: str) -> None:
-    extra = {"maxent_tau": 0.1, "beta": 0.1} if CATALOG[name].has_weights else {}
+    extra = {"maxent_tau": 0.1, "beta": 0.1} if CATALOG[name].is_maxent else {}
     spec = objective_spec(config(objective=name, max_completion_length=77, **extra))
     entry = CATALOG[name].with_settings(max_completion_length=77)
     if entry.has_weights and entry["maxent_length_normalize_ref"]:

@@ -48,12 +48,19 @@ def ranks(scores: list[float]) -> list[float]:
     return [sum(found) / len(found) for found in places]
 
 
-def shaped(spec: ObjectiveSpec, batch: Batch) -> list[list[float]]:
+def shaped(spec: ObjectiveSpec, batch: Batch, knobs: Knobs) -> list[list[float]]:
     result = []
     for p, group in enumerate(batch.utilities.tolist()):
         size = len(group)
         rows = range(p * size, (p + 1) * size)
         values = list(group)
+        if spec["mode_entropy"] != "none":
+            assert batch.modes is not None
+            modes = batch.modes[p].tolist()
+            right = [g for g in range(size) if modes[g] >= 0]
+            surprise = {g: -math.log(sum(modes[h] == modes[g] for h in right) / len(right)) for g in right}
+            for g in right:
+                values[g] += knobs.tau * (surprise[g] - sum(surprise.values()) / len(right))
         if spec["unlikeliness_coef"] and len(set(group)) > 1:
             place = ranks([score(batch, batch.behaviour_logps, row, False).item() for row in rows])
             values = [
@@ -130,8 +137,8 @@ def semantic_scale(spec: ObjectiveSpec, batch: Batch, p: int) -> float:
     return 1 / (1 + alpha * entropy)
 
 
-def advantages(spec: ObjectiveSpec, batch: Batch) -> list[list[float]]:
-    groups = shaped(spec, batch)
+def advantages(spec: ObjectiveSpec, batch: Batch, knobs: Knobs) -> list[list[float]]:
+    groups = shaped(spec, batch, knobs)
     every = [u for group in groups for u in group]
     result = []
     for p, group in enumerate(groups):
@@ -150,7 +157,7 @@ def advantages(spec: ObjectiveSpec, batch: Batch) -> list[list[float]]:
 
 def weights(spec: ObjectiveSpec, batch: Batch, knobs: Knobs) -> list[list[float]]:
     result = []
-    for p, group in enumerate(shaped(spec, batch)):
+    for p, group in enumerate(shaped(spec, batch, knobs)):
         size = len(group)
         rows = range(p * size, (p + 1) * size)
         ref = [
@@ -162,7 +169,7 @@ def weights(spec: ObjectiveSpec, batch: Batch, knobs: Knobs) -> list[list[float]
             tau /= math.log(1 + int(batch.mode_counts[p]))
         divisor = tau + knobs.beta
         if spec["policy_loss"] == "tilted":
-            target = advantages(spec, batch)[p]
+            target = advantages(spec, batch, knobs)[p]
             if spec["maxent_tilted_utility"] == "dr_grpo":
                 lengths = [len(tokens_of(batch, row)) for row in rows]
                 target = [a * n / MAX_LENGTH for a, n in zip(target, lengths, strict=True)]
@@ -333,11 +340,13 @@ def kl_cov(spec: ObjectiveSpec, batch: Batch, forward: Forward, a: list[float]) 
     return spec["kl_cov_coef"] * reduce(spec, batch, per_token)
 
 
-def flow_loss(spec: ObjectiveSpec, batch: Batch, forward: Forward) -> tuple[Tensor, list[float]]:
+def flow_loss(
+    spec: ObjectiveSpec, batch: Batch, forward: Forward, knobs: Knobs
+) -> tuple[Tensor, list[float]]:
     """Trajectory balance, and the advantages that it has on the behaviour policy."""
     total, first_order, size = torch.zeros((), dtype=torch.float64), [], batch.group_size
     low, high = clip_range(spec)
-    for p, rewards in enumerate(advantages(spec, batch)):
+    for p, rewards in enumerate(advantages(spec, batch, knobs)):
         rows = range(p * size, (p + 1) * size)
         if len(set(rewards)) == 1:
             first_order += [0.0] * size
@@ -358,12 +367,14 @@ def flow_loss(spec: ObjectiveSpec, batch: Batch, forward: Forward) -> tuple[Tens
     return total, first_order
 
 
-def group_losses(spec: ObjectiveSpec, batch: Batch, forward: Forward, w: list[list[float]]) -> Tensor:
+def group_losses(
+    spec: ObjectiveSpec, batch: Batch, forward: Forward, w: list[list[float]], knobs: Knobs
+) -> Tensor:
     """Listwise or likelihood."""
     total = torch.zeros((), dtype=torch.float64)
     groups, size = batch.utilities.shape
     for p in range(groups):
-        if spec["skip_zero_spread_groups"] and len(set(shaped(spec, batch)[p])) == 1:
+        if spec["skip_zero_spread_groups"] and len(set(shaped(spec, batch, knobs)[p])) == 1:
             continue
         per_token = spec["policy_loss"] == "likelihood" or spec["maxent_length_normalize_policy"]
         scores = [score(batch, forward.logps, p * size + g, per_token) for g in range(size)]
@@ -378,7 +389,7 @@ def group_losses(spec: ObjectiveSpec, batch: Batch, forward: Forward, w: list[li
 
 def loss(spec: ObjectiveSpec, batch: Batch, forward: Forward, knobs: Knobs) -> tuple[Tensor, Signal]:
     """The whole loss, and the weights and scaled advantages behind it."""
-    a = advantages(spec, batch)
+    a = advantages(spec, batch, knobs)
     w = weights(spec, batch, knobs) if spec["policy_loss"] not in ("clip", "flow") else None
     flat = [x for group in a for x in group]
     if spec["policy_loss"] == "tilted":
@@ -388,9 +399,9 @@ def loss(spec: ObjectiveSpec, batch: Batch, forward: Forward, knobs: Knobs) -> t
         if spec["kl_cov_fraction"]:
             result = result + kl_cov(spec, batch, forward, flat)
     elif spec["policy_loss"] == "flow":
-        result, flat = flow_loss(spec, batch, forward)
+        result, flat = flow_loss(spec, batch, forward, knobs)
     else:
-        result = group_losses(spec, batch, forward, w)
+        result = group_losses(spec, batch, forward, w, knobs)
     every = [(row, t) for row in range(len(flat)) for t in tokens_of(batch, row)]
     if spec["kl_in_loss"]:
         per_token = {i: kl(spec["kl_estimator"], forward.logps[i], batch.reference_logps[i]) for i in every}

@@ -71,6 +71,7 @@ def make_batch(
         old_logps=ragged(base),
         answer_clusters=torch.randint(0, 2, (groups, group_size), generator=draw),
         mode_counts=torch.arange(1, groups + 1),
+        modes=torch.randint(0, 2, (groups, group_size), generator=draw).where(utilities > 0, -1),
     )
     return batch, Forward(logps, entropy)
 

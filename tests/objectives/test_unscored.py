@@ -70,6 +70,7 @@ def group_alone(batch: Batch, forward: Forward, p: int) -> tuple[Batch, Forward,
         old_logps=None if batch.old_logps is None else batch.old_logps[rows],
         answer_clusters=batch.answer_clusters[p : p + 1, SCORED[p]],
         mode_counts=batch.mode_counts[p : p + 1],
+        modes=batch.modes[p : p + 1, SCORED[p]],
     )
     assert forward.entropy is not None
     return small, Forward(forward.logps[rows], forward.entropy[rows]), rows
@@ -79,6 +80,8 @@ def group_alone(batch: Batch, forward: Forward, p: int) -> tuple[Batch, Forward,
 @pytest.mark.parametrize("name", SPECS)
 def test_a_group_with_gaps_equals_the_smaller_group(name: str, tau: float) -> None:
     objective = build_objective(SPECS[name])
+    if name == "mode_entropy":
+        tau = min(tau, 1e6)  # which weighs utilities; infinite, they would be too
     knobs = Knobs(tau, 0.1 if objective.has_weights else 0.0)
     batch, forward = batch_with_gaps()
     deviation = batch.utilities[SCORED].std()

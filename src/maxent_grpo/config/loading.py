@@ -258,7 +258,7 @@ def command_of(training: Mapping[str, Any]) -> Command:
         return "train-infoseed"
     objective, train_grpo = training.get("objective") or "", training.get("train_grpo_objective")
     if train_grpo is None and (objective in CATALOG or ":" in objective):
-        train_grpo = not find_objective(objective).has_weights
+        train_grpo = not find_objective(objective).is_maxent
     return "train-maxent" if train_grpo is False else "train-baseline"
 
 
@@ -279,7 +279,7 @@ def _settle_command(command: str, merged: Layer, place: str) -> list[str]:
         ignored += _refuse_set(training, "info_seed_", "InfoSeed", "info_seed_enabled=true", place)
     named = objective in CATALOG or ":" in objective
     if named and train_grpo is None:
-        train_grpo = not find_objective(objective).has_weights
+        train_grpo = not find_objective(objective).is_maxent
     elif train_grpo is None:
         train_grpo = command != "train-maxent"
     if command != "train-maxent" and not train_grpo:

@@ -99,7 +99,7 @@ def objective_spec(training: Any) -> ObjectiveSpec:
     entry = find_objective(training.objective)
     changes = {}
     for name, number in NUMBERS.items():
-        if number.setting and number.setting.topic == MAXENT and not entry.has_weights:
+        if number.setting and number.setting.topic == MAXENT and not entry.is_maxent:
             continue
         value = getattr(training, number.setting.name if number.setting else name, None)
         if value is not None:

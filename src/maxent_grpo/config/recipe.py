@@ -198,7 +198,7 @@ def recipe_kind(layer: Layer, path: Path) -> str:
     objective = training.get("objective")
     for word, kind in KIND_WORDS.items():
         if word in path.stem.lower() or word == path.absolute().parent.name.lower():
-            if kind == "maxent" and objective in CATALOG and not find_objective(str(objective)).has_weights:
+            if kind == "maxent" and objective in CATALOG and not find_objective(str(objective)).is_maxent:
                 return "baseline"
             return kind
     if training.get("info_seed_enabled") is True:

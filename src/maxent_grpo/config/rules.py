@@ -138,6 +138,15 @@ def _maxent_problems(t: Any) -> Iterator[str]:
             f"maxent_q_epsilon: {t.maxent_q_epsilon} must be below 1 / num_generations "
             f"= {1 / t.num_generations:g}"
         )
+    if t.maxent_mode_entropy not in (None, "none"):
+        if tau == 0:
+            yield "maxent_tau: is the weight of mode entropy, and 0; set it above 0 (0.25 to 1), or use dr_grpo"
+        if t.controller_meta_enabled:
+            yield (
+                "controller_meta_enabled: differentiates candidate weights, and mode entropy has none; set "
+                "maxent_target_weight_entropy and maxent_tau_lr instead"
+            )
+        return
     if t.maxent_loss == "tilted":
         return  # τ = 0 is the argmax set, and no reference is needed
     if tau + beta == 0:

@@ -122,7 +122,8 @@ class ControllerFields:
     """Controllers of tau and beta."""
 
     maxent_target_weight_entropy: float | None = setting(None, "Target of the mean weight entropy in nats, at "
-        "most ln num_generations; set it to adapt τ.", ge=0, feeds="controllers.target_weight_entropy")
+        "most ln num_generations; under mode entropy, of the entropy of a group's right answers; set it to adapt τ.",
+        ge=0, feeds="controllers.target_weight_entropy")
     maxent_target_weight_entropy_start: float | None = setting(None, "Weight-entropy target at step 0 where "
         "the target is annealed, in nats.", ge=0, feeds="controllers.target_weight_entropy_start")
     maxent_target_weight_entropy_final: float | None = setting(None, "Weight-entropy target at the end of the "

@@ -233,7 +233,7 @@ def _fill_from_objective(training: Any) -> None:
     """Unset settings take the catalog entry's value; with no objective named, GRPO takes TRL's."""
     name = training.objective or ("maxent" if training.train_grpo_objective is False else "grpo")
     entry = find_objective(name)
-    is_grpo = not entry.has_weights
+    is_grpo = not entry.is_maxent
     if training.train_grpo_objective not in (None, is_grpo):
         kind, wanted = ("a GRPO", "true") if is_grpo else ("a MaxEnt", "false")
         raise UsageError(
@@ -254,7 +254,8 @@ def _fill_from_objective(training: Any) -> None:
             continue
         value = entry[number.name]
         follows = record.name == "maxent_length_normalize_policy"
-        if getattr(training, record.name) is None and not callable(value) and not follows:
+        unspoken = callable(value) or (record.choices and value not in record.choices)
+        if getattr(training, record.name) is None and not unspoken and not follows:
             setattr(training, record.name, value)
     if not is_grpo and training.maxent_length_normalize_policy is None:
         training.maxent_length_normalize_policy = training.maxent_length_normalize_ref

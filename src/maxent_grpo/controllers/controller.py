@@ -32,7 +32,8 @@ class Measurement:
     kl: float | None
     """Nats; None where the step measured none."""
     weight_entropy: float | None
-    """Nats; None where the objective has no weights."""
+    """Of what τ tempers, in nats: the candidate weights, or the verified answers under mode entropy; None where the
+    objective has neither, or no group tells."""
     lr_scale: float
     """Learning rate now / base learning rate."""
     weights: WeightsOf | None = None

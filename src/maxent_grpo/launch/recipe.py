@@ -114,4 +114,4 @@ def _trains_natively(value: Callable[[str], str | None]) -> bool | None:
     grpo, objective = value("train_grpo_objective"), value("objective")
     if grpo is not None:
         return grpo.lower() == "false"
-    return find_objective(objective).has_weights if objective in CATALOG else None
+    return find_objective(objective).is_maxent if objective in CATALOG else None

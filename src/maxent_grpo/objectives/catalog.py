@@ -72,8 +72,13 @@ class ObjectiveSpec:
 
     @property
     def has_weights(self) -> bool:
-        """Whether the objective has candidate weights w(τ, β): the MaxEnt family."""
+        """Whether the objective has candidate weights w(τ, β)."""
         return self.has("weights") or getattr(self["policy_loss"], "has_weights", False)
+
+    @property
+    def is_maxent(self) -> bool:
+        """Whether τ has something to temper: candidate weights, or the entropy of verified answers."""
+        return self.has_weights or self["mode_entropy"] != "none"
 
     @property
     def has_tokens(self) -> bool:
@@ -155,6 +160,15 @@ def _advantage_contradictions(spec: ObjectiveSpec) -> Iterator[str]:
         )
     if spec["kl_in_reward"] and spec["kl_in_loss"]:
         yield "kl_in_reward: kl_in_loss is on, and the KL would count twice; turn one of them off"
+    if spec["mode_entropy"] != "none":
+        if spec.has_weights:
+            yield (
+                f"mode_entropy: its weight is τ, and so is the temperature of policy_loss={loss}; unset one of the two"
+            )
+        if advantage in ("maxrl", "pass_at_k"):
+            yield (
+                f"mode_entropy: changes utilities, and advantage={advantage} reads what is right; use centered or rloo"
+            )
     if spec.has_weights and not spec.has_tokens:
         if advantage != "centered":
             yield f"advantage: policy_loss={loss} learns from weights and has no advantages to choose; unset it"
@@ -220,6 +234,8 @@ CATALOG: dict[str, ObjectiveSpec] = {
     "maxent": ObjectiveSpec(policy_loss="listwise", loss_type="dr_grpo", kl_in_loss=False),
     # MaxEnt-GRPO, likelihood: completions are made likelier in proportion to w − 1/G.
     "maxent_likelihood": ObjectiveSpec(policy_loss="likelihood", kl_in_loss=False),
+    # MaxEnt-GRPO over verified answers: Dr. GRPO, and τ times the entropy of a group's right answers.
+    "mode_entropy": ObjectiveSpec(scale_rewards="none", loss_type="dr_grpo", mode_entropy="group"),
     # Tilted Dr. GRPO: completions with a larger advantage weigh more in the policy gradient.
     "tilted": ObjectiveSpec(
         policy_loss="tilted",

@@ -113,7 +113,14 @@ OVERLONG = native("overlong_buffer", int, 0,
 KL_IN_REWARD = given("kl_in_reward", bool, False,
     "Subtract beta times the KL to the reference, summed over a completion's tokens, from its utility instead of "
     "adding it to a GRPO loss.", DIVERGENCES, route="native")
+MODE_ENTROPY = own("mode_entropy", Literal["none", "group", "leave_one_out", "history"], "none",
+    "τ rewards rare right answers of a group: by the surprisal of their share of its right completions (group), of the "
+    "others (leave_one_out), or of those and earlier steps (history); none: off; unset: as the objective says.",
+    MAXENT, key="maxent_mode_entropy", route="native")
 SHAPING = Every((
+    Component("shaping:ModeEntropy", {
+        "estimator": Choice(MODE_ENTROPY, {name: name for name in ("none", "group", "leave_one_out", "history")}),
+    }, on=MODE_ENTROPY),
     Component("shaping:Unlikeliness", {"coefficient": UNLIKELINESS}, on=UNLIKELINESS),
     Component("shaping:SoftOverlong", {
         "buffer": OVERLONG,

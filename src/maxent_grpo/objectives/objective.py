@@ -17,11 +17,11 @@ from maxent_grpo.objectives.parts import LossInputs, Penalty, PolicyLoss, Shapin
 from maxent_grpo.objectives.reduce import Reduction, sequence_mean
 from maxent_grpo.objectives.regularizers import BehaviourKL, ReferenceKL, TokenEntropy
 from maxent_grpo.objectives.replay import Replay
-from maxent_grpo.objectives.shaping import Unlikeliness
+from maxent_grpo.objectives.shaping import ModeEntropy, Unlikeliness, mode_entropies
 from maxent_grpo.objectives.token_loss import TokenLoss
 from maxent_grpo.objectives.weights import Tilt
 from maxent_grpo.stats import Metrics, mean_stat, sum_stat
-from maxent_grpo.types import Batch, Denominators, Forward, Knobs, Signal
+from maxent_grpo.types import Batch, Denominators, Forward, Group, Knobs, Signal
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,25 @@ class Objective:
         return unlikely or self.advantages.reads != "utilities"
 
     @property
+    def reads_modes(self) -> bool:
+        """Whether `Batch.modes` must be there."""
+        return any(shape.reads_modes for shape in self.shaping)
+
+    @property
+    def tempered(self) -> str:
+        """The metric of the entropy that τ raises: that of the candidate weights, or of the verified answers."""
+        return (
+            "mode_entropy"
+            if any(isinstance(shape, ModeEntropy) for shape in self.shaping)
+            else "weight_entropy"
+        )
+
+    def has_signal(self, group: Group) -> bool:
+        """Whether anything differs among a group's completions that the objective tells apart."""
+        differ = len(set(group.modes or ()) - {None}) > 1
+        return group.has_signal(self.advantages.reads) or (self.reads_modes and differ)
+
+    @property
     def needs_mode_history(self) -> bool:
         """Whether it reads `Batch.mode_history`."""
         return self.policy_loss.needs_mode_history or any(shape.needs_mode_history for shape in self.shaping)
@@ -106,8 +125,8 @@ class Objective:
         advantages: the scaled advantages A for ``clip``; G·w·A for ``tilted``; G·(w − p) for ``listwise``, with p the
         behaviour policy's softmax within the group; G·w − 1 for ``likelihood``; −2 × the residual for ``flow``. They
         are exactly zero in a group with equal utilities, which then has no policy gradient at all (unless
-        ``skip_zero_spread_groups`` is off). A completion without a utility has advantage and weight 0, and the others
-        of its group get what they would get without it.
+        ``skip_zero_spread_groups`` is off, or different right answers tell its completions apart). A completion without
+        a utility has advantage and weight 0, and the others of its group get what they would get without it.
 
         Args:
             batch: whole groups, all those of this rank.
@@ -121,6 +140,9 @@ class Objective:
         """
         scored = batch.scored
         metrics = utility_metrics(batch.utilities, scored)
+        if batch.modes is not None:
+            entropies = mode_entropies(batch.modes.where(scored, -1))
+            metrics["mode_entropy"] = mean_stat(entropies, ~entropies.isnan())
         utilities = batch.utilities.masked_fill(~scored, 0.0)
         utilities = self._shaped(utilities, batch, knobs)
         if self.shaping:

@@ -61,6 +61,8 @@ class Shaping:
     """Whether it reads `Batch.behaviour_logps`."""
     needs_mode_history: ClassVar[bool] = False
     """Whether it reads `Batch.mode_history`."""
+    reads_modes: ClassVar[bool] = False
+    """Whether it reads `Batch.modes`, so that a group of equal utilities and different answers has a signal."""
 
     def needs_reference(self, beta: float) -> bool:
         """Whether it reads `Batch.reference_logps`."""

@@ -1,10 +1,11 @@
 """Changes of the utilities [P, G] before they become advantages or targets."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from maxent_grpo.objectives.advantages import has_spread
 from maxent_grpo.objectives.parts import Shaping
@@ -101,6 +102,78 @@ def entropy_bonus(
 def _z_scores(values: Tensor) -> Tensor:
     spread = values.std(dim=1, correction=0, keepdim=True).clamp(min=SPREAD_FLOOR)
     return (values - values.mean(dim=1, keepdim=True)) / spread
+
+
+def mode_surprisal(modes: Tensor, history: Tensor | None = None, *, smoothed: bool = False) -> Tensor:
+    """How rare a right completion's answer is among the right ones, less the mean of that over them: [P, G].
+
+    ``s_i − mean of s over the right ones`` with ``s_i = −log p̂(m_i)``, and 0 for all others. The share ``p̂`` is the
+    plug-in ``n_c / n₊``, the completion among them, or ``smoothed``: of the others and of earlier steps alone,
+    ``p̂ = (v + 1) / (N + K + 1)``, with v the times that they gave this answer, N all their answers, K how many
+    different ones, and one place for what nobody gave yet (Laplace).
+
+    Its sum over the right ones is 0: it moves probability between right answers and adds none to them. With the plug-in
+    the expected policy gradient, given n₊ = n, is ``Σ_c ∇q_c·[(n−1)·f(q_c) − q_c·f'(q_c)]`` with q the policy's
+    distribution over right answers, ``f(q) = E log(n / (1 + Binomial(n−1, q)))``: for large n it is n times the
+    gradient of the entropy of q; for n ≤ 2 it is 0.
+
+    Args:
+        modes: [P, G] int64, the answer of each right completion, −1 for the others; numbers within a prompt.
+        history: [P, K] int64, times that earlier steps found each answer, which only a ``smoothed`` share counts.
+    """
+    right = modes >= 0
+    same = (modes.unsqueeze(2) == modes.unsqueeze(1)) & right.unsqueeze(1)  # [P, G, G]: j gave i's answer
+    counts = same.sum(dim=2).double()
+    if smoothed:
+        width = int(modes.max()) + 1 if history is None else history.shape[1]
+        seen = functional.one_hot(modes.clamp(min=0), max(1, width)) * right.unsqueeze(2)  # [P, G, K]
+        known = seen.sum(dim=1) if history is None else seen.sum(dim=1) + history
+        others = known.unsqueeze(1) - seen  # [P, G, K]: what all but i gave
+        own = (others * seen).sum(dim=2).double()
+        share = (own + 1.0) / (others.sum(dim=2) + (others > 0).sum(dim=2) + 1.0)
+    else:
+        share = counts / right.sum(dim=1, keepdim=True).clamp(min=1)
+    surprisal = torch.where(right, -share.clamp(min=torch.finfo(torch.float64).tiny).log(), 0.0)
+    number = right.sum(dim=1, keepdim=True).clamp(min=1)
+    centred = torch.where(right, surprisal - surprisal.sum(dim=1, keepdim=True) / number, 0.0)
+    alike = torch.where(right, counts == right.sum(dim=1, keepdim=True), True).all(dim=1, keepdim=True)
+    return torch.where(alike, 0.0, centred)  # exactly 0 where there is one answer
+
+
+def mode_entropies(modes: Tensor) -> Tensor:
+    """Entropy in nats of the answers of each group's right completions: [P]; NaN for a group with fewer than two."""
+    right = modes >= 0
+    same = (modes.unsqueeze(2) == modes.unsqueeze(1)) & right.unsqueeze(1)
+    number = right.sum(dim=1)
+    share = torch.where(right, same.sum(dim=2), 1) / number.clamp(min=1).unsqueeze(1)
+    surprisal = torch.where(right, -share.log(), 0.0)
+    return torch.where(number > 1, surprisal.sum(dim=1) / number.clamp(min=1), torch.nan)
+
+
+@dataclass(frozen=True)
+class ModeEntropy(Shaping):
+    """Maximum entropy over the verified answers of a group: ``U_i + τ·mode_surprisal_i``."""
+
+    estimator: Literal["group", "leave_one_out", "history"] = "group"
+    """Of an answer's share: see `mode_surprisal`."""
+
+    reads_logps: ClassVar[bool] = False
+    reads_modes: ClassVar[bool] = True
+
+    @property
+    def needs_mode_history(self) -> bool:  # type: ignore[override]
+        """Whether it reads `Batch.mode_history`."""
+        return self.estimator == "history"
+
+    def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
+        if batch.modes is None or (self.needs_mode_history and batch.mode_history is None):
+            raise ValueError(
+                "mode entropy needs Batch.modes (and, from history, Batch.mode_history): it is None"
+            )
+        history = batch.mode_history if self.needs_mode_history else None
+        modes = batch.modes.where(batch.scored, -1)
+        bonus = mode_surprisal(modes, history, smoothed=self.estimator != "group")
+        return utilities + knobs.tau * bonus.to(utilities)
 
 
 @dataclass(frozen=True)

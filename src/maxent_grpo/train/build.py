@@ -261,7 +261,8 @@ def check_correctness(
     judge = next((reward for reward in rewards if reward.correctness), None)
     names = ", ".join(reward.name for reward in rewards)
     counted = objective.counts_modes and not all("modes" in prompt.columns for prompt in prompts)
-    if judge is None and (objective.needs_correctness or objective.keeps_modes or counted):
+    needs_modes = objective.keeps_modes or objective.reads_modes or counted
+    if judge is None and (objective.needs_correctness or needs_modes):
         raise UsageError(
             f"correctness_reward: the objective needs to know which completions are right, and none of {names} is "
             "known to tell; name the one that does"

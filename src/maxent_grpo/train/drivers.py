@@ -99,7 +99,7 @@ def collect(run: Run) -> None:
     while len(kept) < wanted and rounds < run.plan.sampling_rounds:
         rounds += 1
         for group in sample_groups(run, (wanted - len(kept)) * ranks):
-            dropped = run.plan.dynamic_sampling and not group.has_signal(run.objective.advantages.reads)
+            dropped = run.plan.dynamic_sampling and not run.objective.has_signal(group)
             (silent if dropped else kept).append(group)
     missing = wanted - len(kept)
     run.rollout = kept + silent[len(silent) - missing :] if missing else kept

@@ -89,7 +89,7 @@ def adapt(run: Run, measured: Mapping[str, float], signal: Signal) -> dict[str, 
         Measurement(
             step=run.step,
             kl=measured.get("kl"),
-            weight_entropy=measured.get("weight_entropy"),
+            weight_entropy=measured.get(run.objective.tempered),
             entropy=measured.get("entropy"),
             lr_scale=run.learner.learning_rate.factor(run.step - 1),
             weights=weights_of(run, signal) if run.controllers.needs_weights(run.step) else None,

@@ -52,6 +52,7 @@ BEYOND_ADVANTAGES = (
     "kl_cov_fraction",
     "entropy_bonus_coef",
     "maxent_tau_mode_adaptive",
+    "mode_entropy",
 )
 """Settings of an objective that are no advantage: they need the native loop's loss, or data that TRL has not."""
 
