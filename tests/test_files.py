@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maxent_grpo.errors import RunError
-from maxent_grpo.files import JsonlFile, escaped, replace_file
+from maxent_grpo.files import JsonlFile, RowFile, escaped, replace_file
 
 
 def filled(path: Path, steps: int) -> JsonlFile:
@@ -120,3 +120,24 @@ def test_every_kind_of_corrupt_middle_line_is_named(tmp_path, line):
             read()
     log.cut_back(-1)
     assert log.path.read_bytes() == b""
+
+
+def test_a_row_file_without_a_row_goes_with_the_error_and_one_with_rows_stays(tmp_path: Path) -> None:
+    path = tmp_path / "seed_0.jsonl"
+
+    def use(fails: bool, appends: bool) -> None:
+        with RowFile(path, elsewhere="x", start_over="y") as rows:
+            rows.begin({"a": 1}, resume=True)
+            if appends:
+                rows.append({"index": 0})
+            if fails:
+                raise RunError("no model")
+
+    with pytest.raises(RunError, match="no model"):
+        use(fails=True, appends=False)
+    assert list(tmp_path.iterdir()) == []
+    use(fails=False, appends=False)
+    assert path.is_file()
+    with pytest.raises(RunError, match="no model"):
+        use(fails=True, appends=True)
+    assert json.loads(path.read_text()) == {"index": 0}

@@ -133,6 +133,10 @@ class RowFile(JsonlFile, AbstractContextManager["RowFile"]):
             ) from error
 
     def __exit__(self, *error: object) -> None:
+        """A file without a line, after an error, is taken away again."""
+        if any(error) and self._file.seek(0, os.SEEK_END) == 0:
+            self.path.unlink(missing_ok=True)
+            fingerprint_path(self.path).unlink(missing_ok=True)
         self._file.close()  # which also gives the lock back
 
     def begin(self, fingerprint: Fingerprint, resume: bool) -> None:

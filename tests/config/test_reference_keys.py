@@ -153,3 +153,16 @@ def test_python_and_launchers_read_such_recipes_too(recipe: Recipe, caplog: pyte
     assert read_facts(path, ()).path == path
     with_more = recipe(PAIRED | {"zzzzz": 1})
     assert read_facts(with_more, ("--unknown_keys", "ignore")).path == with_more
+
+
+def test_a_misspelt_section_and_a_text_for_a_list_get_a_hint_that_fits(recipe: Recipe) -> None:
+    path = recipe(GRPO)
+    assert failure("train-baseline", path, {"flat": {"trainin": {"learning_rate": 1}}}).endswith(
+        "unknown key 'trainin' (did you mean training?)"
+    )
+    assert failure("train-baseline", path, {"flat": {"logging": {"experiment_name": 1}}}).endswith(
+        "unknown key 'logging'"
+    )
+    assert failure("train-baseline", path, {"flat": {"reward_funcs": "accuracy"}}).endswith(
+        "reward_funcs: 'accuracy' is not a list of texts; write [accuracy]"
+    )

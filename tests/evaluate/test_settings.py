@@ -124,3 +124,19 @@ def test_names_and_folders(spec, folder, name):
 )
 def test_temperature_folders_differ_where_temperatures_do(t, folder):
     assert temperature_folder(t) == folder
+
+
+def test_a_model_that_a_run_trained_is_called_by_its_objective(tmp_path):
+    run = tmp_path / "first"
+    (run / "checkpoint-5").mkdir(parents=True)
+    (run / "other").mkdir()
+    (run / "resolved_config.yaml").write_text("training: {objective: tilted}")
+    assert InferenceModelSpec(str(run)).name == "first (tilted)"
+    assert InferenceModelSpec(str(run / "checkpoint-5")).name == "first/checkpoint-5 (tilted)"
+    assert InferenceModelSpec(str(run / "other")).name == "other (grpo)"
+    assert InferenceModelSpec(str(run), style="mine").name == "first (mine)"
+    assert InferenceModelSpec(str(run)).folder.endswith("-first--grpo")  # where its artifacts are stays
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "resolved_config.yaml").write_text("training: [")
+    assert InferenceModelSpec(str(broken)).name == "broken (grpo)"

@@ -64,10 +64,12 @@ class ErrorContext:
         return True
 
     def line(self, message: str) -> str:
-        """``maxent-grpo: command | recipe: message``; a message that opens with its place keeps it once."""
+        """``maxent-grpo: command | recipe: message``; a place or recipe that the message opens with stays once."""
         front = " | ".join(part for part in (self.command, self.recipe) if part)
         if not front or message.startswith(front):
             return f"{PROGRAM}: {message}"
+        if self.recipe and message.startswith(f"Recipe {self.recipe} "):
+            front = self.command
         return f"{PROGRAM}: {front}: {message}"
 
 

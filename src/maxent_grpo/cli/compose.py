@@ -330,7 +330,7 @@ def _one_line(error: Exception) -> str:
     kept = [
         text for text in lines if text and not text.startswith(("See https", "full_key:", "object_type="))
     ]
-    message = " ".join(kept).replace("++", "")
+    message = re.sub(r"\b\w+Exception\b", "cannot be read", " ".join(kept).replace("++", ""))
     if isinstance(error, OverrideParseException):
         return f"{_plain_key(error.override)}: {message}; quote a text with signs in it, as in key='\"a=b\"'"
     return message

@@ -142,7 +142,8 @@ def _pass_over(
             unread.ignored.append(name)
         else:
             shown = key if "." in key else repr(key)
-            unknown.append(shown + (f" ({remedy})" if remedy else did_you_mean(name, known)))
+            near = did_you_mean(name, SECTIONS if isinstance(value, Mapping) else known)
+            unknown.append(shown + (f" ({remedy})" if remedy else near))
     if unknown:
         many = "s" if unknown[1:] else ""
         aside = "; unknown_keys=ignore passes them over" if unknown[3:] else ""

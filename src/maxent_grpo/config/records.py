@@ -105,6 +105,8 @@ def parse(record: Setting, value: Any) -> Any:
     hint = ""
     if isinstance(value, bool) and "true" not in expected:
         hint = " (YAML reads a bare yes, no, on or off as true or false: quote it)"
+    elif isinstance(value, str) and "a list of texts" in expected:
+        hint = f"; write [{value}]"
     raise ValueError(f"{record.name}: {value!r} is not {expected}{hint}")
 
 

@@ -8,8 +8,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from maxent_grpo.config.records import convert, field_types
 from maxent_grpo.errors import UsageError, did_you_mean
@@ -19,6 +22,22 @@ from maxent_grpo.named import find_named
 DEFAULT_SEEDS = (0, 1, 2, 3, 4)
 GENERATION_KEYS = ("top_k", "min_p")
 """Keys of ``generation_kwargs``; everything else about sampling has a field of its own."""
+
+
+@cache
+def trained_objective(directory: str) -> str | None:
+    """The objective that a run of this package trained the model in ``directory`` with; None for any other model."""
+    folder = Path(directory).expanduser()
+    for place in (folder, folder.parent):
+        path = place / "resolved_config.yaml"
+        if path.is_file() and (place == folder or folder.name.startswith("checkpoint-")):
+            try:
+                objective = yaml.safe_load(path.read_text(encoding="utf-8"))["training"]["objective"]
+            except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+                return None
+            return str(objective) if objective else None
+    return None
+
 
 BACKENDS = {
     "local": "maxent_grpo.evaluate.local_backend:LocalBackend",
@@ -34,7 +53,7 @@ class InferenceModelSpec:
     model_name_or_path: str
     """Hub id, local directory, ``.gguf`` file, ``bundled:NAME``, or the name that an endpoint serves."""
     label: str | None = None  # how it is called in tables; by default "<name> (<style>)"
-    style: str = "grpo"  # how it was trained: a word for tables
+    style: str = "grpo"  # how it was trained: a word for tables, where a run's own folder does not say it
     revision: str | None = None  # branch, tag or commit of the hub; for an endpoint a note in the fingerprint
     system_prompt: str | None = None  # None: the benchmark's; "" for none
     system_prompt_file: str | None = None  # the same, read from a file
@@ -74,7 +93,8 @@ class InferenceModelSpec:
         *_, tail = parts = [p for p in re.split(r"[/\\:]+", self.model_name_or_path) if p] or [""]
         if len(parts) > 1 and re.fullmatch(r"checkpoint-\d+", tail):
             tail = "/".join(parts[-2:])
-        return self.label or f"{tail or self.model_name_or_path} ({self.style})"
+        style = self.style if self.style != "grpo" else trained_objective(self.model_name_or_path) or "grpo"
+        return self.label or f"{tail or self.model_name_or_path} ({style})"
 
     @property
     def folder(self) -> str:
