@@ -66,6 +66,8 @@ class Rollout:
     """G × T_i, true where the policy wrote, false at an environment's tokens; empty: it wrote everything."""
     transcripts: tuple[str, ...] = ()
     """Of several turns, all of them with their markers; empty: `texts` say it."""
+    turns: tuple[tuple[str, ...], ...] = ()
+    """G × turns, what the policy wrote in each, where an environment answers it; empty: `texts` say it."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -116,6 +118,7 @@ class Group:
                 seed_prompts=(),
                 policy_masks=rollout.policy_masks[:kept],
                 transcripts=rollout.transcripts[:kept],
+                turns=rollout.turns[:kept],
             ),
             rewards={name: scores[:kept] for name, scores in self.rewards.items()},
             utilities=self.utilities[:kept],

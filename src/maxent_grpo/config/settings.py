@@ -220,8 +220,8 @@ class CompletionFields:
         "max_completion_length without ending.")
     stop_sequences: list[str] | str | None = native(None, 'Texts that end a completion and stay part of it: a '
         'list, a JSON list, or "a||b".', aliases=("vllm_stop_sequences",))
-    environment: str | None = native(None, "Who answers the policy: countdown_feedback, or module:NAME of your "
-        "own; a completion then has several turns; unset: nobody.")
+    environment: str | None = native(None, "Who answers the policy: countdown_feedback, verifiers:TASKSET, "
+        "openenv:URL, or module:NAME of your own; a completion then has several turns; unset: nobody.")
     max_turns: int = native(3, "Turns of the policy in a completion, where there is an environment; ≥ 1.", gt=0)
     system_prompt: str | None = setting(None, "System message put before every prompt.")
     chat_template: str | None = setting(None, "Jinja chat template; unset: the tokenizer's.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maxent_grpo.errors import RunError, UsageError
+from maxent_grpo.named import load_named
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TASK_PREFIX = "task:"
+ENVIRONMENT_PREFIXES = ("verifiers:", "openenv:")
 FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 """File suffix → the `datasets` builder that reads it."""
 
@@ -54,7 +56,8 @@ def load_rows(
     """The rows of one split of a dataset.
 
     Args:
-        name: ``task:NAME`` for a procedural task; else a local file (.jsonl, .json, .parquet, .csv, .tsv; also with
+        name: ``task:NAME`` for a procedural task; ``verifiers:TASKSET`` or ``openenv:URL`` for the episodes of an
+            environment; else a local file (.jsonl, .json, .parquet, .csv, .tsv; also with
             .gz behind); else a local folder, either saved with ``save_to_disk`` or holding data files; else a
             dataset of the Hugging Face hub.
         config: the options of a procedural task, or the configuration of a hub dataset.
@@ -70,6 +73,8 @@ def load_rows(
     """
     if name.startswith(TASK_PREFIX):
         rows = _task_rows(name, config or "", split)
+    elif name.startswith(ENVIRONMENT_PREFIXES):
+        rows = _environment_rows(name, config or "", split)
     elif Path(name).expanduser().is_file():
         rows = _file_rows(name, split)
     elif Path(name).expanduser().is_dir():
@@ -124,6 +129,15 @@ def _task_rows(name: str, options: str, split: str) -> "Dataset":
     from maxent_grpo.tasks import registry
 
     return Dataset.from_list(registry.load_rows(name.removeprefix(TASK_PREFIX), split, options))
+
+
+def _environment_rows(name: str, options: str, split: str) -> "Dataset":
+    from datasets import Dataset
+
+    if split != "train":
+        raise UsageError(f"dataset '{name}' has one split, train, and no {split!r}")
+    rows = load_named("dataset_name", "maxent_grpo.rollout.environment:environment_rows")(name, options)
+    return Dataset.from_list(rows)
 
 
 def _file_rows(name: str, split: str) -> "Dataset":

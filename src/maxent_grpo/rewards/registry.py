@@ -110,7 +110,7 @@ BUILTIN_REWARDS = {
     )
 }
 """Short name → the function behind it. docs/guides/rewards.md lists their values."""
-MODEL, JUDGE = "model", "judge"
+MODEL, JUDGE, ENVIRONMENT = "model", "judge", "environment"
 MADE_REWARDS = {
     MODEL: Builtin(
         "maxent_grpo.models.reward_model:load_reward_model",
@@ -137,8 +137,11 @@ MADE_REWARDS = {
         ),
         made=True,
     ),
+    ENVIRONMENT: Builtin(
+        "maxent_grpo.rollout.environment:environment_reward", options=("environment",), made=True
+    ),
 }
-"""``model:PATH`` and ``judge``: functions that are made from settings, and run in the trainer's process."""
+"""``model:PATH``, ``judge``, ``environment``: functions made from settings, which run in the trainer's process."""
 TRAINING_OPTIONS = frozenset(name for entry in MADE_REWARDS.values() for name in entry.options)
 """Options of theirs, which are settings of training."""
 CORRECTNESS_NAMES = frozenset(name for name, entry in BUILTIN_REWARDS.items() if entry.correctness) | {
@@ -335,8 +338,8 @@ def _made(spec: str) -> tuple[str, str] | None:
                 "reward_funcs: 'model:' names no model; write model:PATH, or a hub id such as org/name"
             )
         return MODEL, argument
-    if spec == JUDGE:
-        return JUDGE, ""
+    if spec in (JUDGE, ENVIRONMENT):
+        return spec, ""
     if kind == "bundled" or (":" not in spec and "/" in spec):
         return MODEL, spec
     return None

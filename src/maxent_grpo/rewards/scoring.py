@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 # Names that mean something else in a call; a dataset column of such a name is not passed.
 _RESERVED = frozenset(
-    {"prompt", "prompts", "completion", "completions", "completion_ids"}
+    {"prompt", "prompts", "completion", "completions", "completion_ids", "turns"}
     | {"trainer_state", "log_extra", "log_metric", "is_eval"}
 )
 
@@ -228,6 +228,8 @@ def _arguments(rollouts: Sequence[Rollout]) -> Arguments:
         "completions": [[{"role": "assistant", "content": text}] for text in texts] if chats else texts,
         "completion_ids": [list(ids) for rollout in rollouts for ids in rollout.token_ids],
     }
+    if any(rollout.turns for rollout in rollouts):
+        arguments["turns"] = [list(turns) for rollout in rollouts for turns in rollout.turns]
     columns = [name for name in prompts[0].columns if name not in _RESERVED]
     return arguments | {name: [prompt.columns[name] for prompt in prompts] for name in columns}
 

@@ -146,5 +146,6 @@ class DialogueSampler(Sampler):
             finish_reasons=tuple(episode.finish for episode in group),
             policy_version=policy_version,
             policy_masks=tuple(tuple(episode.written) for episode in group),
+            turns=tuple(tuple(episode.turns) for episode in group),
             transcripts=tuple(self.tokenizer.batch_decode([episode.ids for episode in group])),
         )

@@ -416,6 +416,7 @@ def group_from_json(stored: dict[str, Any]) -> Group:
     parts = dict(stored["rollout"])
     parts |= {name: tuple(map(tuple, parts[name])) for name in ("token_ids", "logps", "policy_masks")}
     parts |= {name: tuple(parts[name]) for name in ("texts", "finish_reasons", "transcripts")}
+    parts["turns"] = tuple(map(tuple, parts.get("turns", ())))
     parts["prompt"] = _prompt_from_json(parts["prompt"])
     parts["seed_prompts"] = tuple(map(_prompt_from_json, parts["seed_prompts"]))
     rewards = {name: tuple(scores) for name, scores in stored["rewards"].items()}
