@@ -315,3 +315,30 @@ def test_a_backend_of_ones_own_is_named_by_its_module(tmp_path, monkeypatch):
     assert (result.total, result.correct) == (4, 2)
     with pytest.raises(UsageError, match="backend: module 'own_backend' has no 'Eco'"):
         run(tmp_path, InferenceModelSpec("2", backend="own_backend:Eco"), **changes)
+
+
+def test_rows_that_list_different_right_answers_are_covered(tmp_path, monkeypatch):
+    (tmp_path / "listing_backend.py").write_text(
+        OWN_BACKEND.replace('(f"\\\\boxed{{{self.says}}}",) * num_generations', "self.says.split('|')")
+    )
+    rows = [
+        {"problem": "a colour", "answer": ["red", "blue", "green"], "modes": ["red", "blue", "green"]},
+        {"problem": "a half", "answer": ["1/2", "0.25"], "modes": ["1/2", "0.25"]},
+    ]
+    (tmp_path / "names.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {
+        "dataset": "names",
+        "eval_overrides": {"dataset_name": str(tmp_path / "names.jsonl")},
+        "limit": None,
+        "seeds": [0],
+        "num_generations": 4,
+    }
+    policy = {"extraction": ["last_line"]}
+    spec = InferenceModelSpec("Red|0.5|blue|red, blue", backend="listing_backend:Echo", grader_policy=policy)
+    result = run(tmp_path, spec, **changes)[0]
+    records = read_records(result.artifacts[0])
+    assert records[0]["answer_modes"] == ["red", None, "blue", None]
+    assert records[1]["answer_modes"] == [None, "1/2", None, None]
+    assert result.metrics["distinct_at_4"].mean == (2 + 1) / 2
+    assert result.metrics["coverage_at_4"].mean == pytest.approx((2 / 3 + 1 / 2) / 2)

@@ -80,9 +80,9 @@ class Question:
     index: int  # row in the data set: its identity in keys, artifacts and tables
     text: str  # the problem, as the user says it
     gold: Any  # as the data set has it, a final answer or several alternatives; JSON values only
-    task: str | None = None  # procedural tasks: name, facts for the verifier, number of right answers
+    task: str | None = None  # procedural tasks: name, facts for the verifier
     facts: str | None = None
-    mode_count: int | None = None
+    mode_count: int | None = None  # different right answers, where the row has a column ``modes``
     turns: tuple[Mapping[str, str], ...] = ()  # of a chat: the messages before its last
 
 
@@ -209,7 +209,9 @@ def _question(
     if gold is None:
         raise UsageError(f"{name}: row {index}: column '{answer}' holds no answer but {_short(found)}")
     if benchmark.grader == "math":
-        return Question(index, text, gold, turns=tuple(turns))
+        listed = row.get("modes")
+        count = len(listed) if isinstance(listed, list) and isinstance(gold, list) else None
+        return Question(index, text, gold, mode_count=count, turns=tuple(turns))
     return Question(index, text, gold, row["task"], row["facts"], len(row["modes"]), tuple(turns))
 
 

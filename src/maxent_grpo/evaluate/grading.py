@@ -85,20 +85,42 @@ class MathGrader:
         return {"kind": "math", "policy": self._policy.fingerprint(), "options": own}
 
     def judge(self, question: Question, completions: Sequence[str]) -> list[Grade]:
+        scores = self._scores(completions, [question.gold] * len(completions))
+        found = [extract(text, self._policy) for text in completions]
+        modes = self._modes(question, completions, scores)
+        return [
+            Grade(RIGHT * (score == 1.0), None if answer is None else answer.answer, mode)
+            for answer, score, mode in zip(found, scores, modes, strict=True)
+        ]
+
+    def _modes(
+        self, question: Question, completions: Sequence[str], scores: Sequence[float]
+    ) -> list[str | None]:
+        """Which of the golds each right completion gives, where the row says that they are different answers."""
+        modes: list[str | None] = [None] * len(completions)
+        if question.mode_count is None or not isinstance(question.gold, list):
+            return modes
+        pairs = [(i, gold) for i, score in enumerate(scores) if score == 1.0 for gold in question.gold]
+        same = self._scores([completions[i] for i, _ in pairs], [gold for _, gold in pairs])
+        for (i, gold), score in zip(pairs, same, strict=True):
+            if score == 1.0 and modes[i] is None:
+                modes[i] = str(gold)
+        return modes
+
+    def _scores(self, completions: Sequence[str], golds: Sequence[Any]) -> Sequence[float]:
+        """1 where a completion gives its gold; NaN where the verdict was lost, which is counted."""
+        if not completions:
+            return []
         size = len(completions)
         arguments: dict[str, list[Any]] = {
             "completions": list(completions),
-            "answer": [question.gold] * size,
+            "answer": list(golds),
             "policy": [self._policy.as_dict()] * size,
         }
         call = self._isolation.submit(GRADED, arguments, [slice(0, size)], CallContext(is_eval=True))
         scored = call.scores()
         self.lost += len(scored.errors)
-        found = [extract(text, self._policy) for text in completions]
-        return [
-            Grade(RIGHT * (score == 1.0), None if answer is None else answer.answer)
-            for answer, score in zip(found, scored.values, strict=True)
-        ]
+        return scored.values
 
     def close(self) -> None:
         """End the workers, and say how many verdicts were lost."""
