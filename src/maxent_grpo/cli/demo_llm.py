@@ -23,18 +23,19 @@ from maxent_grpo.observe.report import render_page, write_report
 
 RECIPE = "configs/recipes/SmolLM2-135M-Instruct/grpo/config_name_one.yaml"
 BASE = "Before training"
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Dr. GRPO": ("grpo", {}),
-    "Dr. GRPO + replay": (
-        "replay",
+METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "Dr. GRPO": ("train-baseline", "grpo", {}),
+    "Dr. GRPO + mode entropy": (
+        "train-maxent",
+        "mode-entropy",
         {
-            "training.replay_coef": 0.1,
-            "training.replay_scale": "plain",
-            "training.replay_scope": "own_prompts",
+            "training.objective": "mode_entropy",
+            "training.train_grpo_objective": False,
+            "training.maxent_tau": 0.5,
         },
     ),
 }
-"""Label → folder of its run, what it sets otherwise than the recipe."""
+"""Label → command, folder of its run, what it sets otherwise than the recipe."""
 
 DEFAULTS: dict[str, Any] = {
     "steps": 30,
@@ -94,8 +95,8 @@ def run_demo_llm(options: Mapping[str, Any]) -> None:
             label,
             directory / folder,
             {
-                "command": "train-baseline",
-                "baseline.recipe": shipped(RECIPE),
+                "command": command,
+                f"{command.removeprefix('train-')}.recipe": shipped(RECIPE),
                 "model.model_name_or_path": model,
                 "training.eval_strategy": "no",
                 "training.max_steps": steps,
@@ -104,7 +105,7 @@ def run_demo_llm(options: Mapping[str, Any]) -> None:
             },
             share=1 / len(METHODS),
         )
-        for label, (folder, own) in METHODS.items()
+        for label, (command, folder, own) in METHODS.items()
     ]
     watch_to_the_end(runs, steps)
     print(f"2/2 sampling {settings['samples']} answers to each question from three policies", flush=True)
