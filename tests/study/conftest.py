@@ -1,6 +1,5 @@
 """A small plan, its runs as if they had finished, and no training."""
 
-import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -111,9 +110,3 @@ def finish() -> Callable[[StudyPlan, pd.DataFrame], None]:
             (cell.directory / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
 
     return write
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cheap_collections() -> None:
-    """statsmodels collects garbage in every Holm adjustment, half a second with torch loaded: leave out what stays."""
-    gc.freeze()

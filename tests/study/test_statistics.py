@@ -9,6 +9,7 @@ import pytest
 import statsmodels.api as sm
 from benchmarks.study_statistics import null_rows, row_level, run_level
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from maxent_grpo.study.paired import (
     bootstrap_interval,
@@ -92,6 +93,9 @@ def test_equal_runs_are_no_difference_and_equivalent():
 
 def test_holm_adjusts_the_smallest_by_the_number_of_hypotheses():
     assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    many = np.random.default_rng(7).random(20) ** 3
+    many[3] = many[4]
+    assert holm(many) == pytest.approx(multipletests(many, method="holm")[1], abs=1e-15)
 
 
 def test_the_regression_is_least_squares_with_cr1_errors_by_prompt():

@@ -429,8 +429,14 @@ def _decoding(plan: StudyPlan, task: StudyTask, rows: pd.DataFrame, out: Path) -
                     text = f"{temperatures[end]:g}".replace("0.", ".")
                     words: dict[str, Any] = {"fontsize": 8, "textcoords": "offset points", "color": color}
                     axes.annotate(text, tuple(paths[arm.name][end]), offset, **words)
-                axes.set_title(fill(arm.label, 23), fontsize=8.8, fontweight="bold", pad=4)
+                axes.set_title(
+                    fill(arm.label.replace(" = ", "\u00a0=\u00a0"), 23),
+                    fontsize=8.8,
+                    fontweight="bold",
+                    pad=4,
+                )
                 axes.grid(visible=True, axis="both")
+                axes.margins(0.13)
                 if position + columns >= len(shown):
                     axes.tick_params(labelbottom=True)
             figure.tight_layout(rect=(0.04, 0.3 / height, 1, 1 - 0.4 / height))
