@@ -80,7 +80,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"(pytest|ruff|mypy|lint-imports|pre-commit run)\b", NotRun("runs the tests; make test runs it")),
     (r"pre-commit install", NotRun("writes into .git/hooks")),
     (r"(var/venv/bin/)?(pip|python -m pip) install ", NotRun("needs a package index, minutes")),
-    (r"(source|conda|export|cd|mkdir|touch|rm|ls|cat|tail|kill|git) ", NotRun("the shell's own, or a checkout")),
+    (r"(source|conda|export|cd|mkdir|touch|cp|rm|ls|cat|tail|kill|git) ", NotRun("the shell's own, or a checkout")),
     # What is not on a machine without accelerator, cluster or hub
     (r"(hf|huggingface-cli) ", NotRun("needs the hub")),
     (r"(sbatch|srun|squeue|scancel|sinfo|salloc|SLURM_CONF=\S+) ?", NotRun("needs Slurm")),

@@ -82,7 +82,9 @@ def scored_samples(records: Sequence[Record]) -> ScoredSamples:
         scores=np.array([record["scores"] for record in records], dtype=np.float64),
         modes=tuple(tuple(record["answer_modes"]) for record in records) if keyed else None,
         mode_counts=tuple(record["mode_count"] for record in records) if enumerated else None,
-        answers=tuple(tuple(record["answer_extracted"]) for record in records),
+        answers=tuple(tuple(record["answer_extracted"]) for record in records)
+        if all("answer_extracted" in record for record in records)  # files of other programs may lack it
+        else None,
     )
 
 
