@@ -43,7 +43,7 @@ class OpenEnvEnvironment:
             import websockets.sync.client as client
         except ImportError as error:
             raise UsageError(
-                f"environment: openenv:{url} needs the package websockets: pip install websockets"
+                f"environment: openenv:{url} needs the package websockets: pip install 'maxent-grpo[openenv]'"
             ) from error
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"environment: openenv:{url}: write openenv:http://HOST:PORT")
