@@ -15,7 +15,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from maxent_grpo.study.paired import bootstrap_interval, equivalence_p, sign_flip_p
+from maxent_grpo.study.paired import (
+    bootstrap_interval,
+    equivalence_p,
+    holm,
+    no_worse_p,
+    paired_t_p,
+    sign_flip_p,
+)
 from maxent_grpo.study.regression import regress
 
 SEED_SD, RUN_SD = 0.02, 0.02  # between seeds, shared by a pair; between runs of one seed
@@ -51,6 +58,8 @@ def run_level(
             "coverage of the interval",
             "coverage without its correction",
             "type I error, TOST",
+            "type I error, paired t",
+            "type I error, no worse",
         ),
         0,
     )
@@ -70,7 +79,35 @@ def run_level(
         ).confidence_interval
         found["coverage without its correction"] += plain.low <= 0 <= plain.high
         found["type I error, TOST"] += equivalence_p(arm + MARGIN, baseline, MARGIN) < ALPHA
+        found["type I error, paired t"] += paired_t_p(arm, baseline) < ALPHA
+        found["type I error, no worse"] += no_worse_p(arm - MARGIN - baseline, MARGIN) < ALPHA
     return {name: rate(int(events), studies) for name, events in found.items()}
+
+
+def family_level(
+    studies: int, arms: int = 19, pairs: int = 8, heavy_tails: bool = False
+) -> Mapping[str, Rate]:
+    """Many arms against one baseline under Holm: studies that claim anything where nothing differs, and, where one arm
+    is better by three standard deviations of a run, studies that find it."""
+    rng = np.random.default_rng(22)
+    tests = {
+        "paired t": paired_t_p,
+        "sign flips": lambda arm, baseline: sign_flip_p(arm, baseline, 99, seed=0),
+    }
+    found = {f"{what}, {name}": 0 for what in ("any false claim", "the better arm found") for name in tests}
+    for _ in range(studies):
+        own = (
+            rng.standard_t(3, (arms + 1, pairs)) / np.sqrt(3)
+            if heavy_tails
+            else rng.standard_normal((arms + 1, pairs))
+        )
+        baseline, *others = 0.4 + SEED_SD * rng.standard_normal(pairs) + RUN_SD * own
+        for name, test in tests.items():
+            p = [test(arm, baseline) for arm in others]
+            better = [test(others[0] + 3 * RUN_SD, baseline), *p[1:]]
+            found[f"any false claim, {name}"] += bool(holm(np.array(p)).min() < ALPHA)
+            found[f"the better arm found, {name}"] += bool(holm(np.array(better))[0] < ALPHA)
+    return {name: rate(events, studies) for name, events in found.items()}
 
 
 def row_level(studies: int, pairs: int = 8, prompts: int = 24, resamples: int = 399) -> Mapping[str, Rate]:
@@ -109,13 +146,15 @@ def main() -> None:
     )
     parser.add_argument("--studies", type=int, default=2000, help="simulated studies of the paired analysis")
     parser.add_argument(
-        "--row-studies", type=int, default=500, help="simulated studies of the analyses of rows"
+        "--row-studies", type=int, default=500, help="simulated studies of rows, and of many arms"
     )
     options = parser.parse_args()
     tables = {
         "8 pairs, normal runs": run_level(options.studies),
         "8 pairs, heavy-tailed runs (t, 3 degrees of freedom)": run_level(options.studies, heavy_tails=True),
         "16 pairs, normal runs": run_level(options.studies, pairs=16),
+        "8 pairs, 19 arms, normal runs": family_level(options.row_studies),
+        "8 pairs, 19 arms, heavy-tailed runs": family_level(options.row_studies, heavy_tails=True),
         "8 pairs, 24 prompts, rows": row_level(options.row_studies),
     }
     for title, rates in tables.items():

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
-from benchmarks.study_statistics import null_rows, row_level, run_level
+from benchmarks.study_statistics import family_level, null_rows, row_level, run_level
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -146,6 +146,15 @@ def test_error_rates_and_coverage_of_the_paired_analysis_are_nominal():
     assert 0.02 <= rates["type I error, sign-flip p"].share <= 0.075
     assert 0.92 <= rates["coverage of the interval"].share <= 0.98
     assert 0.02 <= rates["type I error, TOST"].share <= 0.075
+    assert 0.02 <= rates["type I error, paired t"].share <= 0.085
+    assert 0.02 <= rates["type I error, no worse"].share <= 0.085
+
+
+def test_many_arms_are_judged_by_t_and_not_by_sign_flips():
+    rates = family_level(studies=60, arms=12)
+    assert rates["the better arm found, sign flips"].share == 0  # 12 · 2/256 > .05
+    assert rates["the better arm found, paired t"].share > 0.5
+    assert rates["any false claim, paired t"].low < 0.05
 
 
 def test_error_rates_of_the_row_analyses():
