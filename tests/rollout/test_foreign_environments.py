@@ -171,7 +171,7 @@ def test_packages_that_are_missing_and_rewards_without_an_environment_are_said(
     ):
         load_environment("verifiers:some-taskset")
     monkeypatch.setitem(sys.modules, "websockets.sync.client", None)
-    with pytest.raises(UsageError, match="pip install websockets"):
+    with pytest.raises(UsageError, match=r"pip install 'maxent-grpo\[openenv\]'"):
         load_environment("openenv:http://127.0.0.1:1")
     with pytest.raises(UsageError, match="the run has none; set it"):
         load_rewards(["environment"])
