@@ -54,6 +54,12 @@ def shaped(spec: ObjectiveSpec, batch: Batch, knobs: Knobs) -> list[list[float]]
         size = len(group)
         rows = range(p * size, (p + 1) * size)
         values = list(group)
+        if spec["gapo"] != "none":
+            values = gapo(spec, batch, p)
+        if spec["poly_epo_size"]:
+            sets = {s: worth_of_set(batch, p, s) for s in combinations(range(size), spec["poly_epo_size"])}
+            mine = [[worth for s, worth in sets.items() if g in s] for g in range(size)]
+            values = [math.fsum(worths) / len(worths) for worths in mine]
         if spec["mode_entropy"] != "none":
             assert batch.modes is not None
             modes = batch.modes[p].tolist()
@@ -73,6 +79,68 @@ def shaped(spec: ObjectiveSpec, batch: Batch, knobs: Knobs) -> list[list[float]]
                 values[g] -= spec["overlong_penalty"] * min(1, max(0, over / spec["overlong_buffer"]))
         result.append(values)
     return with_entropy_bonus(spec, batch, result) if spec["entropy_bonus_coef"] else result
+
+
+def gapo(spec: ObjectiveSpec, batch: Batch, p: int) -> list[float]:
+    answers = batch.modes[p].tolist()
+    right = [a for a in answers if a >= 0]
+    rewards = [
+        -1.0 if a < 0 else 1 - (right.count(a) / len(right) - 1 / int(batch.mode_counts[p])) for a in answers
+    ]
+    return [(r + 1) / 2 for r in rewards] if spec["gapo"] == "unit" else rewards
+
+
+def worth_of_set(batch: Batch, p: int, members: tuple[int, ...]) -> float:
+    answers = {int(batch.modes[p, i]) for i in members} - {-1}
+    return math.fsum(float(batch.utilities[p, i]) for i in members) / len(members) ** 2 * len(answers)
+
+
+def diversity(answers: list[int]) -> float:
+    """SetPO's D of a set, by its answers."""
+    size = len(answers)
+    return -sum(math.log(1 + answers.count(a) / size) for a in answers) / size if size else 0.0
+
+
+def credited(spec: ObjectiveSpec, batch: Batch, p: int, values: list[float]) -> list[float]:
+    """Advantages with what is added for a right answer that is rare."""
+    size, answers = len(values), batch.modes[p].tolist()
+    keyed = [g for g in range(size) if answers[g] >= 0]
+    values = list(values)
+    if spec["ucpo_coef"]:
+        right = [g for g in range(size) if float(batch.utilities[p, g]) >= 1]
+        per_token = spec["ucpo_likelihood"] == "token"
+        scores = [score(batch, batch.behaviour_logps, p * size + g, per_token).item() for g in right]
+        if len(right) > 1:
+            inverse = [1 / max(q, 1e-6 if per_token else 0) for q in softmax(scores)]
+            for g, v in zip(right, inverse, strict=True):
+                values[g] *= 1 - spec["ucpo_coef"] + spec["ucpo_coef"] * len(right) * v / sum(inverse)
+    if spec["semantic_maxent_coef"]:
+        cap, is_open = spec["semantic_maxent_cap"], spec["semantic_maxent_support"] == "open"
+        for g in keyed:
+            found = dict(enumerate(batch.mode_history[p].tolist()))
+            for other in keyed:
+                if other != g:
+                    found[answers[other]] += 1
+            support = {a for a, times in found.items() if times}
+            if not is_open:
+                support.add(answers[g])
+            places = sum(found.values()) + len(support) + is_open
+            share = {a: (found[a] + 1) / places for a in support}
+            unseen = [1 / places] if is_open else []
+            expected = sum(q * min(-math.log(q), cap) for q in [*share.values(), *unseen])
+            bonus = min(-math.log(share.get(answers[g], 1 / places)), cap) - expected
+            values[g] += spec["semantic_maxent_coef"] * (bonus / cap if is_open else bonus)
+    given = [answers[g] for g in keyed]
+    n = len(given)
+    if spec["pcmd_coef"] and n >= 3:
+        pairs = [a == b for a, b in combinations(given, 2)]
+        for g in keyed:
+            share = (given.count(answers[g]) - 1) / (n - 1)
+            values[g] += spec["pcmd_coef"] * n / (n - 2) * (sum(pairs) / len(pairs) - share)
+    if spec["setpo_coef"] and n > 1:
+        for k, g in enumerate(keyed):
+            values[g] += spec["setpo_coef"] * (diversity(given) - diversity(given[:k] + given[k + 1 :]))
+    return values
 
 
 def with_entropy_bonus(spec: ObjectiveSpec, batch: Batch, groups: list[list[float]]) -> list[list[float]]:
@@ -114,6 +182,19 @@ def of_kind(spec: ObjectiveSpec, group: list[float]) -> list[float]:
                 return [0.0] * size
             of = [[ok for s, ok in zip(subsets, passed, strict=True) if i in s] for i in range(size)]
             return [(sum(mine) / len(mine) - mu) / sigma for mine in of]
+        case "max_at_k":
+            k, result = spec["max_k"], []
+            for i in range(size):
+                others = [j for j in range(size) if j != i]
+                best = [(max([group[i], *(group[j] for j in s)]), max([group[j] for j in s], default=0.0))
+                        for s in combinations(others, k - 1)]  # fmt: skip
+                outside = [max(group[j] for j in s) for s in combinations(others, k)]
+                mine = sum(with_i for with_i, _ in best) / len(best)
+                if spec["max_k_baseline"] == "within":
+                    result.append(mine - sum(without for _, without in best) / len(best))
+                else:
+                    result.append(mine - sum(outside) / len(outside))
+            return result
         case "centered":
             return [u - mean for u in group]
         case function:
@@ -143,12 +224,13 @@ def advantages(spec: ObjectiveSpec, batch: Batch, knobs: Knobs) -> list[list[flo
     result = []
     for p, group in enumerate(groups):
         if len(set(group)) == 1:
-            result.append([0.0] * len(group))
+            result.append(credited(spec, batch, p, [0.0] * len(group)))
             continue
         scale = {"group": sample_std(group) + 1e-4, "batch": sample_std(every) + 1e-4, "none": 1.0}
         values = [a / scale[spec["scale_rewards"]] for a in of_kind(spec, group)]
         if spec["positive_only"]:
             values = [max(a, 0.0) for a in values]
+        values = credited(spec, batch, p, values)
         if spec["seed_grpo_enabled"]:
             values = [a * semantic_scale(spec, batch, p) for a in values]
         result.append(values)

@@ -16,6 +16,9 @@ MAX_LENGTH = 11
 TESTED: dict[str, ObjectiveSpec] = CATALOG | {
     # Published settings that would be without effect in groups of 3 completions of at most 7 tokens.
     "pass_at_k": CATALOG["pass_at_k"].with_settings(pass_k=2),
+    "max_at_k": CATALOG["max_at_k"].with_settings(max_k=2),
+    "pkpo": CATALOG["pkpo"].with_settings(max_k=2),
+    "poly_epo": CATALOG["poly_epo"].with_settings(poly_epo_size=2),
     "clip_cov": CATALOG["clip_cov"].with_settings(
         clip_cov_fraction=0.3, clip_cov_low=0.05, clip_cov_high=0.6
     ),
@@ -25,6 +28,8 @@ TESTED: dict[str, ObjectiveSpec] = CATALOG | {
     "flowrl": CATALOG["flowrl"].with_settings(flow_reward_scale=0.7),
 }
 """The catalog, with numbers that matter on the batches made here."""
+TELLS_ANSWERS = ("mode_entropy", "gapo", "poly_epo", "semantic_maxent", "setpo", "pcmd")
+"""Objectives for which completions of equal rewards differ by their answers."""
 SELECTS_TOKENS = ("clip_cov", "top_entropy")
 """Objectives that drop tokens, so that no advantage per completion gives their gradient."""
 LENGTHS = [5, 1, 3, 7, 2, 2, 4, 6, 1, 7, 3, 5]
@@ -72,6 +77,7 @@ def make_batch(
         answer_clusters=torch.randint(0, 2, (groups, group_size), generator=draw),
         mode_counts=torch.arange(1, groups + 1),
         modes=torch.randint(0, 2, (groups, group_size), generator=draw).where(utilities > 0, -1),
+        mode_history=torch.tensor([[3, 0], [0, 1], [0, 0], [2, 2]]).repeat(groups // 4 + 1, 1)[:groups],
     )
     return batch, Forward(logps, entropy)
 

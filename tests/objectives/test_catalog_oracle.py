@@ -79,6 +79,17 @@ VARIANTS: dict[str, ObjectiveSpec] = {
     "covariance under a tilt": CATALOG["tilted"].with_settings(
         kl_cov_fraction=0.2, clip_cov_fraction=0.3, clip_cov_low=0.01
     ),
+    "gapo as published": CATALOG["grpo"].with_settings(gapo="paper"),
+    "ucpo as in the authors' code": CATALOG["grpo"].with_settings(ucpo_coef=0.7, ucpo_likelihood="token"),
+    "semantic maxent, closed": CATALOG["semantic_maxent"].with_settings(
+        semantic_maxent_support="closed", semantic_maxent_cap=0.6
+    ),
+    "max@1, with credit": CATALOG["max_at_k"].with_settings(max_k=1, pcmd_coef=0.3),
+    "tilted, with credit": CATALOG["tilted"].with_settings(
+        pcmd_coef=0.5, semantic_maxent_coef=0.4, setpo_coef=0.3, ucpo_coef=0.2
+    ),
+    "sets of two, tilted": CATALOG["tilted"].with_settings(poly_epo_size=2),
+    "credit, seed": CATALOG["seed_grpo"].with_settings(setpo_coef=0.3, semantic_maxent_coef=0.2),
     "flow with a KL as well": TESTED["flowrl"].with_settings(kl_in_loss=True, epsilon=0.05),
     "functions of one's own": ObjectiveSpec(
         advantage=lambda u: u.sign() - u.sign().mean(dim=1, keepdim=True),

@@ -112,7 +112,7 @@ def test_a_format_reward_changes_neither_what_is_right_nor_what_is_rare() -> Non
 
 def test_objectives_made_of_right_answers_say_so() -> None:
     needing = {name for name, spec in CATALOG.items() if build_objective(spec).needs_correctness}
-    assert needing == {"maxrl", "re_max", "pass_at_k", "unlikeliness"}
+    assert needing == {"maxrl", "re_max", "pass_at_k", "unlikeliness", "ucpo"}
     counting = build_objective(CATALOG["tilted"].with_settings(maxent_tau_mode_adaptive=True))
     assert counting.counts_modes
     assert not build_objective(CATALOG["tilted"]).counts_modes

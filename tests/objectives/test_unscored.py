@@ -71,6 +71,7 @@ def group_alone(batch: Batch, forward: Forward, p: int) -> tuple[Batch, Forward,
         answer_clusters=batch.answer_clusters[p : p + 1, SCORED[p]],
         mode_counts=batch.mode_counts[p : p + 1],
         modes=batch.modes[p : p + 1, SCORED[p]],
+        mode_history=batch.mode_history[p : p + 1],
     )
     assert forward.entropy is not None
     return small, Forward(forward.logps[rows], forward.entropy[rows]), rows

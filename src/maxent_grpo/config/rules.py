@@ -78,6 +78,14 @@ def training_problems(t: Any, processes: int) -> Iterator[str]:
         yield from _pool_problems(t)
     if t.advantage == "pass_at_k" and t.pass_k > t.num_generations:
         yield (f"pass_k: {t.pass_k} is above num_generations={t.num_generations}; lower it")
+    if t.advantage == "max_at_k":
+        most = t.num_generations - (t.max_k_baseline != "within")
+        if t.max_k > most:
+            yield f"max_k: {t.max_k} is above {most}, what num_generations={t.num_generations} allows; lower it"
+    if (t.poly_epo_size or 0) > t.num_generations:
+        yield f"poly_epo_size: {t.poly_epo_size} is above num_generations={t.num_generations}; lower it"
+    if (t.pcmd_coef or 0) > 0 and t.num_generations < 3:
+        yield f"pcmd_coef: compares three right completions or more, and num_generations={t.num_generations}; raise it"
     if find_objective(t.objective).has("reference") and t.beta > 0:
         yield (
             "beta: FlowRL has the reference in its target and no KL to weigh; set it to 0, or flow_reward_scale"

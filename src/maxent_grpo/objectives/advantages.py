@@ -157,6 +157,52 @@ def pass_at_k(utilities: Tensor, k: int) -> Tensor:
     return values
 
 
+def max_at_k(utilities: Tensor, k: int, *, within: bool = False) -> Tensor:
+    """The best of k as a reward, for any utilities: over the sets of k completions that hold i, the mean of
+    ``max(S) − baseline``.
+
+    The baseline is the mean of max over the sets of k *without* i, which does not depend on i, so that k times the
+    policy gradient is that of E max@k without bias; the advantages sum to 0 and equal ``G/(G − k)·(q_i − U)``, q_i the
+    mean of max over the sets with i, U over all (OrderGrad, github.com/paavo5/ordergrad; MaxPO, arXiv 2606.06080, names
+    these properties). k = 1 is RLOO. For right and wrong it is `pass_at_k` × √(U(1 − U))·G/(G − k).
+
+    ``within`` takes ``max(S ∖ {i})`` of each set itself: PKPO's ``loo−1`` (arXiv 2505.15201), whose s_i are k/G times
+    these. Only what is best in some set earns anything, and nothing is centred; k = G is the best less the second best
+    (arXiv 2503.19595).
+
+    Args:
+        utilities: [P, G].
+        k: at least 1, and at least 2 ``within``; below G, or at most G ``within``.
+
+    Raises:
+        RunError: another k.
+    """
+    size = utilities.shape[1]
+    least, most = (2, size) if within else (1, size - 1)
+    if not least <= k <= most:
+        raise RunError(f"max_k={k} must be {least} to {most} in a group of {size}; change it")
+    ordered = utilities.double().sort(dim=1).values
+    own = utilities.double().unsqueeze(2)
+    if within:  # over the second best: C(s − 1, k − 2) sets have it at place s
+        second = [math.comb(s, k - 2) / math.comb(size - 1, k - 1) for s in range(size)]
+        gain = (own - ordered.unsqueeze(1)).clamp(min=0.0)
+        return (gain * ordered.new_tensor(second)).sum(dim=2).to(utilities)
+    below = (
+        ordered - ordered[:, -1:]
+    )  # what the best loses nothing against: exactly 0 where every set holds it
+    places = ordered.new_tensor([math.comb(s, k - 1) / math.comb(size, k) for s in range(size)])
+    rest = ordered.new_tensor([math.comb(max(0, s - 1), k - 2) if k > 1 and s else 0 for s in range(size)])
+    rest = rest / math.comb(size - 1, k - 1)
+    reached = ordered.unsqueeze(1) <= own  # [P, i, s]
+    alone = ordered.new_tensor(
+        [math.comb(max(0, s - 1), k - 1) / math.comb(size - 1, k - 1) for s in range(size + 1)]
+    )
+    mine = (utilities.double() - ordered[:, -1:]) * alone[reached.sum(dim=2)]
+    with_i = mine + (below * rest).unsqueeze(1).masked_fill(reached, 0.0).sum(dim=2)
+    overall = (below * places).sum(dim=1, keepdim=True)
+    return ((with_i - overall) * (size / (size - k))).to(utilities)
+
+
 def risk_sensitive(utilities: Tensor, sensitivity: float) -> Tensor:
     """``(e^{βU} / mean(e^{βU}) − 1) / β`` (RS-GRPO, Jiang et al. 2025, arXiv 2509.24261).
 
@@ -179,6 +225,22 @@ class PassAtK:
 
     def __call__(self, utilities: Tensor) -> Tensor:
         return pass_at_k(utilities, self.k)
+
+
+@dataclass(frozen=True)
+class MaxAtK:
+    """`max_at_k` with its k."""
+
+    k: int = 4
+    within: bool = False
+
+    @property
+    def least_size(self) -> int:
+        """A group with fewer scored completions has no sets to compare, and no signal."""
+        return self.k if self.within else self.k + 1
+
+    def __call__(self, utilities: Tensor) -> Tensor:
+        return max_at_k(utilities, self.k, within=self.within)
 
 
 @dataclass(frozen=True)

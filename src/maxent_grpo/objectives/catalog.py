@@ -160,15 +160,23 @@ def _advantage_contradictions(spec: ObjectiveSpec) -> Iterator[str]:
         )
     if spec["kl_in_reward"] and spec["kl_in_loss"]:
         yield "kl_in_reward: kl_in_loss is on, and the KL would count twice; turn one of them off"
-    if spec["mode_entropy"] != "none":
-        if spec.has_weights:
-            yield (
-                f"mode_entropy: its weight is τ, and so is the temperature of policy_loss={loss}; unset one of the two"
-            )
+    if spec["mode_entropy"] != "none" and spec.has_weights:
+        yield (
+            f"mode_entropy: its weight is τ, and so is the temperature of policy_loss={loss}; unset one of the two"
+        )
+    worth = [
+        name for name in ("mode_entropy", "gapo", "poly_epo_size") if NUMBERS[name].is_on(spec.__getitem__)
+    ]
+    for name in worth:
         if advantage in ("maxrl", "pass_at_k"):
-            yield (
-                f"mode_entropy: changes utilities, and advantage={advantage} reads what is right; use centered or rloo"
-            )
+            yield f"{name}: changes utilities, and advantage={advantage} reads what is right; use centered or rloo"
+    if len(worth) > 1:
+        yield f"{worth[0]}: says what a right answer is worth, and so does {worth[1]}; turn one of them off"
+    for name in ("ucpo_coef", "semantic_maxent_coef", "pcmd_coef", "setpo_coef"):
+        if spec[name] and not spec.has_tokens:
+            yield f"{name}: changes advantages, and policy_loss={loss} has none of single tokens; unset it"
+        if spec[name] and spec["positive_only"]:
+            yield f"{name}: changes advantages after positive_only has dropped the negative ones; turn one of them off"
     if spec.has_weights and not spec.has_tokens:
         if advantage != "centered":
             yield f"advantage: policy_loss={loss} learns from weights and has no advantages to choose; unset it"
@@ -213,6 +221,11 @@ CATALOG: dict[str, ObjectiveSpec] = {
     "re_max": ObjectiveSpec(advantage="maxrl", scale_rewards="none", loss_type="dr_grpo", replay_coef=0.1),
     # Pass@k training: Chen et al. 2025. The group as all its subsets of k.
     "pass_at_k": ObjectiveSpec(advantage="pass_at_k", scale_rewards="none", loss_type="dapo"),
+    # The best of k, for any utilities: OrderGrad and MaxPO 2026; PKPO: Walder and Karkhanis 2025, its loo-1.
+    "max_at_k": ObjectiveSpec(advantage="max_at_k", scale_rewards="none", loss_type="dr_grpo"),
+    "pkpo": ObjectiveSpec(
+        advantage="max_at_k", max_k_baseline="within", scale_rewards="none", loss_type="dr_grpo"
+    ),
     # RS-GRPO: Jiang et al. 2025. The log of the mean exponential utility.
     "risk_sensitive": ObjectiveSpec(advantage="risk_sensitive", scale_rewards="none"),
     # Unlikeliness reward: He et al. 2025. Of two right answers the rarer earns more.
@@ -236,6 +249,18 @@ CATALOG: dict[str, ObjectiveSpec] = {
     "maxent_likelihood": ObjectiveSpec(policy_loss="likelihood", kl_in_loss=False),
     # MaxEnt-GRPO over verified answers: Dr. GRPO, and τ times the entropy of a group's right answers.
     "mode_entropy": ObjectiveSpec(scale_rewards="none", loss_type="dr_grpo", mode_entropy="group"),
+    # Credit for which right answer it is, on Dr. GRPO as in ModeBench 2026 (github.com/liv-daliberti/modeBench). GAPO
+    # and UCPO 2026: docs/paper_index.md has the settings of the papers.
+    "gapo": ObjectiveSpec(scale_rewards="none", loss_type="dr_grpo", gapo="unit"),
+    "ucpo": ObjectiveSpec(scale_rewards="none", loss_type="dr_grpo", ucpo_coef=0.2),
+    "semantic_maxent": ObjectiveSpec(scale_rewards="none", loss_type="dr_grpo", semantic_maxent_coef=0.1),
+    "setpo": ObjectiveSpec(scale_rewards="none", loss_type="dr_grpo", setpo_coef=1.0),
+    # Poly-EPO 2026, its clusters the verified answers.
+    "poly_epo": ObjectiveSpec(
+        scale_rewards="none", loss_type="dr_grpo", poly_epo_size=4, epsilon=0.2, epsilon_high=0.28
+    ),
+    # Diversity alone: the chance that two right answers differ. Its coefficient is ours.
+    "pcmd": ObjectiveSpec(scale_rewards="none", loss_type="dr_grpo", pcmd_coef=0.5),
     # Tilted Dr. GRPO: completions with a larger advantage weigh more in the policy gradient.
     "tilted": ObjectiveSpec(
         policy_loss="tilted",

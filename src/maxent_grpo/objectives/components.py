@@ -66,6 +66,11 @@ def empty_range(value_of: Settings) -> Iterator[str]:
         yield f"clip_cov_low: {low} must be below clip_cov_high={high}"
 
 
+def best_of_itself(value_of: Settings) -> Iterator[str]:
+    if value_of("max_k_baseline") == "within" and value_of("max_k") < 2:
+        yield "max_k: 1 leaves no other completion in a set to compare with; use 2 or more, or max_k_baseline=outside"
+
+
 def share_of_nothing(value_of: Settings) -> Iterator[str]:
     if value_of("maxent_tilted_utility") == "dr_grpo" and value_of("max_completion_length") is None:
         yield "maxent_tilted_utility: dr_grpo divides by max_completion_length; set it"
@@ -80,6 +85,15 @@ ADVANTAGES = {
     "pass_at_k": Component("advantages:PassAtK", {"k": native("pass_k", int, 4,
         "k of the pass_at_k advantage, at most num_generations; unset: the objective's own, 4.", ge=1,
     )}, traits=OWN_SCALE),
+    "max_at_k": Component("advantages:MaxAtK", {
+        "k": native("max_k", int, 4,
+            "k of the max_at_k advantage, below num_generations (within: at most that); unset: the objective's own, 4.",
+            ge=1),
+        "within": Choice(native("max_k_baseline", str, "outside",
+            "What the best of k is compared with: the best of k without the completion (outside), or of the same k "
+            "without it (within: PKPO's loo-1); unset: the objective's own, outside."),
+            {"outside": False, "within": True}),
+    }, traits=OWN_SCALE, refuses=best_of_itself),
     "risk_sensitive": Component("advantages:RiskSensitive", {"sensitivity": native("risk_sensitivity", float, 2.0,
         "β of the risk_sensitive advantage: > 0 seeks risk; unset: the objective's own, 2.",
     )}, traits=OWN_SCALE, refuses=no_risk),
@@ -90,7 +104,7 @@ SCALES = {
     "none": Component("advantages:unscaled"),
 }
 ADVANTAGE = Choice(native("advantage", str, "centered",
-    "Advantage of a completion in its group: centered, rloo, maxrl, pass_at_k or risk_sensitive; unset: the "
+    "Advantage of a completion in its group: centered, rloo, maxrl, pass_at_k, max_at_k or risk_sensitive; unset: the "
     "objective's own."), ADVANTAGES)
 GROUP_ADVANTAGES = Component("advantages:GroupAdvantages", {
     "kind": ADVANTAGE,
@@ -117,7 +131,17 @@ MODE_ENTROPY = own("mode_entropy", Literal["none", "group", "leave_one_out", "hi
     "τ rewards rare right answers of a group: by the surprisal of their share of its right completions (group), of the "
     "others (leave_one_out), or of those and earlier steps (history); none: off; unset: as the objective says.",
     MAXENT, key="maxent_mode_entropy", route="native")
+GAPO = native("gapo", str, "none",
+    "Right completions earn 1 less how much their answer's share exceeds an even one; wrong ones 0 and right ones on "
+    "the same scale (unit), or -1 (paper); none: off; unset: the objective's own.")
+POLY_EPO = native("poly_epo_size", int, 0,
+    "Completions in the sets that Poly-EPO rewards for right and different answers, at most num_generations; 4 is "
+    "published; 0: off; unset: the objective's own.", ge=0)
 SHAPING = Every((
+    Component("mode_credit:GAPO", {
+        "unit": Choice(GAPO, {"none": False, "unit": True, "paper": False}),
+    }, on=GAPO),
+    Component("mode_credit:PolyEPO", {"size": POLY_EPO}, on=POLY_EPO),
     Component("shaping:ModeEntropy", {
         "estimator": Choice(MODE_ENTROPY, {name: name for name in ("none", "group", "leave_one_out", "history")}),
     }, on=MODE_ENTROPY),
@@ -131,6 +155,42 @@ SHAPING = Every((
     }, on=OVERLONG, refuses=overlong_without_room),
     Component("shaping:EntropyBonus", {"coefficient": ENTROPY_BONUS}, on=ENTROPY_BONUS),
     Component("shaping:KLInReward", on=KL_IN_REWARD),
+))
+
+# Changes of the advantages by which right answer it is, in the order in which they are made.
+UCPO = native("ucpo_coef", float, 0.0,
+    "τ of UCPO, 0 to 1: the part of the right completions' advantages that is shared by inverse likelihood; 0.2 is "
+    "published; 0: off; unset: the objective's own.", ge=0, le=1)
+SEMANTIC_MAXENT = native("semantic_maxent_coef", float, 0.0,
+    "η of Semantic MaxEnt: advantage for answers that are rare in all that was found of the prompt; 0.1 is published; "
+    "0: off; unset: the objective's own.", ge=0)
+PCMD = native("pcmd_coef", float, 0.0,
+    "λ of the PCMD advantage: right completions whose answer fewer of the others give earn more; 0: off; unset: the "
+    "objective's own.", ge=0)
+SETPO = native("setpo_coef", float, 0.0,
+    "λ of SetPO: advantage for what a group's diversity loses without a completion; 0: off; unset: the objective's "
+    "own.", ge=0)
+CREDIT = Every((
+    Component("mode_credit:UCPO", {
+        "coefficient": UCPO,
+        "per_token": Choice(native("ucpo_likelihood", str, "sequence",
+            "Likelihood that UCPO inverts: of the completion (sequence), or its mean per token (token: the authors' "
+            "code); unset: the objective's own, sequence."), {"sequence": False, "token": True}),
+    }, on=UCPO),
+    Component("mode_credit:SemanticMaxEnt", {
+        "coefficient": SEMANTIC_MAXENT,
+        "cap": native("semantic_maxent_cap", float, 5.0, "κ of Semantic MaxEnt, in nats; unset: 5.", gt=0),
+        "is_open": Choice(native("semantic_maxent_support", str, "open",
+            "Answers of Semantic MaxEnt's estimate: those found, and a place for unseen ones (open), or those found "
+            "and the group's (closed); unset: the objective's own, open."), {"open": True, "closed": False}),
+    }, on=SEMANTIC_MAXENT),
+    Component("mode_credit:PCMD", {"coefficient": PCMD}, on=PCMD),
+    Component("mode_credit:SetPO", {
+        "coefficient": SETPO,
+        "kernel": native("setpo_kernel", str, "answer",
+            "Similarity of SetPO: answer (1 for the same right answer), or module:NAME, a function of a Batch to "
+            "[P, G, G] in [0, 1]; unset: answer."),
+    }, on=SETPO),
 ))
 
 # Losses of single tokens. Of the reductions, the last three are TRL's names for a surrogate and what goes with it.
@@ -338,6 +398,7 @@ OBJECTIVE = Component("objective:Objective", {
     "policy_loss": POLICY_LOSS,
     "advantages": GROUP_ADVANTAGES,
     "shaping": SHAPING,
+    "credit": CREDIT,
     "reduction": REDUCTION,
     "kl": Component("regularizers:ReferenceKL", {
         "estimator": Choice(own("kl_estimator", Literal["k1", "k2", "k3"], "k3",

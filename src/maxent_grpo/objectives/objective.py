@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maxent_grpo.objectives.advantages import GroupAdvantages, UtilityStd, utility_metrics
 from maxent_grpo.objectives.infoseed import InfoSeed
-from maxent_grpo.objectives.parts import LossInputs, Penalty, PolicyLoss, Shaping
+from maxent_grpo.objectives.parts import Credit, LossInputs, OfGroups, Penalty, PolicyLoss, Shaping
 from maxent_grpo.objectives.reduce import Reduction, sequence_mean
 from maxent_grpo.objectives.regularizers import BehaviourKL, ReferenceKL, TokenEntropy
 from maxent_grpo.objectives.replay import Replay
@@ -31,6 +31,8 @@ class Objective:
     policy_loss: PolicyLoss = field(default_factory=TokenLoss)
     advantages: GroupAdvantages = field(default_factory=GroupAdvantages)
     shaping: tuple[Shaping, ...] = ()
+    credit: tuple[Credit, ...] = ()
+    """Changes of the advantages, before they are tilted or otherwise reweighted."""
     reduction: Reduction = sequence_mean
     """Of per-token terms to a scalar, those of the KL terms included."""
     kl: ReferenceKL = field(default_factory=ReferenceKL)
@@ -50,6 +52,11 @@ class Objective:
         return (self.kl, self.behaviour_kl, self.entropy, *self.penalties, *seeds)
 
     @property
+    def of_groups(self) -> tuple[OfGroups, ...]:
+        """All that changes utilities and advantages, in order."""
+        return (*self.shaping, *self.credit)
+
+    @property
     def has_weights(self) -> bool:
         """Whether it has candidate weights w(τ, β)."""
         return self.policy_loss.has_weights
@@ -62,18 +69,19 @@ class Objective:
     @property
     def needs_answers(self) -> bool:
         """Whether `Batch.answer_clusters` and `Batch.mode_counts` must be there."""
-        return self.policy_loss.needs_answers
+        return self.policy_loss.needs_answers or any(shape.needs_answers for shape in self.shaping)
 
     @property
     def needs_correctness(self) -> bool:
         """Whether it reads `Batch.right` or `Batch.correctness`."""
         unlikely = any(isinstance(shape, Unlikeliness) for shape in self.shaping)
-        return unlikely or self.advantages.reads != "utilities"
+        credited = any(credit.needs_right for credit in self.credit)
+        return unlikely or credited or self.advantages.reads != "utilities"
 
     @property
     def reads_modes(self) -> bool:
         """Whether `Batch.modes` must be there."""
-        return any(shape.reads_modes for shape in self.shaping)
+        return any(part.reads_modes for part in self.of_groups)
 
     @property
     def tempered(self) -> str:
@@ -86,13 +94,14 @@ class Objective:
 
     def has_signal(self, group: Group) -> bool:
         """Whether anything differs among a group's completions that the objective tells apart."""
-        differ = len(set(group.modes or ()) - {None}) > 1
-        return group.has_signal(self.advantages.reads) or (self.reads_modes and differ)
+        told_apart = any(part.has_signal(group) for part in self.of_groups)
+        return group.has_signal(self.advantages.reads) or told_apart
 
     @property
     def needs_mode_history(self) -> bool:
         """Whether it reads `Batch.mode_history`."""
-        return self.policy_loss.needs_mode_history or any(shape.needs_mode_history for shape in self.shaping)
+        of_groups = any(part.needs_mode_history for part in self.of_groups)
+        return of_groups or self.policy_loss.needs_mode_history
 
     @property
     def keeps_modes(self) -> bool:
@@ -108,7 +117,7 @@ class Objective:
     @property
     def reads_logps(self) -> bool:
         """Whether `signal` reads `Batch.behaviour_logps`."""
-        return self.policy_loss.reads_logps or any(shape.reads_logps for shape in self.shaping)
+        return self.policy_loss.reads_logps or any(part.reads_logps for part in self.of_groups)
 
     def needs_reference(self, beta: float) -> bool:
         """Whether `Batch.reference_logps` must be there for a step with this β."""
@@ -153,6 +162,11 @@ class Objective:
         elif self.advantages.reads == "right" and batch.right is not None:
             judged = batch.right.to(utilities.dtype)
         advantages = self.advantages(judged, utility_std, scored)
+        if self.credit:
+            before = advantages
+            for credit in self.credit:
+                advantages = credit(advantages, batch)
+            metrics["mode_credit"] = mean_stat((advantages - before).abs(), scored)
         signal, more = self.policy_loss.signal(utilities, advantages, batch, knobs)
         return replace(signal, scored=scored), metrics | more
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maxent_grpo.objectives.reduce import Reduction
 from maxent_grpo.stats import Metrics
-from maxent_grpo.types import Batch, Denominators, Forward, Knobs, Signal
+from maxent_grpo.types import Batch, Denominators, Forward, Group, Knobs, Signal
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,27 @@ class LossInputs:
         return self.reduction(per_token, self.mask, self.denominators)
 
 
-class Shaping:
-    """A change of the utilities [P, G] before they become advantages or targets."""
+class OfGroups:
+    """What a change of utilities or advantages reads of a batch."""
 
-    reads_logps: ClassVar[bool] = True
+    reads_logps: ClassVar[bool] = False
     """Whether it reads `Batch.behaviour_logps`."""
     needs_mode_history: ClassVar[bool] = False
     """Whether it reads `Batch.mode_history`."""
     reads_modes: ClassVar[bool] = False
     """Whether it reads `Batch.modes`, so that a group of equal utilities and different answers has a signal."""
+
+    def has_signal(self, group: Group) -> bool:
+        """Whether it can tell completions of equal utilities apart."""
+        return self.reads_modes and len(set(group.modes or ()) - {None}) > 1
+
+
+class Shaping(OfGroups):
+    """A change of the utilities [P, G] before they become advantages or targets."""
+
+    reads_logps: ClassVar[bool] = True
+    needs_answers: ClassVar[bool] = False
+    """Whether it reads `Batch.answer_clusters` or `Batch.mode_counts`."""
 
     def needs_reference(self, beta: float) -> bool:
         """Whether it reads `Batch.reference_logps`."""
@@ -70,6 +82,17 @@ class Shaping:
 
     def __call__(self, utilities: Tensor, batch: Batch, knobs: Knobs) -> Tensor:
         """The utilities [P, G], changed."""
+        raise NotImplementedError
+
+
+class Credit(OfGroups):
+    """A change of the advantages [P, G] of a group, after centring and scaling (`mode_credit`)."""
+
+    needs_right: ClassVar[bool] = False
+    """Whether it reads `Batch.right`."""
+
+    def __call__(self, advantages: Tensor, batch: Batch) -> Tensor:
+        """The advantages [P, G], changed; 0 stays where a completion has no utility."""
         raise NotImplementedError
 
 

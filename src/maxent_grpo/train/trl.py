@@ -53,6 +53,12 @@ BEYOND_ADVANTAGES = (
     "entropy_bonus_coef",
     "maxent_tau_mode_adaptive",
     "mode_entropy",
+    "gapo",
+    "poly_epo_size",
+    "ucpo_coef",
+    "semantic_maxent_coef",
+    "pcmd_coef",
+    "setpo_coef",
 )
 """Settings of an objective that are no advantage: they need the native loop's loss, or data that TRL has not."""
 
