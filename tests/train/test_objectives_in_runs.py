@@ -173,6 +173,10 @@ def test_a_resumed_run_with_dynamic_sampling_is_the_uninterrupted_one(configure,
     [
         ({"objective": "flowrl", "beta": 0.1}, "beta: FlowRL has the reference in its target"),
         ({"objective": "pass_at_k", "pass_k": 5}, "pass_k: 5 is above num_generations=4"),
+        ({"objective": "max_at_k"}, "max_k: 4 is above 3, what num_generations=4 allows"),
+        ({"objective": "pkpo", "max_k": 5}, "max_k: 5 is above 4, what num_generations=4 allows"),
+        ({"objective": "poly_epo", "poly_epo_size": 5}, "poly_epo_size: 5 is above num_generations=4"),
+        ({"objective": "pcmd", "num_generations": 2}, "pcmd_coef: compares three right completions or more"),
         ({"advantage": "loo"}, "advantage: 'loo' is not one of centered, rloo, maxrl"),
         (
             {"loss_type": "cispo"},
