@@ -329,7 +329,10 @@ def is_clipped(spec: ObjectiveSpec, rho: float, a: float) -> bool:
 def correction(spec: ObjectiveSpec, batch: Batch, forward: Forward, row: int, t: int) -> float:
     if spec["tis_cap"] is None:
         return 1.0
-    return min(math.exp(old_of(batch, forward)[row, t] - batch.behaviour_logps[row, t]), spec["tis_cap"])
+    weight = math.exp(old_of(batch, forward)[row, t] - batch.behaviour_logps[row, t])
+    if spec["tis_low"] is not None:
+        return weight if spec["tis_low"] <= weight <= spec["tis_cap"] else 0.0
+    return min(weight, spec["tis_cap"])
 
 
 def token_loss(spec: ObjectiveSpec, batch: Batch, forward: Forward, a: float, row: int, t: int) -> Tensor:

@@ -19,6 +19,10 @@ VARIANTS: dict[str, ObjectiveSpec] = {
     ),
     "sequence ratio, fixed length": CATALOG["dr_grpo"].with_settings(importance_sampling_level="sequence"),
     "truncated importance sampling": CATALOG["grpo"].with_settings(tis_cap=1.02),
+    "masked on both sides": CATALOG["grpo"].with_settings(tis_low=0.95, tis_cap=1.05),
+    "masked, token mean, under a tilt": CATALOG["tilted"].with_settings(
+        tis_low=0.95, tis_cap=1.05, loss_type="dapo"
+    ),
     "sequence ratio, corrected": CATALOG["gspo"].with_settings(tis_cap=1.02),
     "k1": CATALOG["dr_grpo"].with_settings(kl_estimator="k1"),
     "k2": CATALOG["dapo"].with_settings(kl_estimator="k2"),

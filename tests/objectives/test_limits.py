@@ -212,6 +212,15 @@ def test_contradictory_settings_are_refused() -> None:
         CATALOG["tilted"].with_settings(maxent_tilted_utility="dr_grpo")
 
 
+def test_bounds_that_no_weight_reaches_truncate_and_mask_alike() -> None:
+    (batch, forward), knobs = make_batch(), Knobs(0.3, 0.0)
+    truncated = CATALOG["grpo"].with_settings(tis_cap=1e6)
+    masked = truncated.with_settings(tis_low=0.0)
+    assert torch.equal(
+        policy_gradient(truncated, batch, forward, knobs), policy_gradient(masked, batch, forward, knobs)
+    )
+
+
 def test_needs_are_those_of_the_loss() -> None:
     assert build_objective(CATALOG["grpo"]).needs_reference(0.1)
     assert not build_objective(CATALOG["grpo"]).needs_reference(0.0)

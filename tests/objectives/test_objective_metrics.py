@@ -177,6 +177,16 @@ def test_corrections() -> None:
     assert metrics["tis/raw_square_mean"] == pytest.approx(factors.square().mean().item(), abs=1e-12)
 
 
+def test_masked_corrections() -> None:
+    metrics, batch, _, _ = metrics_of(CATALOG["grpo"].with_settings(tis_low=0.95, tis_cap=1.05))
+    factors = (batch.old_logps - batch.behaviour_logps)[batch.completion_mask].exp().tolist()
+    kept = [r for r in factors if 0.95 <= r <= 1.05]
+    assert any(r < 0.95 for r in factors)
+    assert any(r > 1.05 for r in factors)
+    assert metrics["tis/mean"] == pytest.approx(sum(kept) / len(factors), abs=1e-12)
+    assert metrics["tis/capped"] == pytest.approx(1 - len(kept) / len(factors))
+
+
 def test_metrics_carry_no_gradient() -> None:
     batch, forward = make_batch()
     for spec in TESTED.values():

@@ -132,8 +132,8 @@ def contradictions(spec: ObjectiveSpec) -> Iterator[str]:
     named = spec["surrogate"] or surrogate_of_loss_type(spec.__getitem__)
     yield from _advantage_contradictions(spec)
     if not spec.has_tokens and loss in POLICY_LOSS.options:
-        for name in ("tis_cap", "surrogate", "off_policy_mask_threshold", "top_entropy_quantile", "clip_cov_fraction",
-                     "kl_cov_fraction"):  # fmt: skip
+        for name in ("tis_cap", "tis_low", "surrogate", "off_policy_mask_threshold", "top_entropy_quantile",
+                     "clip_cov_fraction", "kl_cov_fraction"):  # fmt: skip
             if NUMBERS[name].is_on(spec.__getitem__) or (name == "surrogate" and named != "clip"):
                 yield f"{name}: acts on the surrogate of single tokens, and policy_loss={loss} has none; unset it"
     implied = surrogate_of_loss_type(spec.__getitem__)

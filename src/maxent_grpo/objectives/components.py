@@ -58,6 +58,16 @@ def ratios_of_completions(value_of: Settings) -> Iterator[str]:
     for name in ("importance_sampling_level", *(["tis_level"] if corrected else [])):
         if value_of(name) != "token":
             yield f"{name}: vespo weighs whole completions by itself; use token"
+    if value_of("tis_low") is not None:
+        yield "tis_low: vespo multiplies the weights of a completion's tokens, so none can be masked; unset it"
+
+
+def masks_nothing(value_of: Settings) -> Iterator[str]:
+    low, cap = value_of("tis_low"), value_of("tis_cap")
+    if low is not None and cap is None:
+        yield "tis_low: bounds importance weights from below, and there are none; set tis_cap (5 is usual) or unset it"
+    elif low is not None and low >= cap:
+        yield f"tis_low: {low} must be below tis_cap={cap}"
 
 
 def empty_range(value_of: Settings) -> Iterator[str]:
@@ -258,6 +268,9 @@ TIS_CAP = given("tis_cap", float | None, None,
     "loss is one of single tokens, else none.", DIVERGENCES, ge=0, route="native", unset="2 where vLLM samples")
 TIS_LEVEL = given("tis_level", Literal["token", "sequence"], "token",
     "What these importance weights are of: each token, or each completion.", DIVERGENCES, route="native")
+TIS_LOW = given("tis_low", float | None, None,
+    "IcePop: least importance weight; tokens below it, and above tis_cap, lose their gradient instead of being "
+    "truncated (0.5 with tis_cap 5 is usual); unset: truncation.", DIVERGENCES, ge=0, route="native")
 TOKENS: dict[str, Part] = {
     "surrogate": SURROGATE,
     "ratio": Choice(own("importance_sampling_level", str, "token",
@@ -282,7 +295,8 @@ TOKENS: dict[str, Part] = {
             "token": Component("surrogates:token_importance"),
             "sequence": Component("surrogates:sequence_importance"),
         }),
-    }, on=TIS_CAP),
+        "low": TIS_LOW,
+    }, on=TIS_CAP, refuses=masks_nothing),
 }
 SEED_GRPO = Component("semantic:SeedGRPO", {
     "alpha": own("seed_grpo_alpha", float, 0.0417, "α of SEED-GRPO, ≥ 0; unset: 0.0417.", ge=0),

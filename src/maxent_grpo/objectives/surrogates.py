@@ -50,20 +50,29 @@ def sequence_importance(old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor
 
 @dataclass(frozen=True)
 class TruncatedImportance:
-    """``min(π_old / π_behaviour, cap)``, what the surrogate is multiplied by.
+    """``r = π_old / π_behaviour`` within bounds, what the surrogate is multiplied by: ``min(r, cap)``, or masked.
 
     Truncated importance sampling (Ionides 2008), as Yao et al. (2025) use it for language models: where the sampler's
     log-probs differ from the learner's own for the same weights, as an inference engine's do, or where the sampler
-    was some updates behind.
+    was some updates behind. With ``low`` the weight is r·1{low ≤ r ≤ cap} instead: a mask on both sides, which leaves
+    denominators alone (IcePop, Ling Team 2025, arXiv 2510.18855; 0.5 and 5 in verl).
     """
 
     cap: float
     ratios: Callable[[Tensor, Tensor, Tensor], Tensor] = token_importance
     """old_logps, behaviour_logps, mask → ratios [B, T], neither truncated nor masked."""
+    low: float | None = None
+    """Least ratio that keeps its gradient; then those above ``cap`` lose theirs too. None: truncation."""
+
+    def bounded(self, ratios: Tensor) -> Tensor:
+        """The ratios truncated at ``cap``, or 0 where they lie outside [``low``, ``cap``]; of their shape."""
+        if self.low is None:
+            return ratios.clamp(max=self.cap)
+        return torch.where((ratios >= self.low) & (ratios <= self.cap), ratios, 0.0)
 
     def factors(self, old_logps: Tensor, behaviour_logps: Tensor, mask: Tensor) -> Tensor:
-        """The truncated ratios [B, T], without gradient."""
-        return self.ratios(old_logps, behaviour_logps, mask).clamp(max=self.cap)
+        """The bounded ratios [B, T], without gradient."""
+        return self.bounded(self.ratios(old_logps, behaviour_logps, mask))
 
 
 class ClipEvents(NamedTuple):

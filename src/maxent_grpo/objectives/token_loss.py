@@ -79,9 +79,9 @@ class TokenLoss(PolicyLoss):
             per_token = torch.where(torch.stack(kept).all(dim=0), per_token, 0.0)
         if self.correction is not None:
             ratios = self.correction.ratios(old, behaviour, mask)
-            metrics |= correction_metrics(ratios, self.correction.cap, mask)
+            metrics |= correction_metrics(ratios, self.correction, mask)
             if not self.surrogate.corrects_itself:
-                per_token = per_token * ratios.clamp(max=self.correction.cap)
+                per_token = per_token * self.correction.bounded(ratios)
         if not self.surrogate.silent_at_zero:
             per_token = torch.where(inputs.batch.scored.view(-1, 1), per_token, 0.0)
         return inputs.reduced(per_token), metrics
@@ -101,11 +101,14 @@ def ratio_metrics(ratio: Tensor, events: ClipEvents, mask: Tensor) -> Metrics:
     }
 
 
-def correction_metrics(ratios: Tensor, cap: float, mask: Tensor) -> Metrics:
-    """Statistics of importance weights [B, T], raw and truncated at ``cap``."""
+def correction_metrics(ratios: Tensor, correction: TruncatedImportance, mask: Tensor) -> Metrics:
+    """Statistics of importance weights [B, T], raw and within the bounds of ``correction``."""
+    outside = ratios >= correction.cap
+    if correction.low is not None:
+        outside = (ratios < correction.low) | (ratios > correction.cap)
     return {
-        "tis/mean": mean_stat(ratios.clamp(max=cap), mask),
-        "tis/capped": mean_stat((ratios >= cap).float(), mask),
+        "tis/mean": mean_stat(correction.bounded(ratios), mask),
+        "tis/capped": mean_stat(outside.float(), mask),
         "tis/raw_mean": mean_stat(ratios, mask),
         "tis/raw_max": extreme_stat(torch.where(mask, ratios, -math.inf), "max"),
         "tis/raw_square_mean": mean_stat(ratios.square(), mask),
