@@ -229,7 +229,7 @@ def test_ranks_enter_the_batch_rules() -> None:
             {"dataset_name": "a", "reward_funcs": []},
             "reward_funcs: is empty; name at least one reward function",
         ),
-        ({"dataset_name": "a", "reward_funcs": "x"}, "reward_funcs: 'x' is not a list of texts"),
+        ({"dataset_name": "a", "reward_funcs": "x"}, "reward_funcs: 'x' is not a list of texts; write [x]"),
     ],
 )
 def test_data_and_rewards_must_be_named(settings: dict[str, object], message: str) -> None:
