@@ -152,6 +152,15 @@ def test_a_setting_that_is_newer_than_a_run_is_no_change_at_its_default(made):
     before = {name: value for name, value in finished.identity.items() if name != "entropy_coef"}
     assert changes(before, identity) == []
     assert changes(before, {**identity, "entropy_coef": 0.5}) == ["entropy_coef: 0.0 → 0.5"]
+    # Unset, an objective's has its component's own value, and None where no component reads it.
+    assert {identity["pass_k"], identity["maxent_mode_entropy"]} == {4, None}
+    assert (
+        changes({k: v for k, v in before.items() if k not in ("pass_k", "maxent_mode_entropy")}, identity)
+        == []
+    )
+    assert changes({k: v for k, v in before.items() if k != "pass_k"}, {**identity, "pass_k": 8}) == [
+        "pass_k: None → 8"
+    ]
     assert changes({**before, "maxent_grpo version": "0"}, identity)[0].startswith("maxent_grpo version: 0 →")
     assert changes({**before, "maxent_grpo version": "0"}, identity, whatever_version=True) == []
 

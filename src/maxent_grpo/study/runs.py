@@ -26,6 +26,7 @@ from maxent_grpo.config.shipped import shipped
 from maxent_grpo.errors import UsageError, did_you_mean
 from maxent_grpo.files import replace_file
 from maxent_grpo.models.loading import load_tokenizer
+from maxent_grpo.objectives.components import NUMBERS
 from maxent_grpo.observe import names
 from maxent_grpo.observe.run_files import RunFiles
 from maxent_grpo.study.plan import UNTRAINED, Arm, EvaluationPlan, StudyPlan, StudyTask
@@ -368,17 +369,28 @@ def evaluation_identity(config: RunConfig, evaluation: EvaluationPlan) -> Identi
 def changes(before: Identity, after: Identity, *, whatever_version: bool = False) -> list[str]:
     """``name: old → new`` for every part that differs; ``after`` is compared as it would read back from its file.
 
-    A setting that did not exist when one of them was written had its default then. With ``whatever_version`` the
-    package's version is no part.
+    A setting that did not exist when one of them was written had its default then: that of its record, or of the
+    component that it feeds. With ``whatever_version`` the package's version is no part.
     """
-    named = {record.name: record.default for record in ALL if record.name in before or record.name in after}
-    defaults = json.loads(json.dumps(named, default=str))
-    before, after = {**defaults, **before}, {**defaults, **json.loads(json.dumps(after))}
+    own = {number.setting.name: number.default for number in NUMBERS.values() if number.setting}
+    defaults = {
+        record.name: json.loads(json.dumps([record.default, own.get(record.name)], default=str))
+        for record in ALL
+    }
+    after = json.loads(json.dumps(after))
+
+    def differs(name: str) -> bool:
+        if name in before and name in after:
+            return bool(before[name] != after[name])
+        return {**before, **after}[name] not in defaults.get(name, [])
+
+    def told(identity: Identity, name: str) -> Any:
+        return identity.get(name, defaults.get(name, ["unset"])[0])
+
     return [
-        f"{name}: {before.get(name, 'unset')} → {after.get(name, 'unset')}"
+        f"{name}: {told(before, name)} → {told(after, name)}"
         for name in dict.fromkeys((*before, *after))
-        if before.get(name, "unset") != after.get(name, "unset")
-        and not (whatever_version and name == "maxent_grpo version")
+        if differs(name) and not (whatever_version and name == "maxent_grpo version")
     ]
 
 
