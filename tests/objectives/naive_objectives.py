@@ -371,6 +371,13 @@ def token_loss(spec: ObjectiveSpec, batch: Batch, forward: Forward, a: float, ro
                 else (spec["vespo_k_neg"], spec["vespo_lambda_neg"])
             )
             return -math.exp(rate + k * log_w - rate * math.exp(log_w)) * a * logp
+        case "gmpo":
+            logs = [log_rho(spec, batch, forward, row, u) for u in tokens_of(batch, row)]
+            if a > 0:
+                logs = [gap if gap < high else number(high) for gap in logs]
+            else:
+                logs = [gap if gap > -low else number(-low) for gap in logs]
+            return -a * (sum(logs) / len(logs)).exp() * factor
         case function:
             return function(rho.view(1, 1), number(a).view(1))[0, 0] * factor
 

@@ -74,6 +74,10 @@ VARIANTS: dict[str, ObjectiveSpec] = {
     "sapo, sequence ratio": CATALOG["sapo"].with_settings(importance_sampling_level="sequence"),
     "vespo, corrected": CATALOG["vespo"].with_settings(tis_cap=1.02),
     "soft gate, fixed length": CATALOG["dr_grpo"].with_settings(surrogate="sapo", sapo_temperature_neg=2.0),
+    "gmpo, two bounds, token mean, corrected": CATALOG["gmpo"].with_settings(
+        epsilon=0.1, epsilon_high=0.3, loss_type="dapo", tis_cap=1.02
+    ),
+    "gmpo, under a tilt": CATALOG["tilted"].with_settings(surrogate="gmpo", epsilon=0.05),
     "luspo, token ratio": CATALOG["luspo"].with_settings(importance_sampling_level="token"),
     "off-policy mask": CATALOG["grpo"].with_settings(off_policy_mask_threshold=0.05),
     "top entropy, sequence ratio": TESTED["top_entropy"].with_settings(importance_sampling_level="sequence"),

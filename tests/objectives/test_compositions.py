@@ -141,6 +141,7 @@ def test_every_surrogate_has_the_same_gradient_on_policy() -> None:
             "cispo": surrogates.cispo(rho, logps, a, 5.0),
             "sapo": surrogates.sapo(rho, a, 1.0, 1.05),
             "vespo": surrogates.vespo(phi, logps, a),
+            "gmpo": 2 * surrogates.gmpo(rho.log(), a, mask, 0.4, 0.4),  # one loss for two tokens
         }
         for loss in losses.values():
             close(gradient(loss.sum(), logps), expected)
@@ -167,6 +168,38 @@ def test_gspo_token_has_the_gradient_of_gspo_where_advantages_are_per_completion
         losses.append(objective.loss(forward, batch, signal, Knobs(0.0, 0.0), denominators(batch))[0])
     close(losses[0], losses[1])
     close(gradient(losses[0], forward.logps), gradient(losses[1], forward.logps))
+
+
+def test_gmpo_without_bounds_is_gspo_without_a_clip() -> None:
+    batch, forward = make_batch()
+    objectives = [
+        build_objective(spec.with_settings(kl_in_loss=False))
+        for spec in (
+            CATALOG["gmpo"].with_settings(epsilon=1e6),
+            CATALOG["gspo"].with_settings(surrogate="unclipped"),
+        )
+    ]
+    signal, _ = objectives[0].signal(batch, Knobs(0.0, 0.0))
+    losses = [o.loss(forward, batch, signal, Knobs(0.0, 0.0), denominators(batch))[0] for o in objectives]
+    close(losses[0], losses[1])
+    close(gradient(losses[0], forward.logps), gradient(losses[1], forward.logps))
+
+
+@pytest.mark.parametrize(
+    ("advantage", "value", "slopes"),
+    [(2.0, math.exp((0.4 - 1.0) / 2), [False, True]), (-2.0, math.exp((1.0 - 0.4) / 2), [True, False])],
+)
+def test_gmpo_holds_the_token_that_went_far_enough_and_leaves_the_other(
+    advantage: float, value: float, slopes: list[bool]
+) -> None:
+    logs = torch.tensor([[1.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    a, mask = torch.tensor([advantage], dtype=torch.float64), torch.ones(1, 2, dtype=torch.bool)
+    loss = surrogates.gmpo(logs, a, mask, 0.4, 0.4)
+    assert loss.item() == pytest.approx(-advantage * value, abs=1e-12)
+    expected = [-advantage * value / 2 if moved else 0.0 for moved in slopes]
+    assert gradient(loss.sum(), logs)[0].tolist() == pytest.approx(expected, abs=1e-12)
+    events = surrogates.GMPO().clip_events(logs.detach().exp(), a)
+    assert (events.low | events.high)[0].tolist() == [not moved for moved in slopes]
 
 
 # Selections
@@ -285,6 +318,12 @@ def test_the_limits_of_tau_hold_for_every_prompt(tau: float) -> None:
         ("grpo", {"advantage": "maxrl"}, "scale_rewards: advantage=maxrl has its own scale; use none"),
         ("cispo", {"surrogate": "sapo"}, "surrogate: loss_type=cispo names its own"),
         ("sapo", {"delta": 4.0}, "delta: caps the ratio of the clipped surrogate only"),
+        ("gmpo", {"importance_sampling_level": "sequence"}, "gmpo makes one ratio of a completion's tokens"),
+        ("gmpo", {"top_entropy_quantile": 0.5}, "top_entropy_quantile: gmpo has one loss for a completion"),
+        ("gmpo", {"clip_cov_fraction": 0.1}, "clip_cov_fraction: gmpo has one loss for a completion"),
+        ("gmpo", {"tis_low": 0.5, "tis_cap": 5.0}, "tis_low: gmpo has one loss for a completion"),
+        ("gmpo", {"epsilon": -0.1}, "epsilon: -0.1 must be ≥ 0"),
+        ("gmpo", {"delta": 4.0}, "delta: caps the ratio of the clipped surrogate only"),
         ("vespo", {"importance_sampling_level": "sequence"}, "vespo weighs whole completions"),
         (
             "dr_grpo",

@@ -211,6 +211,8 @@ CATALOG: dict[str, ObjectiveSpec] = {
     "sapo": ObjectiveSpec(loss_type="sapo"),
     # VESPO 2026: whole-completion weights in closed form.
     "vespo": ObjectiveSpec(loss_type="vespo"),
+    # GMPO: Zhao et al. 2025. The geometric mean of a completion's token ratios, each clipped in log space.
+    "gmpo": ObjectiveSpec(surrogate="gmpo", epsilon=0.4),
     # RLOO: Ahmadian et al. 2024. The other completions are the baseline; no clip, whole completions.
     "rloo": ObjectiveSpec(advantage="rloo", scale_rewards="none", loss_type="dr_grpo"),
     # MaxRL: Tajwar et al. 2026. Advantages over the success rate.

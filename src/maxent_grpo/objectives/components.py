@@ -62,6 +62,14 @@ def ratios_of_completions(value_of: Settings) -> Iterator[str]:
         yield "tis_low: vespo multiplies the weights of a completion's tokens, so none can be masked; unset it"
 
 
+def tokens_of_one_mean(value_of: Settings) -> Iterator[str]:
+    if value_of("importance_sampling_level") != "token":
+        yield "importance_sampling_level: gmpo makes one ratio of a completion's tokens by itself; use token"
+    for number in (TOP_ENTROPY, CLIP_COV, TIS_LOW):
+        if number.is_on(value_of):
+            yield f"{number.name}: gmpo has one loss for a completion, of which no token can be left out; unset it"
+
+
 def masks_nothing(value_of: Settings) -> Iterator[str]:
     low, cap = value_of("tis_low"), value_of("tis_cap")
     if low is not None and cap is None:
@@ -217,7 +225,8 @@ REDUCTION = Choice(own("loss_type", str, "grpo",
     "vespo": Component("reduce:token_mean"),
 })
 EPSILON = own("epsilon", float, 0.2,
-    "Lower clip range of the probability ratio; unset: the objective's own (TRL's 0.2).", TRAINED, ge=0,
+    "Lower clip range of the probability ratio (gmpo: of its logarithm); unset: the objective's own (TRL's 0.2).",
+    TRAINED, ge=0,
     aliases=("clip_range",))
 EPSILON_HIGH = own("epsilon_high", float, None,
     "Upper clip range of the probability ratio; unset: the objective's own, else equal to epsilon.", TRAINED, ge=0,
@@ -242,6 +251,7 @@ SURROGATES = {
         "k_neg": Number("vespo_k_neg", 3.0),
         "lambda_neg": Number("vespo_lambda_neg", 2.0),
     }, refuses=ratios_of_completions),
+    "gmpo": Component("surrogates:GMPO", {"low": EPSILON, "high": EPSILON_HIGH}, refuses=tokens_of_one_mean),
 }
 
 
@@ -252,8 +262,8 @@ def surrogate_of_loss_type(value_of: Settings) -> str:
 
 
 SURROGATE = Choice(native("surrogate", str, None,
-    "Loss of the probability ratio: clip, unclipped, cispo, sapo or vespo; unset: what loss_type or the objective "
-    "says."),
+    "Loss of the probability ratio: clip, unclipped, cispo, sapo, vespo or gmpo; unset: what loss_type or the "
+    "objective says."),
     SURROGATES, own="surrogates:own_surrogate", implied=surrogate_of_loss_type)
 OFF_POLICY = Number("off_policy_mask_threshold", None)
 TOP_ENTROPY = own("top_entropy_quantile", float, 1.0,

@@ -139,6 +139,29 @@ def sapo(ratio: Tensor, advantages: Tensor, temperature_pos: float, temperature_
     return -torch.sigmoid(temperature * (ratio - 1.0)) * 4.0 / temperature * scale
 
 
+def gmpo(
+    log_ratios: Tensor, advantages: Tensor, mask: Tensor, epsilon_low: float, epsilon_high: float
+) -> Tensor:
+    """``−A·exp(mean_t δ_t)``, δ_t = log π/π_old held on the side that A favours: the geometric mean of token ratios,
+    each clipped by itself (GMPO, Zhao et al. 2025, arXiv 2507.20673, and github.com/callsys/GMPO).
+
+    ``δ_t`` becomes min(δ_t, ε_high) where A > 0, and max(δ_t, −ε_low) where A < 0: the clip of PPO in logarithms. No
+    token can outweigh the others, as one of a large ratio does in their arithmetic mean, so that ε can be 0.4.
+
+    Args:
+        log_ratios: [B, T], see `reduce.log_ratio`.
+        advantages: [B].
+        mask: [B, T] bool.
+        epsilon_low, epsilon_high: in log space, ≥ 0.
+
+    Returns:
+        Loss per completion, [B, 1].
+    """
+    scale = advantages.unsqueeze(1)
+    held = torch.where(scale > 0, log_ratios.clamp(max=epsilon_high), log_ratios.clamp(min=-epsilon_low))
+    return -scale * row_means(held, mask).unsqueeze(1).exp()
+
+
 def _by_sign(positive: Tensor, if_positive: float, otherwise: float, like: Tensor) -> Tensor:
     """One of two numbers for each entry, in the precision of ``like``."""
     return torch.where(positive, like.new_tensor(if_positive), like.new_tensor(otherwise))
@@ -269,6 +292,20 @@ class VESPO(Surrogate):
         pos, neg = (self.k_pos, self.lambda_pos), (self.k_neg, self.lambda_neg)
         weights = vespo_weights(row_sums(per_token, mask), inputs.advantages, pos, neg)
         return vespo(weights, inputs.forward.logps, inputs.advantages)
+
+
+@dataclass(frozen=True)
+class GMPO(Clip):
+    """`gmpo`, its ε ``low`` and ``high`` in log space."""
+
+    low: float = 0.4
+
+    def __call__(self, inputs: LossInputs, ratio: Tensor, correction: TruncatedImportance | None) -> Tensor:
+        logs = log_ratio(inputs.forward.logps, inputs.old_logps, inputs.mask)
+        return gmpo(logs, inputs.advantages, inputs.mask, *self.range)
+
+    def clip_events(self, ratio: Tensor, advantages: Tensor) -> ClipEvents:
+        return clip_events(1.0 + ratio.log(), advantages, *self.range)
 
 
 @dataclass(frozen=True)
